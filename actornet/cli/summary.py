@@ -1,0 +1,114 @@
+"""What a run says at its end: one page for people, or one JSON object."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+DROPS = {
+    "malformed": "header fields that contradict the frame",
+    "truncated": "the frame ends before its headers say; captured with a short snap length?",
+    "not_ip": "ARP, LLDP and other frames that are not IP",
+    "fragment": "IP fragments: they carry no ports",
+    "untracked": "IP protocols without ports that are no ICMP echo or error",
+    "other_host": "addressed to another host's MAC address",
+    "icmp_error_unmatched": "ICMP errors about a packet of no known flow",
+    "dropped_by_nf": "a handler of the network function decided so",
+    "dropped_by_offload": "an offloaded decision of the network function",
+    "ttl_expired": "TTL or hop limit reached 0",
+    "flow_table_full": "new flows beyond --flows-max",
+    "mailbox_full": "too many packets behind a handler that waits",
+    "held_full": "too many packets waited for the log",
+    "handler_error": "a handler raised an exception",
+    "no_route": "no port or next hop to leave by",
+    "neighbor_full": "too many packets waited for a next hop's MAC address",
+    "handoff_full": "another core did not keep up",
+    "handoff_stale": "handed to another core that does not want them",
+    "tx_failed": "the port could not send",
+}
+"""Counter of dropped packets -> why."""
+
+Report = dict[str, Any]
+
+
+def text(report: Report) -> str:
+    """The report for people; its shape is that of `--json`."""
+    lines = [f"{report['nf']}{'  (interrupted)' if report['interrupted'] else ''}", ""]
+    lines += _ports(report["ports"])
+    flows = report["flows"]
+    parts = [f"{_count(flows['opened'])} opened", f"{_count(flows['closed'])} closed", f"{_count(flows['live'])} live"]
+    if flows["refused"]:
+        parts.append(f"{_count(flows['refused'])} refused")
+    lines += ["", _line("flows", ", ".join(parts))]
+    packets = report["packets"]
+    lines.append(_line("offloaded", f"{_percent(report['offloaded'], packets)} of {_count(packets)} packets"))
+    lines += _drops(report["drops"])
+    lines.append("")
+    capture = report["capture"]
+    if capture["first_ns"] is not None:
+        lines.append(_line("capture", f"{_duration(capture['span_s'])} from {_instant(capture['first_ns'])}"))
+    if report["readdressed"]:
+        lines.append(_line("answers", f"{_count(report['readdressed'])} packets addressed as the outside would have"))
+    if packets:
+        rate = f"{report['packets_per_s'] / 1e3:,.0f} kpps, {report['bits_per_s'] / 1e9:.2f} Gbit/s"
+        lines.append(_line("rate", f"{rate.replace(',', ' ')} ({_duration(report['elapsed_s'])})"))
+    lines += [_line("written", f"{_count(out['packets'])} packets to {out['file']}") for out in report["outputs"]]
+    if report["log"]:
+        lines.append(_line("log", f"LSN {report['log']['lsn']} in {report['log']['directory']}"))
+    return "\n".join(lines)
+
+
+def _instant(time_ns: int) -> str:
+    return datetime.fromtimestamp(time_ns // 10**9, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def _line(name: str, value: str) -> str:
+    return f"  {name:<10} {value}"
+
+
+def _ports(ports: dict[str, dict[str, int]]) -> list[str]:
+    rows = [("port", "packets in", "bytes in", "packets out", "bytes out")]
+    rows += [
+        (name, _count(p["packets_in"]), _bytes(p["bytes_in"]), _count(p["packets_out"]), _bytes(p["bytes_out"]))
+        for name, p in ports.items()
+    ]
+    width = max(10, *(len(row[0]) for row in rows))
+    return ["  " + row[0].ljust(width) + "".join(cell.rjust(13) for cell in row[1:]) for row in rows]
+
+
+def _drops(drops: dict[str, int]) -> list[str]:
+    if not drops:
+        return [_line("dropped", "none")]
+    names = max(len(name) for name in drops)
+    counts = max(len(_count(count)) for count in drops.values())
+    lines = [_line("dropped", f"{_count(sum(drops.values()))} packets")]
+    for name, count in sorted(drops.items(), key=lambda drop: -drop[1]):
+        lines.append(f"{'':13}{_count(count):>{counts}}  {name:<{names}}  {DROPS.get(name, '')}".rstrip())
+    return lines
+
+
+def _count(number: int) -> str:
+    return f"{number:,}".replace(",", " ")
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.1f} %" if whole else "0 %"
+
+
+def _bytes(number: int) -> str:
+    size = float(number)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 1:
+        return f"{seconds * 1e3:.1f} ms"
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"

@@ -1,0 +1,184 @@
+"""Embedded mode: one process, one core, the owners in it; no privileges, no peer.
+
+The same network function as on live interfaces, on ports of any driver. With a log, each burst's records are committed
+before its packets leave (G3), and a later run on the same directory goes on from there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from actornet.engine.core import Ask, Core
+from actornet.engine.five_tuple import FiveTuple
+from actornet.engine.port import Port
+from actornet.errors import OwnerError
+from actornet.flow import FlowActor
+from actornet.journal import Journal, owners_of
+from actornet.limits import FLOWS_MAX_DEFAULT
+from actornet.log.record import CloseBody, ControlBody, FlowBody
+from actornet.log.store import Log
+from actornet.setting import assign, resolve
+
+_encode = msgspec.msgpack.Encoder().encode
+
+ErrorHandler = Callable[[FiveTuple | None, str, BaseException], None]
+
+
+class LocalLink:
+    """How a core reaches owners in its own process: by call. `ask`, `save` and `close` return the LSN to wait for."""
+
+    def __init__(self, journal: Journal, nf: type[FlowActor], now_ns: Callable[[], int]) -> None:
+        self.journal = journal
+        self.core: Core | None = None
+        self._now_ns = now_ns
+        self._saves = journal.log is not None
+        self._replies = {
+            (reference.name, name): message.reply_value
+            for reference in owners_of(nf).values()
+            for name, message in reference.owner.messages.items()
+        }
+
+    def ask(self, actor: FlowActor, ask: Ask, message: str, args: tuple[Any, ...]) -> int:
+        reply = self.journal.ask(
+            0,
+            actor.flow,
+            actor.port_index,
+            actor.incarnation,
+            actor.asks,
+            ask.owner,
+            message,
+            _encode(args),
+            self._now_ns(),
+        )
+        try:
+            ask.resolve(self._replies[ask.owner, message](reply))
+        except OwnerError as error:
+            ask.fail(error)
+        return self.journal.lsn if self._saves else 0
+
+    def save(self, actor: FlowActor) -> int:
+        if not self._saves:
+            return 0
+        self.journal.execute(
+            FlowBody(actor.flow, actor.port_index, actor.incarnation, actor.asks, actor.saved_state()),
+            0,
+            self._now_ns(),
+        )
+        return self.journal.lsn
+
+    def close(self, actor: FlowActor, reason: str) -> int:
+        self.journal.execute(CloseBody(actor.flow, actor.port_index, actor.incarnation, reason), 0, self._now_ns())
+        return self.journal.lsn
+
+    def poll(self) -> None:
+        """Replies came with the calls."""
+
+    def flush(self) -> None:
+        if self.journal.commit() and self._saves and self.core is not None:
+            self.core.commit_to(self.journal.lsn)
+
+
+class Embedded:
+    """A network function on ports, in this process.
+
+    `ports` are in index order; `settings` override the class's. With `virtual_time` the clock is the packets' own (for
+    captures). Errors of handlers go to `on_error` (flow, handler, exception).
+    """
+
+    def __init__(
+        self,
+        nf: type[FlowActor],
+        ports: Sequence[Port],
+        settings: Mapping[str, object] | None = None,
+        log_directory: str | None = None,
+        *,
+        flows_max: int = FLOWS_MAX_DEFAULT,
+        virtual_time: bool = False,
+        on_error: ErrorHandler | None = None,
+        name: str = "embedded",
+    ) -> None:
+        values = resolve(nf, settings or {})
+        assign(nf, values)
+        nf.prepare()
+        self.nf = nf
+        self._virtual_time = virtual_time
+        self._loop = asyncio.new_event_loop()
+        self._log = Log(log_directory, name=name, nf=f"{nf.__module__}:{nf.__qualname__}") if log_directory else None
+        self.journal = Journal(self._log)
+        self.link = LocalLink(self.journal, nf, self._now_ns)
+        self.core = Core(
+            nf,
+            list(ports),
+            flows_max=flows_max,
+            loop=self._loop,
+            link=self.link,
+            virtual_time=virtual_time,
+            incarnation_first=(self.journal.lsn << 20) + 1,
+        )
+        self.core.on_error = on_error
+        self.link.core = self.core
+        if self._log is not None:
+            self.core.commit_to(0)
+        self.journal.begin_epoch(self.journal.epoch + 1, name, nf, values, "embedded run", self._now_ns())
+        self.link.flush()
+        for body in self.journal.replica.flows.values():
+            restore_flow(self.core, nf, body)
+
+    def run_burst(self) -> int:
+        """One turn of the core; returns the packets it took. Handlers that await asyncio are driven too."""
+        asyncio._set_running_loop(self._loop)
+        try:
+            taken: int = self.core.breathe()
+        finally:
+            asyncio._set_running_loop(None)
+        if self.core.suspended:
+            self._turn_loop()
+        return taken
+
+    def finish(self, patience_s: float = 30.0) -> None:
+        """Let waiting handlers complete, close the flows, end the log cleanly. Idempotent."""
+        if self._loop.is_closed():
+            return
+        deadline = time.monotonic() + patience_s
+        while self.core.suspended and time.monotonic() < deadline:
+            self._turn_loop(0.001)
+            self.run_burst()
+        asyncio._set_running_loop(self._loop)
+        try:
+            self.core.close_all("shutdown")
+        finally:
+            asyncio._set_running_loop(None)
+        while self.core.suspended and time.monotonic() < deadline:
+            self._turn_loop(0.001)
+        self.journal.execute(ControlBody("clean stop", ""), 0, self._now_ns())
+        self.link.flush()
+        self.journal.save_snapshot()
+        if self._log is not None:
+            self._log.sync()
+            self._log.close()
+        self._loop.close()
+
+    def counters(self) -> dict[str, int]:
+        """Counter name -> value; see `actornet.engine.core.COUNTERS`."""
+        counts: dict[str, int] = self.core.count()
+        return counts
+
+    def _turn_loop(self, wait_s: float = 0.0) -> None:
+        self._loop.call_later(wait_s, self._loop.stop)
+        self._loop.run_forever()
+
+    def _now_ns(self) -> int:
+        if not self._virtual_time:
+            return time.time_ns()
+        return self.core.now_ns if hasattr(self, "core") else 0
+
+
+def restore_flow(core: Core, nf: type[FlowActor], body: FlowBody) -> None:
+    """Put a flow from the log into a core's table, as it was saved (G6)."""
+    fields, keys, idle_ns = nf.restore_arguments(body.state)
+    core.restore(body.flow, core.ports[body.port].name, body.incarnation, body.asks, fields, keys, idle_ns)

@@ -1,0 +1,1 @@
+"""The compiled packet engine: parsing, flow table, rewriting, the core's loop."""

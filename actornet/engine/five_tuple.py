@@ -1,0 +1,33 @@
+"""The five-tuple: what tells one flow's packets from another's."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class FiveTuple(msgspec.Struct, frozen=True, array_like=True, order=True):
+    """Protocol, source and destination of one direction of a connection.
+
+    Addresses are in text form (RFC 5952 for IPv6); ports are 0..65535. For ICMP and ICMPv6 echo both ports are the
+    identifier, so a request and its reply are each other's `reversed()`. Other protocols have ports 0.
+    """
+
+    protocol: int
+    source: str
+    source_port: int
+    destination: str
+    destination_port: int
+
+    def reversed(self) -> FiveTuple:
+        """The other direction."""
+        return FiveTuple(self.protocol, self.destination, self.destination_port, self.source, self.source_port)
+
+    def __str__(self) -> str:
+        name = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmp6"}.get(self.protocol, str(self.protocol))
+        return f"{name} {_endpoint(self.source, self.source_port)} > " + _endpoint(
+            self.destination, self.destination_port
+        )
+
+
+def _endpoint(address: str, port: int) -> str:
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"

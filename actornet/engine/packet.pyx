@@ -1,0 +1,117 @@
+"""The packet that a handler sees: a zero-copy view, reused for the next packet."""
+
+from cpython.bytes cimport PyBytes_FromStringAndSize
+
+
+from libc.stdint cimport uint32_t
+
+from actornet.engine.types cimport AN_ICMP_ERROR, AN_IP_OPTIONS, an_packet
+from actornet.engine.verdict import Forward
+from actornet.engine.wire cimport address_text, five_tuple
+
+cdef dict _forwards = {}
+
+
+cdef class Packet:
+    """One received frame, valid until its handler returns (for `async def`: until it has completed).
+
+    Reading a field copies nothing; `payload` and `frame` are copies, free to keep. A packet kept beyond its handler
+    raises RuntimeError when read.
+    """
+
+    cdef an_packet *live(self) except NULL:
+        if self.p == NULL:
+            raise RuntimeError("packet used after its handler returned: keep packet.frame or the fields instead")
+        return self.p
+
+    @property
+    def flow(self):
+        """FiveTuple as received (of an ICMP error: of the flow that it speaks of)."""
+        return five_tuple(&self.live().key)
+
+    @property
+    def port(self) -> str:
+        """Name of the port that the packet arrived at."""
+        return self.port_names[self.live().key.port]
+
+    @property
+    def protocol(self) -> int:
+        return self.live().key.protocol
+
+    @property
+    def source(self) -> str:
+        return address_text(self.live().key.source, self.p.key.version)
+
+    @property
+    def destination(self) -> str:
+        return address_text(self.live().key.destination, self.p.key.version)
+
+    @property
+    def source_port(self) -> int:
+        return self.live().key.source_port
+
+    @property
+    def destination_port(self) -> int:
+        return self.live().key.destination_port
+
+    @property
+    def ip_version(self) -> int:
+        return self.live().key.version
+
+    @property
+    def ttl(self) -> int:
+        """TTL or hop limit as received."""
+        return self.live().ttl
+
+    @property
+    def dscp(self) -> int:
+        return self.live().dscp
+
+    @property
+    def tcp_flags(self) -> int:
+        """TCP flag bits: FIN 1, SYN 2, RST 4, PSH 8, ACK 16, URG 32; 0 for other protocols."""
+        return self.live().tcp_flags
+
+    @property
+    def is_icmp_error(self) -> bool:
+        """An ICMP error about this flow; forwarding it translates the embedded packet too."""
+        return bool(self.live().flags & AN_ICMP_ERROR)
+
+    @property
+    def has_options(self) -> bool:
+        """IPv4 options or IPv6 extension headers are present."""
+        return bool(self.live().flags & AN_IP_OPTIONS)
+
+    @property
+    def time(self) -> float:
+        """Arrival in seconds since the Unix epoch."""
+        return self.live().time_ns / 1e9
+
+    @property
+    def length(self) -> int:
+        """Frame length in bytes."""
+        return self.live().length
+
+    @property
+    def payload(self) -> bytes:
+        """Bytes behind the transport header (a copy)."""
+        cdef an_packet *p = self.live()
+        cdef uint32_t end = p.length if p.l3_end == 0xffff or p.l3_end > p.length else p.l3_end
+        if p.payload == 0 or p.payload >= end:
+            return b""
+        return PyBytes_FromStringAndSize(<char *>p.data + p.payload, end - p.payload)
+
+    @property
+    def frame(self) -> bytes:
+        """The whole Ethernet frame (a copy)."""
+        return PyBytes_FromStringAndSize(<char *>self.live().data, self.p.length)
+
+    def to(self, str port):
+        """Verdict: forward out of `port`."""
+        verdict = _forwards.get(port)
+        if verdict is None:
+            verdict = _forwards[port] = Forward(port)
+        return verdict
+
+    def __repr__(self) -> str:
+        return "<Packet: done>" if self.p == NULL else f"<Packet {self.flow} at {self.port}, {self.length} B>"

@@ -1,0 +1,351 @@
+/* From a frame's bytes to a described packet: offsets, flow key, and the reason when it is no packet of a flow.
+ *
+ * Lengths are validated once, here: a packet with reason AN_OK has its whole transport header inside its IP packet and
+ * its whole IP packet inside the frame. Nothing beyond `length` is read. IPv4 header checksums are not verified.
+ */
+#ifndef ACTORNET_PARSE_H
+#define ACTORNET_PARSE_H
+
+#include "checksum.h"
+
+#define AN_VLAN_TAGS_MAX 2
+#define AN_EXTENSIONS_MAX 8 /* IPv6 extension headers in front of the transport header */
+
+#define an_likely(x) __builtin_expect(!!(x), 1)
+#define an_unlikely(x) __builtin_expect(!!(x), 0)
+
+/* IPv6 extension headers */
+#define AN_HOP_BY_HOP 0
+#define AN_ROUTING 43
+#define AN_FRAGMENT_HEADER 44
+#define AN_AUTHENTICATION 51
+#define AN_DESTINATION_OPTIONS 60
+
+/* Ports, protocol, version and arriving port: the key's last 8 bytes in one store. */
+static inline uint64_t an_key_tail(uint16_t source_port, uint16_t destination_port, uint8_t protocol, uint8_t version,
+                                   uint8_t port)
+{
+    return source_port | (uint64_t)destination_port << 16 | (uint64_t)protocol << 32 | (uint64_t)version << 40 |
+           (uint64_t)port << 48;
+}
+
+/* Keys are stored by 8 bytes, as an_hash() and an_key_equal() load them: otherwise the loads wait for the stores. */
+static inline void an_key_store(struct an_key *key, uint64_t source, uint64_t source_low, uint64_t destination,
+                                uint64_t destination_low, uint64_t tail)
+{
+    an_store64(key->source, source);
+    an_store64(key->source + 8, source_low);
+    an_store64(key->destination, destination);
+    an_store64(key->destination + 8, destination_low);
+    an_store64(&key->source_port, tail);
+}
+
+/* The key of the IP header at `ip`, or of its other direction. */
+static inline void an_key_set(struct an_key *key, const uint8_t *ip, int reversed, uint16_t source_port,
+                              uint16_t destination_port, uint8_t protocol, uint8_t version, uint8_t port)
+{
+    uint32_t bytes = version == 4 ? 4 : 16;
+    const uint8_t *source = ip + (version == 4 ? 12 : 8), *destination = source + bytes;
+    if (reversed) {
+        const uint8_t *address = source;
+        uint16_t number = source_port;
+        source = destination, destination = address;
+        source_port = destination_port, destination_port = number;
+    }
+    uint64_t tail = an_key_tail(source_port, destination_port, protocol, version, port);
+    if (version == 4)
+        an_key_store(key, an_load32(source), 0, an_load32(destination), 0, tail);
+    else
+        an_key_store(key, an_load64(source), an_load64(source + 8), an_load64(destination), an_load64(destination + 8),
+                     tail);
+}
+
+static inline int an_is_echo(uint8_t protocol, uint8_t type)
+{
+    return protocol == AN_ICMP ? type == 8 || type == 0 : type == 128 || type == 129;
+}
+
+/* Destination unreachable, source quench, time exceeded, parameter problem; ICMPv6 1..4. */
+static inline int an_is_icmp_error(uint8_t protocol, uint8_t type)
+{
+    return protocol == AN_ICMP ? type == 3 || type == 4 || type == 11 || type == 12 : type >= 1 && type <= 4;
+}
+
+/* Walks IPv6 extension headers from `*at`, whose type is `*protocol`, to the transport header or to the first header that
+ * is none of them. `*fragment` becomes the offset-and-more field of a fragment header unless it is an atomic fragment
+ * (RFC 6946), which is a packet like any other; the walk ends at a true one. */
+static inline uint8_t an_skip_extensions(const uint8_t *d, uint32_t end, uint32_t *at, uint8_t *protocol,
+                                         uint16_t *fragment)
+{
+    *fragment = 0;
+    for (int count = 0; count <= AN_EXTENSIONS_MAX; count++) {
+        uint8_t type = *protocol;
+        if (type != AN_HOP_BY_HOP && type != AN_ROUTING && type != AN_FRAGMENT_HEADER && type != AN_AUTHENTICATION &&
+            type != AN_DESTINATION_OPTIONS)
+            return AN_OK;
+        if (end - *at < 8)
+            return AN_MALFORMED;
+        const uint8_t *header = d + *at;
+        uint32_t bytes = type == AN_FRAGMENT_HEADER ? 8 : type == AN_AUTHENTICATION ? (header[1] + 2) * 4u
+                                                                                    : (header[1] + 1) * 8u;
+        if (end - *at < bytes)
+            return AN_MALFORMED;
+        if (type == AN_ROUTING && header[3])
+            return AN_UNTRACKED; /* segments left: checksums cover a destination that is not yet the header's */
+        *at += bytes;
+        *protocol = header[0];
+        if (type == AN_FRAGMENT_HEADER) {
+            *fragment = an_swap16(an_load16(header + 2)) & 0xfff9;
+            if (*fragment)
+                return AN_OK;
+        }
+    }
+    return AN_MALFORMED;
+}
+
+/* Everything of a packet but its key, each field written once. */
+static inline void an_packet_set(struct an_packet *p, uint8_t reason, uint8_t flags, uint32_t l3, uint32_t l4,
+                                 uint32_t payload, uint32_t end, uint8_t ttl, uint8_t dscp, uint8_t tcp_flags)
+{
+    p->flags = flags;
+    p->reason = reason;
+    p->ttl = ttl;
+    p->l3 = (uint16_t)l3;
+    p->l4 = (uint16_t)l4;
+    p->payload = (uint16_t)payload;
+    p->l3_end = end > 0xffff ? 0xffff : (uint16_t)end;
+    p->inner_l3 = p->inner_l4 = 0;
+    p->tcp_flags = tcp_flags;
+    p->dscp = dscp;
+    p->hash = 0;
+    p->entry = AN_NONE;
+}
+
+/* A frame that cannot be trusted or understood: its key holds only the arriving port. */
+static __attribute__((noinline, cold, unused)) void an_parse_reject(struct an_packet *p, uint8_t reason, uint8_t flags,
+                                                                    uint32_t l3)
+{
+    an_packet_set(p, reason, flags, l3, l3, l3, p->length, 0, 0, 0);
+    an_key_store(&p->key, 0, 0, 0, 0, an_key_tail(0, 0, 0, 0, p->port));
+}
+
+/* What a transport header says. */
+struct an_transport {
+    uint8_t reason, flags, tcp_flags;
+    uint32_t header_bytes, ports; /* source | destination << 16 */
+};
+
+/* TCP or UDP in the `bytes` bytes that the IP packet has at `l4`. */
+static inline struct an_transport an_parse_transport(const uint8_t *l4, uint32_t bytes, uint8_t protocol)
+{
+    struct an_transport t = {AN_MALFORMED, 0, 0, 8, 0};
+    if (protocol == AN_TCP) {
+        if (an_unlikely(bytes < 20))
+            return t;
+        t.header_bytes = (l4[12] >> 4) * 4u;
+        if (an_unlikely(t.header_bytes < 20 || t.header_bytes > bytes))
+            return t;
+        t.tcp_flags = l4[13];
+    } else {
+        if (an_unlikely(bytes < 8))
+            return t;
+        uint32_t udp_bytes = an_swap16(an_load16(l4 + 4));
+        if (an_unlikely(udp_bytes < 8 || udp_bytes > bytes))
+            return t;
+        t.flags = an_load16(l4 + 6) ? 0 : AN_UDP_NO_CSUM;
+    }
+    uint32_t ports = __builtin_bswap32(an_load32(l4)); /* source << 16 | destination */
+    t.ports = ports << 16 | ports >> 16;
+    t.reason = AN_OK;
+    return t;
+}
+
+/* The flow that an ICMP error speaks of: the key becomes that of the error's own direction, which is the reverse of the
+ * embedded packet's. RFC 792 grants only 8 bytes of the embedded transport header: enough for ports and identifier. */
+static inline uint8_t an_parse_embedded(struct an_packet *p, uint32_t end, uint8_t version)
+{
+    const uint8_t *d = p->data;
+    uint32_t inner = p->l4 + 8u, l4;
+    uint16_t fragment;
+    uint8_t protocol;
+    if (version == 4) {
+        if (end - inner < 20 || d[inner] >> 4 != 4 || (d[inner] & 15) < 5)
+            return AN_MALFORMED;
+        l4 = inner + (d[inner] & 15) * 4u;
+        protocol = d[inner + 9];
+        fragment = an_swap16(an_load16(d + inner + 6)) & 0x1fff;
+    } else {
+        if (end - inner < 40 || d[inner] >> 4 != 6)
+            return AN_MALFORMED;
+        l4 = inner + 40;
+        protocol = d[inner + 6];
+        uint8_t reason = an_skip_extensions(d, end, &l4, &protocol, &fragment);
+        if (reason != AN_OK)
+            return reason;
+        fragment >>= 3;
+    }
+    int icmp = protocol == (version == 4 ? AN_ICMP : AN_ICMPV6);
+    if (fragment || (protocol != AN_TCP && protocol != AN_UDP && !icmp))
+        return AN_UNTRACKED;
+    if (l4 > end || end - l4 < 8)
+        return AN_MALFORMED;
+    if (icmp && !an_is_echo(protocol, d[l4]))
+        return AN_UNTRACKED;
+    uint16_t source_port = an_swap16(an_load16(d + l4 + (icmp ? 4 : 0)));
+    uint16_t destination_port = icmp ? source_port : an_swap16(an_load16(d + l4 + 2));
+    an_key_set(&p->key, d + inner, 1, source_port, destination_port, protocol, version, p->port);
+    p->inner_l3 = (uint16_t)inner;
+    p->inner_l4 = (uint16_t)l4;
+    p->flags |= AN_ICMP_ERROR;
+    return AN_OK;
+}
+
+/* ICMP and ICMPv6: echo has an identifier, errors speak of another packet, the rest is untracked. */
+static inline uint8_t an_parse_icmp(struct an_packet *p, uint32_t end, uint8_t version)
+{
+    const uint8_t *l4 = p->data + p->l4;
+    uint8_t protocol = p->key.protocol;
+    if (end - p->l4 < 4)
+        return AN_MALFORMED;
+    int error = an_is_icmp_error(protocol, l4[0]);
+    if (!error && !an_is_echo(protocol, l4[0]))
+        return AN_UNTRACKED;
+    if (end - p->l4 < 8)
+        return AN_MALFORMED;
+    p->payload = (uint16_t)(p->l4 + 8);
+    if (error)
+        return an_parse_embedded(p, end, version);
+    p->key.source_port = p->key.destination_port = an_swap16(an_load16(l4 + 4));
+    return AN_OK;
+}
+
+/* `offset` in units of 8 bytes. A first fragment may hold its whole transport header: then p->payload lies behind it, so
+ * that a rewrite finds it. */
+static inline uint8_t an_parse_fragment(struct an_packet *p, uint32_t end, uint32_t offset)
+{
+    uint8_t protocol = p->key.protocol;
+    if (offset * 8 + (end - p->l4) > 0xffff)
+        return AN_MALFORMED;
+    uint32_t header_bytes = protocol == AN_TCP ? 20 : 8;
+    if (offset == 0 && an_csum_offset(protocol) >= 0 && end - p->l4 >= header_bytes) {
+        p->payload = (uint16_t)(p->l4 + header_bytes);
+        if (protocol == AN_UDP && an_load16(p->data + p->l4 + 6) == 0)
+            p->flags |= AN_UDP_NO_CSUM;
+    }
+    return AN_FRAGMENT;
+}
+
+/* Fragments, ICMP, and all other protocols than TCP and UDP, behind a sound IP header. `fragment`: offset and more-flag. */
+static __attribute__((noinline, unused)) void an_parse_exception(struct an_packet *p, uint8_t flags, uint32_t l3,
+                                                                 uint32_t l4, uint32_t end, uint8_t ttl, uint8_t dscp,
+                                                                 uint8_t protocol, uint8_t version, int fragment,
+                                                                 uint32_t offset)
+{
+    an_packet_set(p, AN_UNTRACKED, flags, l3, l4, l4, end, ttl, dscp, 0);
+    an_key_set(&p->key, p->data + l3, 0, 0, 0, protocol, version, p->port);
+    if (fragment)
+        p->reason = an_parse_fragment(p, end, offset);
+    else if (protocol == (version == 4 ? AN_ICMP : AN_ICMPV6))
+        p->reason = an_parse_icmp(p, end, version);
+    if (p->reason == AN_MALFORMED)
+        an_parse_reject(p, AN_MALFORMED, flags, l3);
+}
+
+static inline void an_parse_ipv4(struct an_packet *p, uint8_t flags, uint32_t l3)
+{
+    const uint8_t *ip = p->data + l3;
+    uint32_t room = p->length - l3, header_bytes = 20;
+    if (an_unlikely(room < 20))
+        return an_parse_reject(p, AN_TRUNCATED, flags, l3);
+    if (an_unlikely(ip[0] != 0x45)) {
+        header_bytes = (ip[0] & 15) * 4u;
+        if (ip[0] >> 4 != 4 || header_bytes < 20)
+            return an_parse_reject(p, AN_MALFORMED, flags, l3);
+        if (header_bytes > room)
+            return an_parse_reject(p, AN_TRUNCATED, flags, l3);
+        flags |= AN_IP_OPTIONS;
+    }
+    uint32_t ip_bytes = an_swap16(an_load16(ip + 2));
+    if (an_unlikely(ip_bytes > room))
+        return an_parse_reject(p, AN_TRUNCATED, flags, l3);
+    if (an_unlikely(ip_bytes < header_bytes))
+        return an_parse_reject(p, AN_MALFORMED, flags, l3);
+
+    uint8_t protocol = ip[9], ttl = ip[8], dscp = ip[1] >> 2;
+    uint32_t l4 = l3 + header_bytes, end = l3 + ip_bytes;
+    uint16_t fragment = an_load16(ip + 6) & an_swap16(0x3fff);
+    if (an_unlikely(fragment || (protocol != AN_TCP && protocol != AN_UDP)))
+        return an_parse_exception(p, flags, l3, l4, end, ttl, dscp, protocol, 4, fragment,
+                                  an_swap16(fragment) & 0x1fff);
+    struct an_transport t = an_parse_transport(p->data + l4, end - l4, protocol);
+    if (an_unlikely(t.reason != AN_OK))
+        return an_parse_reject(p, t.reason, flags, l3);
+    an_key_store(&p->key, an_load32(ip + 12), 0, an_load32(ip + 16), 0,
+                 an_key_tail((uint16_t)t.ports, (uint16_t)(t.ports >> 16), protocol, 4, p->port));
+    an_packet_set(p, AN_OK, flags | t.flags, l3, l4, l4 + t.header_bytes, end, ttl, dscp, t.tcp_flags);
+}
+
+static inline void an_parse_ipv6(struct an_packet *p, uint8_t flags, uint32_t l3)
+{
+    const uint8_t *ip = p->data + l3;
+    uint32_t room = p->length - l3;
+    if (room < 40)
+        return an_parse_reject(p, AN_TRUNCATED, flags, l3);
+    if (ip[0] >> 4 != 6)
+        return an_parse_reject(p, AN_MALFORMED, flags, l3);
+    uint32_t l4 = l3 + 40, end = l4 + an_swap16(an_load16(ip + 4));
+    if (end > p->length)
+        return an_parse_reject(p, AN_TRUNCATED, flags, l3);
+
+    uint8_t protocol = ip[6], ttl = ip[7], dscp = (uint8_t)((ip[0] & 15) << 2 | ip[1] >> 6);
+    uint16_t fragment;
+    uint8_t reason = an_skip_extensions(p->data, end, &l4, &protocol, &fragment);
+    if (reason == AN_MALFORMED)
+        return an_parse_reject(p, reason, flags, l3);
+    if (l4 != l3 + 40)
+        flags |= AN_IP_OPTIONS;
+    if (reason != AN_OK || fragment || (protocol != AN_TCP && protocol != AN_UDP))
+        return an_parse_exception(p, flags, l3, l4, end, ttl, dscp, protocol, 6, fragment, fragment >> 3);
+    struct an_transport t = an_parse_transport(p->data + l4, end - l4, protocol);
+    if (t.reason != AN_OK)
+        return an_parse_reject(p, t.reason, flags, l3);
+    an_key_set(&p->key, ip, 0, (uint16_t)t.ports, (uint16_t)(t.ports >> 16), protocol, 6, p->port);
+    an_packet_set(p, AN_OK, flags | t.flags, l3, l4, l4 + t.header_bytes, end, ttl, dscp, t.tcp_flags);
+}
+
+/* Behind up to AN_VLAN_TAGS_MAX tags, IPv6, or what is not IP. */
+static __attribute__((noinline, unused)) void an_parse_tagged(struct an_packet *p, uint8_t flags)
+{
+    uint32_t l3 = 14;
+    uint16_t type = an_load16(p->data + 12);
+    for (int tags = 0; tags < AN_VLAN_TAGS_MAX && (type == an_swap16(0x8100) || type == an_swap16(0x88a8)); tags++) {
+        if (p->length < l3 + 4)
+            return an_parse_reject(p, AN_TRUNCATED, flags, l3);
+        flags |= AN_VLAN;
+        type = an_load16(p->data + l3 + 2);
+        l3 += 4;
+    }
+    if (type == an_swap16(0x0800))
+        an_parse_ipv4(p, flags, l3);
+    else if (type == an_swap16(0x86dd))
+        an_parse_ipv6(p, flags, l3);
+    else
+        an_parse_reject(p, AN_NOT_IP, flags, l3);
+}
+
+/* Fills everything of *p behind `time_ns` but `vnet`, from data, length, port and the flags that are not its own.
+ *
+ * AN_NOT_IP, AN_MALFORMED, AN_TRUNCATED: `l3` is the offset behind the Ethernet header and VLAN tags that are there, l4 and
+ * payload equal it, the key holds only the arriving port. AN_FRAGMENT, AN_UNTRACKED: the key holds addresses and protocol. */
+static inline void an_parse(struct an_packet *p)
+{
+    uint8_t flags = p->flags & (uint8_t)~(AN_IP_OPTIONS | AN_ICMP_ERROR | AN_VLAN | AN_UDP_NO_CSUM);
+    if (an_unlikely(p->length < 14))
+        return an_parse_reject(p, AN_TRUNCATED, flags, 0);
+    if (an_likely(an_load16(p->data + 12) == an_swap16(0x0800)))
+        an_parse_ipv4(p, flags, 14);
+    else
+        an_parse_tagged(p, flags);
+}
+
+#endif

@@ -1,0 +1,13 @@
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
+
+class Port:
+    name: str
+    index: int
+    mac: bytes | None
+    interface: IPv4Interface | IPv6Interface | None
+    gateway: IPv4Address | IPv6Address | None
+    counters: dict[str, int]
+    def __init__(self, name: str) -> None: ...
+    def fileno(self) -> int: ...
+    def activate(self) -> None: ...
+    def close(self) -> None: ...

@@ -1,0 +1,31 @@
+from actornet.engine.types cimport an_key, an_rewrite
+from libc.stdint cimport uint8_t
+
+
+cdef class Verdict:
+    cdef readonly str name
+    cdef uint8_t kind
+
+
+cdef class Forward(Verdict):
+    cdef readonly str to
+
+
+cdef class Rewrite(Forward):
+    cdef readonly str source
+    cdef readonly str destination
+    cdef an_rewrite rewrite          # fields and values; deltas are right for prepared_for only
+    cdef uint8_t addresses[32]       # IPv6: source, destination
+    cdef uint8_t version             # 0 while no address is set
+    cdef an_key prepared_for
+    cdef void *prepared_by           # the core that resolved `to` and the adjacency
+
+    cdef const uint8_t *ipv6_addresses(self) noexcept
+
+
+cdef enum:
+    VERDICT_DROP = 1
+    VERDICT_REJECT
+    VERDICT_OFFLOADED
+    VERDICT_FORWARD
+    VERDICT_REWRITE

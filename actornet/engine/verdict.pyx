@@ -1,0 +1,156 @@
+"""Verdicts: what a handler decides for a packet, or offloads for a flow."""
+
+from libc.string cimport memcpy, memset
+import socket
+
+from actornet.engine.types cimport (
+    AN_DECREMENT_TTL, AN_FORWARD, AN_SET_DESTINATION, AN_SET_DESTINATION_PORT, AN_SET_DSCP, AN_SET_SOURCE,
+    AN_SET_SOURCE_PORT,
+)
+from actornet.errors import UsageError
+
+
+cdef class Verdict:
+    """A decision; `DROP`, `REJECT` and `OFFLOADED` are those without parameters."""
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+cdef class Forward(Verdict):
+    """Send the packet out of port `to` (None: the other port of a two-port node), addresses unchanged."""
+
+    def __cinit__(self, *args, **kwargs):
+        self.kind = VERDICT_FORWARD
+        self.name = "FORWARD"
+
+    def __init__(self, str to=None):
+        self.to = to
+
+    def __repr__(self) -> str:
+        return "FORWARD" if self.to is None else f"Forward(to={self.to!r})"
+
+
+cdef class Rewrite(Forward):
+    """Change header fields, then send out of port `to`; checksums follow incrementally (RFC 1624).
+
+    Addresses are text; ports 0..65535 (for ICMP echo: the identifier); `dscp` 0..63. A router decrements the TTL
+    (`decrement_ttl`, on by default): a packet whose TTL runs out is dropped as `ttl_expired` and, on a routed port,
+    answered by ICMP time exceeded. An ICMP error of the flow is translated inside as well (RFC 5508).
+    Raises UsageError for a value that no packet can carry.
+    """
+
+    def __init__(self, str to=None, *, source=None, source_port=None, destination=None, destination_port=None,
+                 dscp=None, bint decrement_ttl=True):
+        self.to = to
+        self.kind = VERDICT_REWRITE
+        self.name = "Rewrite"
+        memset(&self.rewrite, 0, sizeof(self.rewrite))
+        memset(&self.prepared_for, 0, sizeof(self.prepared_for))
+        self.rewrite.action = AN_FORWARD
+        if source is not None:
+            self.source = source
+            self._set_address(source, AN_SET_SOURCE)
+        if destination is not None:
+            self.destination = destination
+            self._set_address(destination, AN_SET_DESTINATION)
+        if source_port is not None:
+            self.rewrite.source_port = _bounded("source_port", source_port, 65535)
+            self.rewrite.fields |= AN_SET_SOURCE_PORT
+        if destination_port is not None:
+            self.rewrite.destination_port = _bounded("destination_port", destination_port, 65535)
+            self.rewrite.fields |= AN_SET_DESTINATION_PORT
+        if dscp is not None:
+            self.rewrite.dscp = _bounded("dscp", dscp, 63)
+            self.rewrite.fields |= AN_SET_DSCP
+        if decrement_ttl:
+            self.rewrite.fields |= AN_DECREMENT_TTL
+
+    def _set_address(self, str text, int field):
+        cdef int offset = 0 if field == AN_SET_SOURCE else 16
+        cdef int version = 6 if ":" in text else 4
+        cdef const uint8_t *raw
+        try:
+            packed = socket.inet_pton(socket.AF_INET6 if version == 6 else socket.AF_INET, text)
+        except OSError:
+            raise UsageError(f"rewrite: {text!r} is not an IP address") from None
+        if self.version not in (0, version):
+            raise UsageError("rewrite: source and destination must be of one IP version")
+        self.version = version
+        raw = packed
+        memcpy(self.addresses + offset, raw, 16 if version == 6 else 4)
+        if version == 4:
+            if field == AN_SET_SOURCE:
+                memcpy(&self.rewrite.source, raw, 4)
+            else:
+                memcpy(&self.rewrite.destination, raw, 4)
+        self.rewrite.fields |= field
+
+    cdef const uint8_t *ipv6_addresses(self) noexcept:
+        return self.addresses if self.version == 6 else NULL
+
+    @property
+    def source_port(self):
+        return self.rewrite.source_port if self.rewrite.fields & AN_SET_SOURCE_PORT else None
+
+    @property
+    def destination_port(self):
+        return self.rewrite.destination_port if self.rewrite.fields & AN_SET_DESTINATION_PORT else None
+
+    @property
+    def dscp(self):
+        return self.rewrite.dscp if self.rewrite.fields & AN_SET_DSCP else None
+
+    @property
+    def decrement_ttl(self) -> bool:
+        return bool(self.rewrite.fields & AN_DECREMENT_TTL)
+
+    def encode(self) -> list:
+        """The record form: `decode_verdict` makes the same verdict of it."""
+        return [self.to, self.source, self.source_port, self.destination, self.destination_port, self.dscp,
+                self.decrement_ttl]
+
+    def __repr__(self) -> str:
+        parts = [f"{name}={getattr(self, name)!r}" for name in
+                 ("to", "source", "source_port", "destination", "destination_port", "dscp")
+                 if getattr(self, name) is not None]
+        return f"Rewrite({', '.join(parts)})"
+
+
+def decode_verdict(form):
+    """The verdict that was encoded: `None` for DROP, `[to]` for Forward, seven values for a Rewrite."""
+    if form is None:
+        return DROP
+    if len(form) == 1:
+        return Forward(form[0]) if form[0] is not None else FORWARD
+    to, source, source_port, destination, destination_port, dscp, decrement_ttl = form
+    return Rewrite(to, source=source, source_port=source_port, destination=destination,
+                   destination_port=destination_port, dscp=dscp, decrement_ttl=decrement_ttl)
+
+
+def encode_verdict(Verdict verdict):
+    """The record form of a verdict that can be offloaded."""
+    if verdict.kind == VERDICT_DROP:
+        return None
+    if verdict.kind == VERDICT_FORWARD:
+        return [(<Forward>verdict).to]
+    return (<Rewrite>verdict).encode()
+
+
+cdef int _bounded(str name, object value, int largest) except -1:
+    if not isinstance(value, int) or not 0 <= value <= largest:
+        raise UsageError(f"rewrite: {name} must be 0..{largest}, not {value!r}")
+    return value
+
+
+cdef Verdict _constant(str name, int kind):
+    cdef Verdict verdict = Verdict.__new__(Verdict)
+    verdict.name = name
+    verdict.kind = kind
+    return verdict
+
+
+DROP = _constant("DROP", VERDICT_DROP)
+REJECT = _constant("REJECT", VERDICT_REJECT)
+OFFLOADED = _constant("OFFLOADED", VERDICT_OFFLOADED)
+FORWARD = Forward()

@@ -1,0 +1,164 @@
+"""Flow actors: what a user writes to define a network function."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from operator import attrgetter
+from typing import Any, ClassVar
+
+import msgspec
+
+from actornet.engine.core import FlowBase
+from actornet.engine.five_tuple import FiveTuple
+from actornet.engine.packet import Packet
+from actornet.engine.verdict import DROP, Forward, Verdict
+from actornet.errors import UsageError
+from actornet.setting import Setting
+
+HANDLERS = ("on_open", "on_packet", "on_close")
+_IMMUTABLE = (int, float, bool, str, bytes, type(None), FiveTuple)
+
+
+class FlowState(msgspec.Struct, array_like=True):
+    """What the log keeps of a flow: fields in order of definition, keys with their offloads, idle time-out."""
+
+    fields: msgspec.Raw
+    keys: list[tuple[FiveTuple, str, list[Any] | None | bool, bool, tuple[str, bytes] | None]]
+    idle_ns: int
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode_state = msgspec.msgpack.Decoder(FlowState).decode
+
+
+class FlowMeta(type):
+    """Turns annotated class attributes into slots, so that a million flows fit and a changed field is noticed."""
+
+    def __new__(mcs, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **kwargs: Any) -> FlowMeta:
+        defaults: dict[str, Any] = {}
+        inherited = {field for base in bases for field, _ in getattr(base, "field_defaults", ())}
+        for field, annotation in namespace.get("__annotations__", {}).items():
+            if "ClassVar" in str(annotation) or isinstance(namespace.get(field), Setting):
+                continue
+            if field not in namespace:
+                raise UsageError(f"{name}.{field}: a flow's field needs a default, which new flows begin with")
+            if field in ("flow", "port", "packets", "bytes", "idle_s", "asks", "incarnation"):
+                raise UsageError(f"{name}.{field}: every flow has this attribute already; choose another name")
+            defaults[field] = namespace.pop(field)
+        idle_s = namespace.pop("idle_s", None)
+        namespace["__slots__"] = tuple(field for field in defaults if field not in inherited)
+        cls = super().__new__(mcs, name, bases, namespace, **kwargs)
+        if idle_s is not None:
+            cls.idle_default_s = idle_s
+        merged = {**dict(getattr(cls, "field_defaults", ())), **defaults}
+        cls.field_defaults = tuple(merged.items())
+        return cls
+
+    idle_default_s: float
+    field_defaults: tuple[tuple[str, Any], ...]
+
+
+class FlowActor(FlowBase, metaclass=FlowMeta):
+    """One connection's actor: subclass it to write a network function.
+
+    Annotated fields are the flow's replicated state (`_private` ones are local to the process). Handlers may be `def` or
+    `async def`; one runs at a time per flow, in order of arrival (G1):
+
+    - `on_open(packet)` prepares the flow at its first packet. It may return a verdict for that packet; None sends it on
+      to the offload, or to `on_packet`. DROP, with nothing bound or offloaded, refuses the flow: nothing of it stays.
+    - `on_packet(packet)` returns a verdict: DROP, FORWARD, `packet.to("wan")`, a `Rewrite`, or OFFLOADED (as the core
+      would do it). Without it every packet that is not offloaded is dropped.
+    - `on_close()` runs when the flow was idle for `idle_s` seconds, called `close()`, failed, or the node shuts down.
+
+    `untracked` is the verdict, DROP or FORWARD, for frames that belong to no flow (fragments, ARP on a transparent port,
+    protocols without ports).
+    """
+
+    idle_s = 60.0  # read and written on a flow, it is that flow's own time-out
+    untracked: ClassVar[Verdict] = DROP
+    volatile: ClassVar[bool] = False
+    _read_fields: ClassVar[Any] = None
+    _field_types: ClassVar[msgspec.msgpack.Decoder[Any]]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name in HANDLERS:
+            handler = inspect.getattr_static(cls, name, None)
+            if handler is not None and not inspect.isfunction(handler):
+                raise UsageError(f"{cls.__name__}.{name} must be a plain `def` or `async def` method")
+            if inspect.isasyncgenfunction(handler) or inspect.isgeneratorfunction(handler):
+                raise UsageError(f"{cls.__name__}.{name} must not yield; use `await`")
+        if not isinstance(cls.untracked, (Forward, Verdict)) or cls.untracked.name not in ("DROP", "FORWARD"):
+            raise UsageError(f"{cls.__name__}.untracked must be DROP or FORWARD")
+
+    @classmethod
+    def handles(cls, handler: str) -> bool:
+        """Whether this class overrides the handler."""
+        return getattr(cls, handler) is not getattr(FlowActor, handler)
+
+    @classmethod
+    def suspends(cls, handler: str) -> bool:
+        """Whether the handler is `async def`."""
+        return inspect.iscoroutinefunction(getattr(cls, handler))
+
+    @classmethod
+    def replicated_fields(cls) -> tuple[str, ...]:
+        """Names of the replicated fields in order of definition."""
+        return tuple(name for name, _ in cls.field_defaults if not name.startswith("_"))
+
+    @classmethod
+    def prepare(cls) -> None:
+        """Resolve the fields' types; called once before the first flow. Raises UsageError for one the log cannot keep."""
+        names = cls.replicated_fields()
+        try:
+            hints = typing.get_type_hints(cls)
+        except NameError as error:
+            raise UsageError(f"{cls.__name__}: the type of a field cannot be found: {error}") from None
+        types = [hints[name] for name in names]
+        try:
+            cls._field_types = msgspec.msgpack.Decoder(tuple[tuple(types)] if types else tuple[()])  # type: ignore[misc]
+            _encode([value for name, value in cls.field_defaults if name in names])
+        except TypeError as error:
+            raise UsageError(f"{cls.__name__}: a replicated field must be of a type that msgspec knows: {error}") from None
+        cls.volatile = any(not _is_immutable(hint) for hint in types)
+        cls._read_fields = attrgetter(*names) if len(names) > 1 else None
+
+    def saved_state(self) -> bytes:
+        """The bytes that a flow record keeps: `restore_arguments` reads them."""
+        cls = type(self)
+        if cls._read_fields is not None:
+            fields: Any = cls._read_fields(self)
+        else:
+            fields = [getattr(self, name) for name in cls.replicated_fields()]
+        return _encode((fields, self._keys(), int(self.idle_s * 1e9)))
+
+    @classmethod
+    def restore_arguments(cls, state: bytes) -> tuple[list[tuple[str, Any]], list[Any], int]:
+        """Fields by name, keys and idle time-out (ns) from a flow record's state. Raises UsageError if it is not ours."""
+        try:
+            saved = _decode_state(state)
+            values = cls._field_types.decode(saved.fields)
+        except msgspec.MsgspecError as error:
+            raise UsageError(f"a flow record does not fit {cls.__name__}: {error}; the log is of other code") from None
+        return list(zip(cls.replicated_fields(), values, strict=True)), saved.keys, saved.idle_ns
+
+    def on_open(self, packet: Packet) -> Any:
+        """The flow's first packet has come; see the class."""
+
+    def on_packet(self, packet: Packet) -> Any:
+        """A packet that is not offloaded has come; see the class."""
+
+    def on_close(self) -> Any:
+        """The flow ends; see the class."""
+
+
+def _is_immutable(hint: Any) -> bool:
+    """Whether a field of this type changes only by assignment."""
+    origin = typing.get_origin(hint)
+    if origin is not None:
+        inner = [argument for argument in typing.get_args(hint) if argument is not Ellipsis]
+        return origin not in (list, dict, set) and all(_is_immutable(argument) for argument in inner)
+    if isinstance(hint, type) and issubclass(hint, msgspec.Struct):
+        return bool(hint.__struct_config__.frozen)
+    return hint in _IMMUTABLE

@@ -1,0 +1,167 @@
+"""The journal: a replica and the log that keeps its records. What the owner system and the embedded mode share."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import secrets
+import sys
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from actornet.engine.five_tuple import FiveTuple
+from actornet.errors import LogDamagedError
+from actornet.flow import FlowActor
+from actornet.log.record import CHAIN_START, Body, CloseBody, ControlBody, EpochBody, FlowBody, Record, decode, encode
+from actornet.log.record import verify_chain as check_chain
+from actornet.log.store import Log
+from actornet.owner import OwnerReference
+from actornet.replication.replica import Replica
+
+Batch = list[tuple[int, bytes]]
+"""Encoded records by LSN, without gaps."""
+
+
+class Journal:
+    """Replicated state and its log, moved on together.
+
+    Each operation changes the replica and queues the record; `commit` writes the queue in one transaction, after which
+    outputs that depend on it may leave in the mode `solo`. Without a log (`log` None) the records are only counted.
+    """
+
+    def __init__(self, log: Log | None = None) -> None:
+        self.log = log
+        self.replica, self.chain = _recovered(log)
+        self._queue: Batch = []
+
+    @property
+    def lsn(self) -> int:
+        """The last LSN given out; `commit` makes it the last one logged."""
+        return self.replica.lsn
+
+    @property
+    def epoch(self) -> int:
+        return self.replica.epoch
+
+    def begin_epoch(
+        self, epoch: int, node: str, nf: type[FlowActor], settings: Mapping[str, Any], reason: str, time_ns: int
+    ) -> None:
+        """Begin a primary's term, and create the owners that the network function refers to and the log lacks."""
+        body = EpochBody(node, path_of(nf), dict(settings), fingerprint(nf), secrets.randbits(64), reason)
+        self._enqueue(self.replica.begin_epoch(epoch, body, time_ns))
+        for reference in owners_of(nf).values():
+            self._enqueue(
+                self.replica.create_owner(reference.name, reference.path, reference.resolved(settings), time_ns)
+            )
+
+    def ask(
+        self,
+        core: int,
+        flow: FiveTuple | None,
+        port: int,
+        incarnation: int,
+        number: int,
+        owner: str,
+        message: str,
+        args: bytes,
+        time_ns: int,
+    ) -> bytes:
+        """Run an owner's handler, or find its recorded reply (G5); returns the reply's bytes."""
+        time_ns = max(time_ns, self.replica.time_ns)
+        record, reply = self.replica.execute_ask(
+            core, flow, port, incarnation, number, owner, message, args, time_ns
+        )
+        if record is not None:
+            self._enqueue(record)
+        return reply
+
+    def execute(self, body: FlowBody | CloseBody | ControlBody, core: int, time_ns: int) -> None:
+        """Log what happened: a flow saved or closed, something for the operator."""
+        self._enqueue(self.replica.execute(body, core, max(time_ns, self.replica.time_ns)))
+
+    def apply(self, records: Iterable[bytes]) -> list[Body]:
+        """Apply the primary's records, in order; they are queued as they are. Returns their bodies.
+
+        Raises LogDamagedError for a record that does not continue the log, DivergenceError if it decides otherwise here.
+        """
+        bodies = []
+        for data in records:
+            record = decode(data)
+            chain = check_chain(data, self.chain)
+            self.replica.apply(record)
+            self.chain = chain
+            self._queue.append((record.lsn, data))
+            bodies.append(record.body)
+        return bodies
+
+    def install(self, lsn: int, chain: int, snapshot: bytes) -> None:
+        """Begin with the primary's state at `lsn` in place of its log. The log must be empty."""
+        replica = Replica.restore(snapshot)
+        if replica.lsn != lsn:
+            raise LogDamagedError(f"the peer's snapshot is of LSN {replica.lsn}, not {lsn} as it said")
+        if self.log is not None:
+            self.log.snapshot_install(lsn, snapshot, chain)
+        self.replica, self.chain, self._queue = replica, chain, []
+
+    def commit(self) -> Batch:
+        """Write the queued records; returns them. Raises LogFullError: nothing of the queue was written then."""
+        batch, self._queue = self._queue, []
+        if batch and self.log is not None:
+            self.log.append(batch)
+        return batch
+
+    def snapshot(self) -> tuple[int, int, bytes]:
+        """The committed state: LSN, chain, bytes. Takes about 1 us per flow and item of owners' states."""
+        assert not self._queue, "commit first: a snapshot is of what the log holds"
+        return self.lsn, self.chain, self.replica.snapshot()
+
+    def save_snapshot(self) -> None:
+        """Let the next start begin here instead of at the log's first record."""
+        if self.log is not None and self.lsn:
+            lsn, chain, data = self.snapshot()
+            self.log.snapshot_save(lsn, data, chain)
+
+    def _enqueue(self, record: Record | None) -> None:
+        if record is not None:
+            data, self.chain = encode(record, self.chain)
+            self._queue.append((record.lsn, data))
+
+
+def owners_of(nf: type[FlowActor]) -> dict[str, OwnerReference]:
+    """The owners that a network function's class refers to, by attribute."""
+    found: dict[str, OwnerReference] = {}
+    for base in reversed(nf.__mro__):
+        found.update({name: value for name, value in vars(base).items() if isinstance(value, OwnerReference)})
+    return found
+
+
+def path_of(nf: type[FlowActor]) -> str:
+    return f"{nf.__module__}:{nf.__qualname__}"
+
+
+def fingerprint(nf: type[FlowActor]) -> str:
+    """Hash of the source files that decide what the replica does: the network function's and its owners' modules."""
+    digest = hashlib.sha256()
+    modules = {nf.__module__} | {reference.owner.__module__ for reference in owners_of(nf).values()}
+    for module in sorted(modules):
+        try:
+            source = inspect.getsource(sys.modules[module])
+        except (OSError, TypeError, KeyError):
+            source = module  # typed into an interpreter: nothing to read
+        digest.update(source.encode())
+    return digest.hexdigest()[:16]
+
+
+def _recovered(log: Log | None) -> tuple[Replica, int]:
+    """The state that a log ends in, and its last chain: the newest snapshot and what follows it, re-executed."""
+    if log is None or not log.last_lsn:
+        return Replica(), CHAIN_START
+    snapshot = log.snapshot_latest()
+    replica, chain = Replica(), CHAIN_START
+    if snapshot is not None:
+        replica, chain = Replica.restore(snapshot.data), snapshot.chain
+    for lsn, data in log.scan(replica.lsn + 1):
+        record = decode(data, lsn)
+        chain = check_chain(data, chain)
+        replica.apply(record)
+    return replica, chain

@@ -1,0 +1,128 @@
+"""Every bound of actornet with its unit. A bound that is hit has a named counter or a typed error."""
+
+BURST_PACKETS = 32
+"""Packets that a core takes from a port at once."""
+
+FRAME_BYTES_MAX = 65_535 + 18
+"""Largest frame that a port accepts: an IP packet of 64 KiB (GSO) behind Ethernet and one VLAN tag."""
+
+FLOWS_MAX_DEFAULT = 1 << 20
+"""Flow-table entries per core (one per bound key); beyond it new flows are dropped as `flow_table_full`."""
+
+MAILBOX_PACKETS_MAX = 64
+"""Packets that wait behind a suspended handler of one flow; beyond it `mailbox_full`."""
+
+HELD_PACKETS_MAX = 65_536
+"""Packets per core that wait for the commit watermark (G3); beyond it `held_full`."""
+
+RING_BYTES = 1 << 22
+"""Shared-memory ring between a core and the owner system, each direction."""
+
+MESSAGE_BYTES_MAX = 1 << 20
+"""One owner message, reply, flow record or link frame."""
+
+LOG_MAP_BYTES = 1 << 36
+"""LMDB map size: address space only; the file grows with what is written."""
+
+NEIGHBOR_PACKETS_MAX = 64
+"""Packets that wait for one neighbour's MAC address; beyond it `neighbor_full`."""
+
+KEYS_PER_FLOW_MAX = 16
+"""Keys (five-tuples on ports) that one flow actor may bind."""
+
+PORTS_MAX = 16
+"""Ports of one core."""
+
+CORES_MAX = 64
+"""Cores of one node."""
+
+HEARTBEAT_MS = 5
+SILENCE_MS = 30
+"""Heartbeat interval of the link, and the silence after which the peer counts as dead."""
+
+HANDLER_STALL_S = 2.0
+"""A core whose loop has not turned for this long is killed and restarted from the log."""
+
+CAPTURE_RECORD_BYTES_MAX = 262_144
+"""Largest record of a capture file (tcpdump's largest snap length): anything above is damage."""
+
+CAPTURE_BLOCK_BYTES_MAX = 1 << 24
+"""Largest pcapng block of any kind (name resolutions, secrets, comments): anything above is damage."""
+
+MEMORY_FRAMES_MAX = 1 << 20
+"""Frames that wait in a memory port in each direction; `feed` refuses more, sent ones count as `tx_full`."""
+
+LOG_CHUNK_BYTES = 1 << 20
+"""One chunk of a snapshot in the log."""
+
+LOG_PAGE_RECORDS = 1024
+"""Records that one read transaction of a scan takes: a reader never pins the log's pages for longer."""
+
+LOG_PRUNE_RECORDS = 1 << 14
+"""Records that one call of prune or one transaction of truncate removes; bounds the pause of the writer."""
+
+PLAYBACK_FLOWS_MAX = 1 << 20
+"""Tuples whose outside address a capture's playback remembers; the oldest beyond it is forgotten."""
+
+LINK_FRAME_BYTES_MAX = 2 * MESSAGE_BYTES_MAX
+"""One frame of the link: a batch of records, of which one may be as large as a message."""
+
+LINK_QUEUE_BYTES_MAX = 1 << 24
+"""Bytes that wait in the link for the socket; beyond it the peer does not read and the link closes (`queue_full`)."""
+
+LINK_BATCH_RECORDS = 256
+LINK_BATCH_BYTES = 1 << 18
+"""Records and bytes of one message: small enough that a backup applies and acknowledges it within `SILENCE_MS`."""
+
+LINK_WINDOW_RECORDS = 1 << 13
+LINK_WINDOW_BYTES = 1 << 22
+"""What the primary sends ahead of the backup's acknowledgement; the rest stays in the log."""
+
+HANDSHAKES_MAX = 8
+HANDSHAKE_MS = 1_000
+"""Connections that have not yet shown the key, and how long each may take; beyond it the oldest is dropped."""
+
+RECONNECT_MS_MIN = 5
+RECONNECT_MS_MAX = 1_000
+"""Pause of a backup between attempts to connect, doubled each time."""
+
+PATIENCE_MS = 30_000
+"""Silence after which a peer that is not in sync yet is given up: it may be restoring a snapshot."""
+
+ACK_STALL_MS = 1_000
+"""A backup that is in sync, alive, and acknowledges nothing for this long no longer counts."""
+
+SNAPSHOT_CHUNK_BYTES = 1 << 18
+SNAPSHOT_BYTES_MAX = 1 << 31
+"""A snapshot on its way to a backup."""
+
+TAIL_RECORDS_MAX = 100_000
+"""A new backup gets the whole log up to this many records, and a snapshot beyond it."""
+
+TERM_EPOCHS = 100_000
+"""Epochs of one term: a primary that goes on (restarted, or alone) takes the next epoch, a takeover the next term."""
+
+ASKS_OPEN_PER_FLOW_MAX = 64
+"""Owner messages of one flow since it was last saved, whose replies are kept for a takeover (G5); beyond it the flow
+gets an error reply."""
+
+CONTROL_STRANGERS_MAX = 64
+CONTROL_GREETING_S = 5.0
+"""Connections to one control listener that have not authenticated yet, and how long one may take; beyond it, the oldest
+is closed and counted as refused."""
+
+CONTROL_CALL_S = 10.0
+"""Longest wait for a node's answer to a control request."""
+
+WORKER_RESTARTS_MAX = 5
+WORKER_RESTARTS_S = 10.0
+"""Restarts of one worker within the time; beyond it the node stops with an error."""
+
+WORKER_STOP_S = 5.0
+"""How long a worker may take to stop when told; beyond it, it is killed and the stop counts as failed."""
+
+BEAT_CHECK_S = 0.1
+"""Interval at which the monitor compares the workers' beats."""
+
+PORT_QUEUE_BYTES = 1 << 23
+"""Frames in the kernel that wait for a port's core, and for its interface; beyond it `rx_kernel_dropped` and `tx_full`."""

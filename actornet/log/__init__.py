@@ -1,0 +1,1 @@
+"""The log: records in one total order, stored in LMDB."""

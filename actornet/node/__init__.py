@@ -1,0 +1,1 @@
+"""The node: processes, supervision, control plane and the link to the peer."""

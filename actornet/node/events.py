@@ -1,0 +1,68 @@
+"""Operational events of a node's processes: lines for people on a terminal, JSON lines otherwise.
+
+Every process writes its own to standard error, one write per event, so lines of several processes do not mix. (stdlib
+logging inside Thespian's actors is a remote call to a logger process; only Thespian itself uses it, from WARNING on.)
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import MutableMapping
+from typing import Any
+
+import msgspec
+import structlog
+
+
+def configure(**fields: Any) -> None:
+    """Set up structlog for this process and those forked from it; `fields` are added to every event."""
+
+    def add_fields(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        for name, value in fields.items():
+            event.setdefault(name, value)
+        return event
+
+    human = sys.stderr.isatty()
+    structlog.configure(
+        processors=[add_fields, *_processors(), _renderer(human)],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr)
+        if human
+        else structlog.BytesLoggerFactory(sys.stderr.buffer),
+        cache_logger_on_first_use=False,  # a forked process adds fields of its own
+    )
+
+
+def log_definitions() -> dict[str, Any]:
+    """Thespian's `logDefs`: its own warnings in the same form."""
+    human = sys.stderr.isatty()
+    renderer = _renderer(human)
+
+    def text(logger: Any, method: str, event: MutableMapping[str, Any]) -> str:
+        line = renderer(logger, method, event)
+        return line.decode() if isinstance(line, bytes) else str(line)
+
+    formatter = structlog.stdlib.ProcessorFormatter(
+        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *_processors(), text]
+    )
+    return {
+        "version": 1,
+        "formatters": {"events": {"()": lambda: formatter}},
+        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "events"}},
+        "root": {"handlers": ["stderr"], "level": "WARNING"},
+    }
+
+
+def _processors() -> list[Any]:
+    return [
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+    ]
+
+
+def _renderer(human: bool) -> Any:
+    if human:
+        return structlog.dev.ConsoleRenderer()
+    return structlog.processors.JSONRenderer(serializer=lambda event, **_: msgspec.json.encode(event, enc_hook=repr))

@@ -1,0 +1,564 @@
+"""Supervision of a node's processes: NodeActor above one WorkerActor per core and owner system, and the MonitorActor.
+
+    launcher - admin - NodeActor - WorkerActor "core-0" (pinned), ... "core-n"
+                                 - WorkerActor "owners"
+                                 - MonitorActor "monitor"
+
+Every box is an OS process and dies with the one to its left. A worker's data plane runs in one thread beside Thespian's
+main thread, which only serves control messages. What happens when a worker ends that was not told to:
+
+    core      restarted at once, then with growing delays; more than WORKER_RESTARTS_MAX in WORKER_RESTARTS_S: node stops
+    monitor   the same
+    owners    cores are killed and the node stops (fail-stop): only the peer can take over
+    anyone who fails with an operating error before it was ever ready: the node stops with that error
+
+The monitor compares beats; NodeActor does the killing, because only a parent can be sure whose pid it is.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import structlog
+from thespian.actors import Actor, ActorExitRequest, ChildActorExited, ThespianWatch, WakeupMessage, WatchMessage
+
+from actornet.errors import ActornetError
+from actornet.limits import BEAT_CHECK_S, CONTROL_CALL_S, WORKER_RESTARTS_MAX, WORKER_RESTARTS_S, WORKER_STOP_S
+from actornet.node import events
+from actornet.node.control import (
+    Call,
+    NodeEnded,
+    NodeReady,
+    NodeStarted,
+    Reply,
+    Start,
+    StartWorker,
+    StopWorker,
+    WorkerReady,
+    WorkerStalled,
+)
+from actornet.node.plan import NodePlan, WorkerPlan, load
+from actornet.node.thespian_base import process_of
+
+STATUS_S = 0.5
+"""How long a status waits for the workers' own; who has not answered by then is reported without."""
+
+RESTART_DELAY_S = 0.05
+"""Delay of the second restart within WORKER_RESTARTS_S; the first has none, each further one the double."""
+
+LAST_WORDS_BYTES_MAX = 4096
+FAILED_EXIT = 1
+
+log = structlog.get_logger()
+
+
+class SteadyActor(Actor):  # type: ignore[misc]
+    """An actor whose handling never raises: Thespian would run it again, with the same message."""
+
+    watch: ThespianWatch | None = None
+
+    def receiveMessage(self, message: Any, sender: Any) -> ThespianWatch | None:
+        try:
+            self.handle(message, sender)
+        except Exception as error:
+            log.exception("control message failed", message=type(message).__name__)
+            self.failed(error)
+        return self.watch  # Thespian forgets a watch that one message's handling did not return
+
+    def handle(self, message: Any, sender: Any) -> None:
+        raise NotImplementedError
+
+    def failed(self, error: Exception) -> None:
+        """What else to do about an error in `handle`."""
+
+
+class LastWords(msgspec.Struct, frozen=True):
+    """Why a worker's data plane failed, left in the pipe to its supervisor."""
+
+    text: str
+    operating: bool
+    exit_code: int
+
+
+class Report:
+    """What a worker's data plane tells, and is asked; every method may be called in its thread.
+
+    Handlers given to `on_status` and `on_command` are called in the control thread, while the data plane runs.
+    """
+
+    def __init__(self, key: bytes, wake: Callable[[], None]) -> None:
+        self.key = key
+        """The deployment's key, as this process has it in memory."""
+        self.stop_reason = ""
+        """Why `stop_event` was set."""
+        self.is_ready = False
+        self._wake = wake
+        self._status: Callable[[], dict[str, Any]] = dict
+        self._command: Callable[[str, dict[str, Any]], Any] | None = None
+
+    def ready(self) -> None:
+        """The data plane runs. Until then a failure ends the node instead of restarting the worker."""
+        self.is_ready = True
+        self._wake()
+
+    def on_status(self, handler: Callable[[], dict[str, Any]]) -> None:
+        """`handler()` gives this worker's part of the node's status."""
+        self._status = handler
+
+    def on_command(self, handler: Callable[[str, dict[str, Any]], Any]) -> None:
+        """`handler(command, arguments)` answers a command, or raises an ActornetError that says why not."""
+        self._command = handler
+
+    def answer(self, call: Call) -> Any:
+        if call.command == "status":
+            return self._status()
+        if self._command is None:
+            raise ActornetError(f"this worker takes no command {call.command!r}")
+        return self._command(call.command, call.arguments)
+
+
+class WorkerActor(SteadyActor):
+    """Runs a WorkerPlan's function in a thread and serves control messages beside it."""
+
+    def __init__(self) -> None:
+        self.plan: WorkerPlan | None = None
+        self.node: Any = None
+        self.thread: threading.Thread | None = None
+        self.stop_event = threading.Event()
+        self.told_ready = self.finished = False
+
+    def handle(self, message: Any, sender: Any) -> None:
+        match message:
+            case StartWorker():
+                self.node = sender
+                self._start(message)
+            case WatchMessage():
+                self._look()
+            case Call():
+                self.send(sender, self._answer(message))
+            case StopWorker():
+                self._stop(message.reason)
+            case ActorExitRequest() if self.thread is not None:
+                self._stop("the node's actor system ends")
+                self.thread.join(WORKER_STOP_S)
+
+    def _start(self, message: StartWorker) -> None:
+        self.plan = plan = message.plan
+        events.configure(node=message.node, role=message.role, worker=plan.name)
+        Path("/proc/self/comm").write_text(plan.name)  # what `top` shows
+        faulthandler.enable(file=2)  # a crash in compiled code shows where Python was, then takes its default course
+        if plan.cpu is not None:
+            os.sched_setaffinity(0, {plan.cpu})
+        self.last_words = message.last_words
+        self.signal = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self.watch = ThespianWatch([self.signal])
+        self.report = Report(self._myRef.transport.key, lambda: os.eventfd_write(self.signal, 1))
+        self.thread = threading.Thread(target=self._run, name=plan.name, daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        assert self.plan is not None
+        try:
+            load(self.plan.run)(self.plan.spec, self.stop_event, self.report)
+            if not self.stop_event.is_set():
+                raise ActornetError(f"{self.plan.name} returned before it was told to stop")
+        except BaseException as error:
+            self._die(error)
+        self.finished = True
+        os.eventfd_write(self.signal, 1)
+
+    def _die(self, error: BaseException) -> None:
+        """Nothing that this process still holds may go on without its data plane."""
+        operating = isinstance(error, ActornetError)
+        if operating:
+            log.error("worker failed", error=str(error))
+        else:
+            log.error("worker failed", exc_info=error)
+        text = str(error) if operating else f"{type(error).__name__}: {error}"
+        code = getattr(error, "exit_code", FAILED_EXIT)
+        words = msgspec.msgpack.encode(LastWords(text[: LAST_WORDS_BYTES_MAX // 8], operating, code))
+        os.write(self.last_words, words)
+        os._exit(code)
+
+    def _look(self) -> None:
+        os.eventfd_read(self.signal)
+        assert self.plan is not None
+        if self.report.is_ready and not self.told_ready:
+            self.told_ready = True
+            self.send(self.node, WorkerReady(self.plan.name, os.getpid()))
+        if self.finished:
+            self.send(self.myAddress, ActorExitRequest())
+
+    def _stop(self, reason: str) -> None:
+        if not self.stop_event.is_set():
+            self.report.stop_reason = reason
+            self.stop_event.set()
+
+    def _answer(self, call: Call) -> Reply:
+        assert self.plan is not None
+        try:
+            return Reply(call.tag, value=self.report.answer(call), worker=self.plan.name)
+        except ActornetError as error:
+            return Reply(call.tag, error=str(error), worker=self.plan.name)
+        except Exception as error:
+            log.exception("command failed", command=call.command)
+            return Reply(call.tag, error=f"{type(error).__name__}: {error}", worker=self.plan.name)
+
+
+@dataclass
+class Beat:
+    """The last beat seen of a worker, and since when."""
+
+    pid: int
+    beat: int
+    since: float
+    reported: bool = False
+
+
+class MonitorActor(SteadyActor):
+    """Compares the workers' beats every BEAT_CHECK_S and reports those that rest."""
+
+    def __init__(self) -> None:
+        self.beats: dict[str, Beat] = {}
+        self.stalls = 0
+
+    def handle(self, message: Any, sender: Any) -> None:
+        match message:
+            case StartWorker():
+                self.node = sender
+                events.configure(node=message.node, role=message.role, worker=message.plan.name)
+                Path("/proc/self/comm").write_text(message.plan.name)
+                self.read = load(message.plan.run)
+                self.spec, self.stall_s = message.plan.spec
+                self.send(self.node, WorkerReady(message.plan.name, os.getpid()))
+                self.wakeupAfter(timedelta(0))
+            case WakeupMessage():
+                self.wakeupAfter(timedelta(seconds=BEAT_CHECK_S))
+                self._compare(time.monotonic())
+            case Call():
+                now = time.monotonic()
+                rests = {name: round(now - beat.since, 3) for name, beat in self.beats.items()}
+                self.send(sender, Reply(message.tag, {"stalls": self.stalls, "rest_s": rests}, worker="monitor"))
+
+    def _compare(self, now: float) -> None:
+        for name, pid, beat in self.read(self.spec):
+            seen = self.beats.get(name)
+            if seen is None or (seen.pid, seen.beat) != (pid, beat):
+                self.beats[name] = Beat(pid, beat, now)
+            elif beat and not seen.reported and now - seen.since >= self.stall_s:
+                seen.reported = True
+                self.stalls += 1
+                self.send(self.node, WorkerStalled(name, pid, now - seen.since))
+
+
+@dataclass
+class Worker:
+    """A worker as its supervisor knows it. `state`: starting, running, restarting, stopping or ended."""
+
+    plan: WorkerPlan
+    address: Any = None
+    process: BaseProcess | None = None
+    last_words: int = -1
+    state: str = "restarting"
+    restarts: int = 0
+    restarted_at: deque[float] = field(default_factory=deque)
+    was_ready: bool = False
+
+    @property
+    def has_process(self) -> bool:
+        return self.state in ("starting", "running", "stopping")
+
+
+@dataclass
+class Pending:
+    """A client's call that waits for workers' replies."""
+
+    client: Any
+    call: Call
+    waiting: set[str]
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+class NodeActor(SteadyActor):
+    """Creates what the workers share, starts them, keeps them running, and stops them in order."""
+
+    def __init__(self) -> None:
+        self.launcher: Any = None
+        self.state = "starting"
+        self.started_at = time.monotonic()
+        self.workers: dict[str, Worker] = {}
+        self.pending: dict[str, Pending] = {}
+        self.stop_calls: list[tuple[Any, Call]] = []
+        self.stages: list[str] = []
+        self.error: str | None = None
+        self.exit_code = 0
+
+    def handle(self, message: Any, sender: Any) -> None:
+        match message:
+            case Start():
+                self.launcher = sender
+                self.start = message
+                self._start()
+            case WorkerReady():
+                self._worker_ready(message)
+            case WorkerStalled():
+                self._worker_stalled(message)
+            case ChildActorExited():
+                self._child_exited(message.childAddress)
+            case Call() if self.launcher is None:
+                self.send(sender, Reply(message.tag, error="it has not started yet"))
+            case Call():
+                self._call(message, sender)
+            case Reply():
+                self._worker_replied(message)
+            case WakeupMessage():
+                self._woken(*message.payload)
+            case ActorExitRequest():  # the system ends; Thespian tells the workers
+                self.state = "ended"
+                for worker in self.workers.values():
+                    worker.state = "stopping" if worker.has_process else "ended"
+
+    def failed(self, error: Exception) -> None:
+        """A supervisor that has lost its way stops its node rather than leaving it unsupervised."""
+        if not isinstance(error, ActornetError) and self.state not in ("stopping", "ended"):
+            self._stop(f"supervision failed: {type(error).__name__}: {error}", kill_cores=True)
+
+    # Starting
+
+    def _start(self) -> None:
+        name, role = self.start.name, self.start.role
+        events.configure(node=name, role=role, worker="node")
+        Path("/proc/self/comm").write_text("node")
+        self.send(self.launcher, NodeStarted(os.getpid()))
+        try:
+            self.plan: NodePlan = load(self.start.factory)(self.start.argument)
+        except ActornetError as error:
+            return self._stop(str(error), exit_code=error.exit_code)
+        except Exception as error:
+            log.exception("the node's plan failed", factory=self.start.factory)
+            return self._stop(f"{self.start.factory} failed: {type(error).__name__}: {error}")
+        monitor = WorkerPlan("monitor", "monitor", self.plan.beats, (self.plan.beats_spec, self.plan.stall_s))
+        for plan in (*self.plan.workers, monitor):
+            assert plan.name not in self.workers, plan.name
+            self.workers[plan.name] = Worker(plan)
+        for worker in self.workers.values():
+            self._start_worker(worker)
+        return None
+
+    def _start_worker(self, worker: Worker) -> None:
+        if worker.last_words >= 0:
+            os.close(worker.last_words)
+        worker.last_words, write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        worker.address = self.createActor(MonitorActor if worker.plan.kind == "monitor" else WorkerActor)
+        worker.process = process_of(self, worker.address)
+        os.close(write_end)  # the forked child has its own
+        worker.state = "starting"
+        self.send(worker.address, StartWorker(self.start.name, self.start.role, worker.plan, write_end))
+
+    def _worker_ready(self, message: WorkerReady) -> None:
+        worker = self.workers[message.name]
+        if worker.state != "starting" or worker.process is None or worker.process.pid != message.pid:
+            return
+        worker.state = "running"
+        worker.was_ready = True
+        log.info("worker ready", name=message.name, pid=message.pid, cpu=worker.plan.cpu, restarts=worker.restarts)
+        if self.state == "starting" and all(each.was_ready for each in self.workers.values()):
+            self.state = "running"
+            self.send(self.launcher, NodeReady(len(self.plan.workers)))
+
+    # Keeping alive
+
+    def _worker_stalled(self, message: WorkerStalled) -> None:
+        worker = self.workers[message.name]
+        if worker.state not in ("starting", "running") or worker.process is None or worker.process.pid != message.pid:
+            return
+        log.error("worker stalled: killed", name=message.name, pid=message.pid, rest_s=round(message.rest_s, 3))
+        worker.process.kill()
+
+    def _child_exited(self, address: Any) -> None:
+        worker = next((each for each in self.workers.values() if each.has_process and each.address == address), None)
+        if worker is None or worker.process is None:
+            return
+        worker.process.join(0.2)  # an actor says goodbye before its process has ended
+        if worker.process.exitcode is None:
+            return  # comes again by SIGCHLD
+        told = worker.state == "stopping"
+        worker.state = "ended"
+        words = self._read_last_words(worker)
+        ended = _describe_exit(worker.process.exitcode) + (f": {words.text}" if words else "")
+        if self.state in ("stopping", "ended"):
+            if not told:
+                log.error("worker ended while the node stops", name=worker.plan.name, how=ended)
+            return self._stop_next()
+        log.error("worker ended", name=worker.plan.name, pid=worker.process.pid, how=ended, restarts=worker.restarts)
+        if words and words.operating and not worker.was_ready:
+            return self._stop(words.text, exit_code=words.exit_code)
+        if worker.plan.kind == "owner":
+            return self._stop(f"the owner system {worker.plan.name} ended ({ended})", kill_cores=True)
+        return self._restart_later(worker, ended)
+
+    def _read_last_words(self, worker: Worker) -> LastWords | None:
+        try:
+            data = os.read(worker.last_words, LAST_WORDS_BYTES_MAX)
+        except BlockingIOError:
+            return None
+        return msgspec.msgpack.decode(data, type=LastWords) if data else None
+
+    def _restart_later(self, worker: Worker, ended: str) -> None:
+        now = time.monotonic()
+        while worker.restarted_at and now - worker.restarted_at[0] > WORKER_RESTARTS_S:
+            worker.restarted_at.popleft()
+        recent = len(worker.restarted_at)
+        if recent >= WORKER_RESTARTS_MAX:
+            self._stop(
+                f"{worker.plan.name} ended {recent + 1} times within {WORKER_RESTARTS_S:g} s, last so: {ended}; see the log"
+            )
+            return
+        worker.restarted_at.append(now)
+        worker.restarts += 1
+        worker.state = "restarting"
+        if recent == 0:
+            self._start_worker(worker)
+        else:
+            self.wakeupAfter(timedelta(seconds=RESTART_DELAY_S * 2 ** (recent - 1)), ("restart", worker.plan.name))
+
+    def _woken(self, what: str, name: str) -> None:
+        if what == "restart":
+            if self.state in ("starting", "running") and self.workers[name].state == "restarting":
+                self._start_worker(self.workers[name])
+        elif what == "answer":
+            if name in self.pending:
+                self._finish_call(self.pending.pop(name))
+        else:
+            assert what == "stop", what
+            self._kill_late(name)
+
+    # Answering
+
+    def _call(self, call: Call, client: Any) -> None:
+        if call.command == "stop":
+            self.stop_calls.append((client, call))
+            if self.state in ("starting", "running"):
+                self._stop(None)
+            return
+        if call.command == "status":
+            asked = [worker for worker in self.workers.values() if worker.state == "running"]
+        else:
+            asked = [each for each in self.workers.values() if each.plan.kind == "owner" and each.state == "running"]
+            if not asked:
+                self.send(client, Reply(call.tag, error=f"its owner system does not run, the node is {self.state}"))
+                return
+        pending = Pending(client, call, {worker.plan.name for worker in asked})
+        self.pending[call.tag] = pending
+        for worker in asked:
+            self.send(worker.address, call)
+        limit_s = STATUS_S if call.command == "status" else CONTROL_CALL_S
+        self.wakeupAfter(timedelta(seconds=limit_s), ("answer", call.tag))
+        if not asked:
+            self._finish_call(self.pending.pop(call.tag))
+
+    def _worker_replied(self, reply: Reply) -> None:
+        pending = self.pending.get(reply.tag)
+        if pending is None or reply.worker not in pending.waiting:
+            return  # too late
+        if pending.call.command != "status":
+            del self.pending[reply.tag]
+            self.send(pending.client, reply)
+            return
+        pending.waiting.discard(reply.worker)
+        pending.values[reply.worker] = reply.value if reply.error is None else {"error": reply.error}
+        if not pending.waiting:
+            self._finish_call(self.pending.pop(reply.tag))
+
+    def _finish_call(self, pending: Pending) -> None:
+        if pending.call.command == "status":
+            reply = Reply(pending.call.tag, self._status(pending.values))
+        else:
+            reply = Reply(pending.call.tag, error=f"its owner system did not answer within {CONTROL_CALL_S:g} s")
+        self.send(pending.client, reply)
+
+    def _status(self, values: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "name": self.start.name,
+            "role": self.start.role,
+            "state": self.state,
+            "pid": os.getpid(),
+            "up_s": round(time.monotonic() - self.started_at, 3),
+            "workers": [
+                {
+                    "name": worker.plan.name,
+                    "kind": worker.plan.kind,
+                    "state": worker.state,
+                    "pid": worker.process.pid if worker.process and worker.has_process else None,
+                    "cpu": worker.plan.cpu,
+                    "restarts": worker.restarts,
+                    "status": values.get(worker.plan.name),
+                }
+                for worker in self.workers.values()
+            ],
+        }
+
+    # Stopping
+
+    def _stop(self, error: str | None, *, exit_code: int = FAILED_EXIT, kill_cores: bool = False) -> None:
+        self.state = "stopping"
+        if error is not None:
+            log.error("node stops", error=error)
+            self.error, self.exit_code = error, exit_code
+        else:
+            log.info("node stops")
+        self.stages = ["monitor", "core", "owner"]
+        for worker in self.workers.values():
+            if worker.has_process and (worker.plan.kind == "monitor" or (kill_cores and worker.plan.kind == "core")):
+                worker.state = "stopping"
+                assert worker.process is not None
+                worker.process.kill()
+        self._stop_next()
+
+    def _stop_next(self) -> None:
+        """Each kind of worker is told once the kind before it has ended."""
+        while self.stages:
+            left = [each for each in self.workers.values() if each.plan.kind == self.stages[0] and each.has_process]
+            for worker in left:
+                if worker.state != "stopping":
+                    worker.state = "stopping"
+                    self.send(worker.address, StopWorker(self.error or "asked to"))
+                    self.wakeupAfter(timedelta(seconds=WORKER_STOP_S), ("stop", worker.plan.name))
+            if left:
+                return
+            del self.stages[0]
+        if self.state != "ended":
+            self._end()
+
+    def _kill_late(self, name: str) -> None:
+        worker = self.workers[name]
+        if worker.state == "stopping":
+            log.error("worker did not stop in time: killed", name=name)
+            self.error = self.error or f"{name} did not stop within {WORKER_STOP_S:g} s and was killed"
+            self.exit_code = self.exit_code or FAILED_EXIT
+            assert worker.process is not None
+            worker.process.kill()
+
+    def _end(self) -> None:
+        self.state = "ended"
+        log.info("node stopped", error=self.error)
+        for client, call in self.stop_calls:
+            self.send(client, Reply(call.tag, error=self.error))
+        self.send(self.launcher, NodeEnded(self.error, self.exit_code))
+        self.send(self.myAddress, ActorExitRequest())
+
+
+def _describe_exit(code: int) -> str:
+    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"

@@ -1,0 +1,1 @@
+"""Ports: where packets enter and leave a core."""

@@ -1,0 +1,122 @@
+"""What primary and backup say to each other. Every message carries the sender's epoch (G7)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+
+from actornet.errors import LinkError
+
+VERSION = 1
+"""Version of these messages and of the link that carries them; peers of different versions refuse each other."""
+
+Epoch = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
+Lsn = Annotated[int, msgspec.Meta(ge=0)]
+Chain = Annotated[int, msgspec.Meta(ge=0)]
+Count = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class Message(msgspec.Struct, frozen=True, array_like=True):
+    """Base of all messages; `epoch` is the highest that the sender knows."""
+
+    epoch: Epoch
+
+
+class Hello(Message, frozen=True, tag=1):
+    """A node introduces itself: a backup that wants to follow, or a primary that asks whether it is the only one.
+
+    `lsn`, `chain` and `log_epoch` are those of the last record in its log (0 when the log is empty).
+    """
+
+    version: Count
+    deployment: str
+    nf: str
+    fingerprint: str
+    role: Literal["primary", "backup"]
+    lsn: Lsn
+    chain: Chain
+    log_epoch: Epoch
+
+
+class Welcome(Message, frozen=True, tag=2):
+    """The primary takes the backup; it catches up from its log's tail or by a snapshot. `lsn`: the primary's last."""
+
+    how: Literal["tail", "snapshot"]
+    lsn: Lsn
+
+
+class Refuse(Message, frozen=True, tag=3):
+    """The primary does not take the backup, or no longer.
+
+    A `fork_lsn` above 0 says that the backup's records after it were never committed: with that record's chain in its
+    log, the backup may set its log aside and come again with an empty one.
+    """
+
+    reason: str
+    fork_lsn: Lsn = 0
+    fork_chain: Chain = 0
+
+
+class Snapshot(Message, frozen=True, tag=4):
+    """Chunk `index` of `count` of the state at `lsn`, whose record had `log_epoch` and `chain`."""
+
+    lsn: Lsn
+    log_epoch: Epoch
+    chain: Chain
+    index: Count
+    count: Count
+    data: bytes
+
+
+class Records(Message, frozen=True, tag=5):
+    """Encoded log records with consecutive LSNs from `first_lsn`."""
+
+    first_lsn: Lsn
+    records: list[bytes]
+
+
+class Ack(Message, frozen=True, tag=6):
+    """The backup holds all records up to these LSNs in memory, on its disk, in its state; and snapshot `chunks`."""
+
+    received: Lsn
+    durable: Lsn
+    applied: Lsn
+    chunks: Count = 0
+
+
+class Heartbeat(Message, frozen=True, tag=7):
+    """The primary lives; its last logged LSN, and its clock."""
+
+    lsn: Lsn
+    time_ns: int
+
+
+class Sync(Message, frozen=True, tag=8):
+    """From now on no output leaves before the backup has what it depends on: the backup may take over (G6)."""
+
+    lsn: Lsn
+
+
+class Stop(Message, frozen=True, tag=9):
+    """A clean stop. Of the primary: the backup has everything up to `lsn` and takes over. Of a backup: it leaves."""
+
+    lsn: Lsn
+
+
+class Fence(Message, frozen=True, tag=10):
+    """The receiver's message was of an older epoch than the sender's (G7)."""
+
+
+AnyMessage = Hello | Welcome | Refuse | Snapshot | Records | Ack | Heartbeat | Sync | Stop | Fence
+
+encode = msgspec.msgpack.Encoder().encode
+_decoder: msgspec.msgpack.Decoder[AnyMessage] = msgspec.msgpack.Decoder(AnyMessage)
+
+
+def decode(payload: bytes | memoryview) -> AnyMessage:
+    """The message in `payload`. LinkError: it is none of this version's."""
+    try:
+        return _decoder.decode(payload)
+    except msgspec.DecodeError as error:
+        raise LinkError(f"the peer sent a message that is none of version {VERSION}: {error}") from None

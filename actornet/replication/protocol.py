@@ -1,0 +1,316 @@
+"""The primary/backup protocol: two state machines without I/O, clock, thread or random.
+
+Theory of operation
+-------------------
+The owner system of each node drives one machine (`primary.Primary` or `backup.Backup`): it feeds in what happened (a
+message, a logged batch, a lost link, the time) and carries out the actions that come back, in their order. Time is
+always the argument `now_ns`, of a monotonic clock. `tick` wants to be called every HEARTBEAT_MS, after what waits in the
+socket has been read.
+
+*Log first, then send.* The primary sends only what is in its own log. So its log is also its send buffer (what does not
+fit into the window is read from it later), and no backup has a record that a restarted primary lacks.
+
+*Watermark* (G3). Output that depends on LSN n leaves once the watermark has reached n: in durability mode `solo`, what
+is logged; in `received`, `durable`, `applied`, what is logged here and acknowledged so by the backup, while a backup
+counts. Without one the policy `without_backup` decides: `wait` (the watermark stands still), `solo` (a new epoch begins,
+and from its record on the log suffices), `stop`. Before a first backup has counted, `stop` waits too. After a
+takeover the new primary goes on alone, whatever the policy: that is what it was promoted for.
+
+*Joining.* A backup says where its log ends, and gets what it lacks, from the log's tail or by snapshot. Once everything
+is sent, the watermark freezes until the backup has acknowledged what was logged by then: its lag is 0, and nothing that
+ever left is unknown to it. From there on it counts, and only then is it told so (Sync). Hence a backup that believes to
+be in sync has all that was ever committed, and may promote itself without replaying anything (G6).
+
+*Takeover.* A backup in sync whose primary is silent for SILENCE_MS promotes itself. When the link breaks it asks once
+more first: a dead process refuses the connection at once, a live primary welcomes the backup again. A backup that is not
+in sync never promotes itself; an operator may force it.
+
+*Epochs* (G7). A primary that goes on (restarted, or alone) takes the next epoch; a takeover begins the next term, that
+is the next multiple of TERM_EPOCHS. So both sides of a broken link may begin an epoch, yet never the same one, and the
+takeover's is the higher. A primary that hears of a higher epoch is fenced: it neither commits nor emits. A message of an
+older epoch is refused and answered with Fence.
+
+*A primary that comes back* may have logged records that nobody else got. They were never committed if they are of the
+very epoch that the takeover ended; then it is told where to cut its log. Any other divergence is refused and left
+to a person (G8).
+
+*A process that was itself stopped* for longer than SILENCE_MS accuses nobody: it counts silence anew.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Mapping
+from enum import Enum
+from typing import Literal
+
+import msgspec
+
+from actornet.errors import FencedError
+from actornet.limits import TERM_EPOCHS
+from actornet.replication.messages import AnyMessage
+
+Role = Literal["primary", "backup"]
+
+
+class State(Enum):
+    """States of both machines."""
+
+    # Primary
+    ALONE = "alone"  # no backup is connected
+    GREETING = "greeting"  # connected; its Hello is awaited (primary), or the answer to it (backup)
+    MATCHING = "matching"  # the backup's last record is looked up in the own log
+    SNAPSHOT = "snapshot"  # chunks are on their way, until the backup has restored them
+    TAIL = "tail"  # the backup gets what is in the log
+    JOINING = "joining"  # everything is sent; the watermark is frozen until it is acknowledged
+    IN_SYNC = "in sync"  # primary: the backup counts; backup: it may take over
+    HANDOVER = "handover"  # a stop was asked for; waits for the last acknowledgement
+    STOPPED = "stopped"
+    FENCED = "fenced"  # a higher epoch exists
+    # Backup, besides GREETING, SNAPSHOT, IN_SYNC and STOPPED
+    ABSENT = "absent"  # no link, and not in sync
+    FOLLOWING = "following"  # applies records, but does not count yet
+    DOUBT = "doubt"  # was in sync when the link broke; asks the primary once more
+    REFUSED = "refused"  # the primary did not want it
+    PROMOTED = "promoted"
+
+
+class Event(Enum):
+    """What moves a machine from state to state."""
+
+    CONNECTED = "connected"
+    HELLO = "hello"
+    REFUSED = "refused"
+    NEEDS_TAIL = "needs tail"
+    NEEDS_SNAPSHOT = "needs snapshot"
+    RESTORED = "snapshot restored"
+    ALL_SENT = "all sent"
+    LAG_0 = "lag 0"
+    LOST = "link lost"
+    SILENT = "silent"
+    STOP = "stop"
+    HANDED_OVER = "handed over"
+    FENCE = "higher epoch"
+    OPERATOR = "operator"
+
+
+S, E = State, Event
+
+_ends = {E.STOP: S.STOPPED, E.FENCE: S.FENCED}
+_peer = {E.LOST: S.ALONE, **_ends}
+_told = {E.STOP: S.STOPPED, E.OPERATOR: S.PROMOTED}
+_left = {E.LOST: S.ABSENT, E.REFUSED: S.REFUSED, **_told}
+
+TRANSITIONS: Mapping[Role, Mapping[State, Mapping[Event, State]]] = {
+    "primary": {
+        S.ALONE: {E.CONNECTED: S.GREETING, **_ends},
+        S.GREETING: {E.HELLO: S.MATCHING, E.REFUSED: S.ALONE, **_peer},
+        S.MATCHING: {E.NEEDS_TAIL: S.TAIL, E.NEEDS_SNAPSHOT: S.SNAPSHOT, E.REFUSED: S.ALONE, **_peer},
+        S.SNAPSHOT: {E.RESTORED: S.TAIL, **_peer},
+        S.TAIL: {E.ALL_SENT: S.JOINING, **_peer},
+        S.JOINING: {E.LAG_0: S.IN_SYNC, **_peer},
+        S.IN_SYNC: {**_peer, E.STOP: S.HANDOVER},
+        S.HANDOVER: {E.HANDED_OVER: S.STOPPED, E.LOST: S.STOPPED, E.FENCE: S.FENCED},
+        S.STOPPED: {E.FENCE: S.FENCED},
+        S.FENCED: {},
+    },
+    "backup": {
+        S.ABSENT: {E.CONNECTED: S.GREETING, **_told},
+        S.GREETING: {E.NEEDS_TAIL: S.FOLLOWING, E.NEEDS_SNAPSHOT: S.SNAPSHOT, **_left},
+        S.SNAPSHOT: {E.RESTORED: S.FOLLOWING, **_left},
+        S.FOLLOWING: {E.LAG_0: S.IN_SYNC, **_left},
+        S.IN_SYNC: {**_left, E.LOST: S.DOUBT, E.SILENT: S.PROMOTED, E.HANDED_OVER: S.PROMOTED},
+        S.DOUBT: {
+            **_left,
+            E.NEEDS_TAIL: S.FOLLOWING,
+            E.NEEDS_SNAPSHOT: S.SNAPSHOT,
+            E.LOST: S.PROMOTED,
+            E.SILENT: S.PROMOTED,
+        },
+        S.REFUSED: {E.CONNECTED: S.GREETING, **_told},
+        S.PROMOTED: {},
+        S.STOPPED: {},
+    },
+}
+
+
+def diagram(role: Role) -> str:
+    """The table of one machine as a Mermaid state diagram."""
+    table = TRANSITIONS[role]
+    lines = ["stateDiagram-v2", f"    [*] --> {next(iter(table)).name}"]
+    lines += [f"    {state.name} : {state.value}" for state in table]
+    for state, moves in table.items():
+        arrows: dict[State, list[str]] = {}
+        for event, target in moves.items():
+            if target is not state:
+                arrows.setdefault(target, []).append(event.value)
+        lines += [f"    {state.name} --> {target.name} : {', '.join(events)}" for target, events in arrows.items()]
+        if not moves:
+            lines.append(f"    {state.name} --> [*]")
+    return "\n".join(lines) + "\n"
+
+
+Durability = Literal["solo", "received", "durable", "applied"]
+WithoutBackup = Literal["wait", "solo", "stop"]
+
+def epoch_going_on(epoch: int) -> int:
+    """The epoch of a primary that starts on a log of `epoch` (0: empty), or goes on alone.
+
+    FencedError: the term has no epoch left.
+    """
+    following = epoch + 1 if epoch else TERM_EPOCHS
+    if epoch and following % TERM_EPOCHS == 0:
+        raise FencedError(f"epoch {epoch} is the last of its term: promote the backup to begin the next term")
+    return following
+
+
+def epoch_of_takeover(epoch: int) -> int:
+    """The epoch of a backup that takes over from the primary of `epoch`: the first of the next term."""
+    return (epoch // TERM_EPOCHS + 1) * TERM_EPOCHS
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """What primary and backup must have in common: deployment, network function, and the fingerprint of its code."""
+
+    deployment: str
+    nf: str
+    fingerprint: str
+
+
+class Position(msgspec.Struct, frozen=True):
+    """A record of the log; all 0: before the first."""
+
+    lsn: int = 0
+    chain: int = 0
+    epoch: int = 0
+
+
+class Match(msgspec.Struct, frozen=True):
+    """What the primary's log says about the end of the backup's: see `match`."""
+
+    chain: int | None
+    fork: Position
+    next_epoch: int
+
+
+def match(end: Position, first_lsn: int, last_lsn: int, read: Callable[[int], Position]) -> Match:
+    """Look up the `end` of the backup's log in the own one, first_lsn..last_lsn; `read` gives the position at an LSN.
+
+    `chain` is the own chain at that LSN (None: not in the log); `fork` the own last record of an epoch up to the
+    backup's; `next_epoch` that of the record after it (0: none). Reads O(log n) records.
+    """
+    if end.lsn == 0:
+        chain = end.chain if first_lsn <= 1 else None
+    else:
+        chain = read(end.lsn).chain if first_lsn <= end.lsn <= last_lsn else None
+    after = first_lsn + bisect_right(range(first_lsn, last_lsn + 1), end.epoch, key=lambda lsn: read(lsn).epoch)
+    return Match(
+        chain=chain,
+        fork=read(after - 1) if after > first_lsn else Position(),
+        next_epoch=read(after).epoch if after <= last_lsn else 0,
+    )
+
+
+# Actions: what the owner system has to do, in the order given.
+
+
+class Send(msgspec.Struct, frozen=True):
+    """Send `message` to the peer."""
+
+    message: AnyMessage
+
+
+class Close(msgspec.Struct, frozen=True):
+    """Close the link after what was sent before; no `disconnected` follows."""
+
+    reason: str
+
+
+class Note(msgspec.Struct, frozen=True):
+    """Something that an operator wants to know; `alarm` when replication does not do now what was asked for."""
+
+    event: str
+    detail: str
+    alarm: bool = False
+
+
+class StopNode(msgspec.Struct, frozen=True):
+    """Let out what the watermark allows, then stop this node."""
+
+    reason: str
+
+
+class Compare(msgspec.Struct, frozen=True):
+    """Answer by `compared(match(end, ...))`."""
+
+    end: Position
+
+
+class TakeSnapshot(msgspec.Struct, frozen=True):
+    """Answer by `snapshot`, now or later."""
+
+
+class Read(msgspec.Struct, frozen=True):
+    """Read the records first_lsn..last_lsn, or the first of them; answer by `tail`, now or later."""
+
+    first_lsn: int
+    last_lsn: int
+
+
+class NewEpoch(msgspec.Struct, frozen=True):
+    """Log an EPOCH record of `epoch` as the very next one, sync the log, and alarm: this primary goes on alone."""
+
+    epoch: int
+    reason: str
+
+
+class Fenced(msgspec.Struct, frozen=True):
+    """Emit nothing any more, drop what is held, and keep `epoch` in the log's metadata: this is no primary (G7)."""
+
+    epoch: int
+
+
+class Apply(msgspec.Struct, frozen=True):
+    """Append these encoded records, from `first_lsn`, to the log and apply them; then call `applied`."""
+
+    first_lsn: int
+    records: list[bytes]
+
+
+class InstallSnapshot(msgspec.Struct, frozen=True):
+    """Begin log and state anew from the snapshot at `end`, which is newer; then call `applied`."""
+
+    end: Position
+    data: bytes
+
+
+class Remember(msgspec.Struct, frozen=True):
+    """Keep `epoch` in the log's metadata: the highest heard of, also after a restart."""
+
+    epoch: int
+
+
+class Refused(msgspec.Struct, frozen=True):
+    """The primary does not take this backup, or the operator's promotion is unsafe; `reason` says what to do."""
+
+    reason: str
+
+
+class Rewind(msgspec.Struct, frozen=True):
+    """The log's records after `fork_lsn` were never committed. If it has `fork_chain` there, cut it after that and begin
+    anew with the state at that LSN, in a new Backup; otherwise this is as Refused."""
+
+    fork_lsn: int
+    fork_chain: int
+    reason: str
+
+
+class Promote(msgspec.Struct, frozen=True):
+    """Become the primary of `epoch`: log its EPOCH record and sync the log. Nothing is to be replayed (G6)."""
+
+    epoch: int
+    reason: str
+
+
+PrimaryAction = Send | Close | Note | StopNode | Compare | TakeSnapshot | Read | NewEpoch | Fenced
+BackupAction = Send | Close | Note | Apply | InstallSnapshot | Remember | Refused | Rewind | Promote

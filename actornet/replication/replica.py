@@ -1,0 +1,413 @@
+"""The replica: everything that is replicated, as a function of the log's records.
+
+The primary makes records (`execute_ask`, `execute`, ...), the backup and every replay apply them (`apply`); both end
+in the same state, or a DivergenceError names the record (G4). Nothing here reads a clock, a file or a socket.
+
+What is replicated, and what changes it:
+
+- owners: OWNER creates one, ASK runs one of its handlers. A handler that raises replies with an error; what it changed
+  before that stays, on every replica alike.
+- flows: FLOW saves one, CLOSE removes it.
+- recorded replies: ASK adds one for the flow that asked, FLOW drops those that the saved state covers, CLOSE the rest.
+  A flow that runs again after a takeover asks the same again, under a new incarnation, and is given the recorded reply
+  (G5).
+
+Incarnations of a flow only grow. What an older one than the newest known says is stale: its asks are refused or given
+their recorded reply, its FLOW and CLOSE records change nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+from xxhash import xxh3_64_intdigest
+
+from actornet.engine.five_tuple import FiveTuple
+from actornet.errors import DivergenceError, FencedError, LogDamagedError, UsageError
+from actornet.limits import ASKS_OPEN_PER_FLOW_MAX, MESSAGE_BYTES_MAX
+from actornet.log.record import (
+    AskBody,
+    Body,
+    CloseBody,
+    ControlBody,
+    EpochBody,
+    FlowBody,
+    HashBody,
+    Kind,
+    OwnerBody,
+    Record,
+)
+from actornet.owner import Moment, Owner, create, decode_state, encode_state, import_owner
+from actornet.replication.canonical import canonical
+
+FlowKey = tuple[FiveTuple, int]
+"""A flow's five-tuple and arriving port."""
+
+Recorded = tuple[AskBody, bytes]
+"""An ask and its reply."""
+
+Handler = tuple[Callable[..., Any], Callable[[bytes], tuple[Any, ...]], Callable[[bytes], tuple[int, Any]] | None]
+
+_ASK = Kind.ASK
+_KIND_OF: dict[type, Kind] = {
+    OwnerBody: Kind.OWNER,
+    FlowBody: Kind.FLOW,
+    CloseBody: Kind.CLOSE,
+    ControlBody: Kind.CONTROL,
+    HashBody: Kind.HASH,
+}
+_SNAPSHOT_VERSION = 1
+_ERROR_TEXT_MAX = 500
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class Snapshot(msgspec.Struct, array_like=True):
+    """A replica's whole content at one LSN; owners' states as `encode_state` gives them."""
+
+    version: int
+    lsn: int
+    epoch: int
+    time_ns: int
+    term: EpochBody | None
+    owners: list[tuple[OwnerBody, bytes]]
+    flows: list[FlowBody]
+    asks: list[Recorded]
+
+
+class Replica:
+    """The replicated state at `lsn`, in `epoch`.
+
+    `load` finds an owner class by its path. `time_ns` is the last record's time: a primary never makes an earlier one.
+    `term` is the current epoch's first record. `flows` and `asks` (recorded replies that no saved state covers, oldest
+    first) are keyed by five-tuple and port.
+    """
+
+    def __init__(self, load: Callable[[str], type[Owner[Any]]] = import_owner) -> None:
+        self.lsn = 0
+        self.epoch = 0
+        self.time_ns = 0
+        self.term: EpochBody | None = None
+        self.owners: dict[str, Owner[Any]] = {}
+        self.flows: dict[FlowKey, FlowBody] = {}
+        self.asks: dict[FlowKey, list[Recorded]] = {}
+        self._created: dict[str, OwnerBody] = {}
+        self._handlers: dict[str, dict[str, Handler]] = {}
+        self._moment = Moment()
+        self._load = load
+
+    # The primary's side: each call changes the state and returns the record to log.
+
+    def execute_ask(
+        self,
+        core: int,
+        flow: FiveTuple | None,
+        port: int,
+        incarnation: int,
+        number: int,
+        owner: str,
+        message: str,
+        args: bytes,
+        time_ns: int,
+    ) -> tuple[Record | None, bytes]:
+        """Handle one message to an owner: its record and reply.
+
+        No record is made, and nothing changes, when the flow is given a recorded reply (G5) or is refused: its
+        incarnation is stale, or too many of its asks are open. `flow` is None for a sender that is no flow.
+        """
+        recorded = None
+        if flow is not None:
+            key = (flow, port)
+            recorded = self.asks.get(key)
+            saved = self.flows.get(key)
+            if recorded is not None or saved is not None:
+                known = self._known_reply(recorded, saved, incarnation, number, owner, message, args)
+                if known is not None:
+                    return None, known
+        lsn = self.lsn + 1
+        reply = self._reply(owner, message, args, lsn, time_ns)
+        body = AskBody(flow, port, incarnation, number, owner, message, args, xxh3_64_intdigest(reply))
+        self.lsn = lsn
+        self.time_ns = time_ns
+        if recorded is not None:
+            _remember(recorded, body, reply)
+        elif flow is not None:
+            self.asks[key] = [(body, reply)]
+        return Record(lsn, self.epoch, time_ns, _ASK, core, body), reply
+
+    def begin_epoch(self, epoch: int, body: EpochBody, time_ns: int) -> Record:
+        """Begin a primary's term. Raises FencedError unless the epoch is higher than all before."""
+        record = Record(self.lsn + 1, epoch, time_ns, Kind.EPOCH, 0, body)
+        self.apply(record)
+        return record
+
+    def create_owner(self, name: str, path: str, settings: Mapping[str, Any], time_ns: int) -> Record | None:
+        """Create an owner; None if it is there already, whatever its settings were then.
+
+        Raises UsageError if the class cannot be loaded, its settings do not fit, or the name has another class.
+        """
+        created = self._created.get(name)
+        if created is not None:
+            if created.path != path:
+                raise UsageError(f"owner {name!r} is a {created.path}; it cannot be a {path} too: choose another name")
+            return None
+        return self.execute(OwnerBody(name, path, dict(settings)), 0, time_ns)
+
+    def hash_state(self, time_ns: int) -> Record:
+        """Record the state's hash, for every replica to check. Takes about 1 us per flow and item of owners' states."""
+        return self.execute(HashBody(self.state_hash()), 0, time_ns)
+
+    def execute(
+        self, body: OwnerBody | FlowBody | CloseBody | ControlBody | HashBody, core: int, time_ns: int
+    ) -> Record:
+        """Do what the body says, and return its record."""
+        record = Record(self.lsn + 1, self.epoch, time_ns, _KIND_OF[type(body)], core, body)
+        self.apply(record)
+        return record
+
+    # Everyone's side.
+
+    def apply(self, record: Record) -> None:
+        """Do what the record says.
+
+        Raises LogDamagedError for another LSN than the next, FencedError for another epoch than the current, and
+        DivergenceError if the outcome is not what the record says; the replica is of no use after that.
+        """
+        if record.lsn != self.lsn + 1:
+            raise LogDamagedError(
+                f"log record at LSN {record.lsn} came where LSN {self.lsn + 1} is due: records are missing or repeated"
+            )
+        body = record.body
+        if (record.epoch <= self.epoch) if isinstance(body, EpochBody) else (record.epoch != self.epoch):
+            raise FencedError(
+                f"log record at LSN {record.lsn} is of epoch {record.epoch}, but epoch {self.epoch} is current"
+            )
+        self._apply_body(record, body)
+        self.lsn = record.lsn
+        self.time_ns = record.time_ns
+
+    def state_hash(self) -> int:
+        """Hash (XXH3-64) of all replicated state; the same for equal states however they came about."""
+        owners = [
+            (name, created.path, canonical(created.settings), _canonical_state(self.owners[name]))
+            for name, created in sorted(self._created.items())
+        ]
+        flows = sum(xxh3_64_intdigest(_encode(body)) for body in self.flows.values()) & _WORD
+        asks = sum(xxh3_64_intdigest(_encode(entry)) for entries in self.asks.values() for entry in entries) & _WORD
+        return xxh3_64_intdigest(_encode((self.lsn, self.epoch, owners, flows, asks)))
+
+    def snapshot(self) -> bytes:
+        """Everything, for `restore`: what a replica needs in place of the records up to `lsn`."""
+        data = _encode(
+            Snapshot(
+                _SNAPSHOT_VERSION,
+                self.lsn,
+                self.epoch,
+                self.time_ns,
+                self.term,
+                [(created, encode_state(self.owners[name])) for name, created in self._created.items()],
+                list(self.flows.values()),
+                [entry for entries in self.asks.values() for entry in entries],
+            )
+        )
+        return xxh3_64_intdigest(data).to_bytes(8, "little") + data
+
+    @classmethod
+    def restore(cls, data: bytes, load: Callable[[str], type[Owner[Any]]] = import_owner) -> Replica:
+        """The replica that `snapshot` was taken of.
+
+        Raises LogDamagedError for changed or cut bytes, UsageError if a state does not fit its owner's class.
+        """
+        if len(data) < 8 or int.from_bytes(data[:8], "little") != xxh3_64_intdigest(memoryview(data)[8:]):
+            raise LogDamagedError(f"snapshot of {len(data)} bytes is damaged: take an older one, or the other node's")
+        try:
+            snapshot = msgspec.msgpack.decode(memoryview(data)[8:], type=Snapshot)
+        except msgspec.DecodeError as error:
+            raise LogDamagedError(f"snapshot is of another version: {error}") from error
+        if snapshot.version != _SNAPSHOT_VERSION:
+            raise LogDamagedError(f"snapshot has format {snapshot.version}; this version reads {_SNAPSHOT_VERSION}")
+        replica = cls(load)
+        replica.lsn, replica.epoch, replica.time_ns = snapshot.lsn, snapshot.epoch, snapshot.time_ns
+        if snapshot.term is not None:
+            replica._begin(snapshot.term)
+        for created, state in snapshot.owners:
+            owner_type = load(created.path)
+            owner = owner_type(replica._moment)
+            owner.state = decode_state(owner_type, state)
+            replica._add(created, owner)
+        replica.flows = {(body.flow, body.port): body for body in snapshot.flows}
+        for body, reply in snapshot.asks:
+            assert body.flow is not None
+            replica.asks.setdefault((body.flow, body.port), []).append((body, reply))
+        return replica
+
+    def _apply_body(self, record: Record, body: Body) -> None:
+        match body:
+            case AskBody():
+                self._apply_ask(record, body)
+            case FlowBody():
+                self._save(body)
+            case CloseBody():
+                self._close(body)
+            case OwnerBody():
+                self._create(record, body)
+            case EpochBody():
+                self._begin(body)
+                self.epoch = record.epoch
+            case HashBody():
+                actual = self.state_hash()
+                if actual != body.state_hash:
+                    raise DivergenceError(
+                        f"divergence at LSN {record.lsn}: state hash before it: expected {body.state_hash:016x}, "
+                        f"actual {actual:016x}; find the record where it began by comparing the owners' states"
+                    )
+            case ControlBody():
+                pass
+
+    def _apply_ask(self, record: Record, body: AskBody) -> None:
+        reply = self._reply(body.owner, body.message, body.args, record.lsn, record.time_ns)
+        actual = xxh3_64_intdigest(reply)
+        if actual != body.reply_hash:
+            raise DivergenceError(
+                f"divergence at LSN {record.lsn}: {body.owner}.{body.message}: expected reply hash "
+                f"{body.reply_hash:016x}, actual {actual:016x} of reply {_shown(reply)}; "
+                "the code or the state differs from the primary's"
+            )
+        if body.flow is not None:
+            key = (body.flow, body.port)
+            recorded = self.asks.get(key)
+            if recorded is None:
+                self.asks[key] = [(body, reply)]
+            else:
+                _remember(recorded, body, reply)
+
+    def _begin(self, body: EpochBody) -> None:
+        self.term = body
+        self._moment.seed = body.seed
+
+    def _create(self, record: Record, body: OwnerBody) -> None:
+        if body.name in self.owners:
+            raise LogDamagedError(f"log record at LSN {record.lsn} creates owner {body.name!r}, which is there already")
+        # As from the log: `start` must not see what msgpack does not carry, or keep what the caller still holds.
+        body = msgspec.msgpack.decode(_encode(body), type=OwnerBody)
+        moment = self._moment
+        moment.lsn = record.lsn
+        moment.time_ns = record.time_ns
+        try:
+            self._add(body, create(self._load(body.path), body.settings, moment))
+        finally:
+            moment.time_ns = -1
+
+    def _add(self, body: OwnerBody, owner: Owner[Any]) -> None:
+        self._created[body.name] = body
+        self.owners[body.name] = owner
+        self._handlers[body.name] = {
+            name: (message.function.__get__(owner), message.decode, message.normalise)
+            for name, message in owner.messages.items()
+        }
+
+    def _save(self, body: FlowBody) -> None:
+        key = (body.flow, body.port)
+        saved = self.flows.get(key)
+        recorded = self.asks.get(key)
+        if _is_stale(body.incarnation, recorded, saved):
+            return
+        self.flows[key] = body
+        if recorded is not None:
+            left = [entry for entry in recorded if entry[0].number > body.asks]
+            if left:
+                self.asks[key] = left
+            else:
+                del self.asks[key]
+
+    def _close(self, body: CloseBody) -> None:
+        key = (body.flow, body.port)
+        if _is_stale(body.incarnation, self.asks.get(key), self.flows.get(key)):
+            return
+        self.flows.pop(key, None)
+        self.asks.pop(key, None)
+
+    def _known_reply(
+        self,
+        recorded: list[Recorded] | None,
+        saved: FlowBody | None,
+        incarnation: int,
+        number: int,
+        owner: str,
+        message: str,
+        args: bytes,
+    ) -> bytes | None:
+        """The reply that needs no handler: a recorded one, or a refusal."""
+        for body, reply in recorded or ():
+            if body.number == number and body.args == args and body.message == message and body.owner == owner:
+                return reply
+        if _is_stale(incarnation, recorded, saved):
+            return _error_reply("OwnerError", f"ask {number} comes from an incarnation of the flow that is gone")
+        if saved is not None and saved.incarnation == incarnation and number <= saved.asks:
+            return _error_reply("OwnerError", f"ask {number} was answered before the flow was saved")
+        if recorded is not None and len(recorded) >= ASKS_OPEN_PER_FLOW_MAX:
+            return _error_reply("OwnerError", f"the flow has {len(recorded)} asks since it was last saved, the most")
+        return None
+
+    def _reply(self, owner: str, message: str, args: bytes, lsn: int, time_ns: int) -> bytes:
+        """Run a handler; its value or its error, encoded."""
+        try:
+            run, decode, normalise = self._handlers[owner][message]
+        except KeyError:
+            return self._unknown(owner, message)
+        moment = self._moment
+        moment.lsn = lsn
+        moment.time_ns = time_ns
+        try:
+            reply = _encode((0, run(*decode(args))))
+            if normalise is not None:
+                reply = _encode(normalise(reply))
+        except MemoryError:  # this machine's trouble, not the message's: it must not become part of the history
+            raise
+        except Exception as error:
+            reply = _error_reply(type(error).__name__, str(error))
+        finally:
+            moment.time_ns = -1
+        if len(reply) > MESSAGE_BYTES_MAX:
+            return _error_reply("OwnerError", f"the reply has {len(reply)} bytes; {MESSAGE_BYTES_MAX} is the most")
+        return reply
+
+    def _unknown(self, owner: str, message: str) -> bytes:
+        if owner not in self.owners:
+            return _error_reply("UsageError", f"there is no owner {owner!r}")
+        return _error_reply("UsageError", f"owner {owner!r} has no message {message!r}")
+
+
+_WORD = (1 << 64) - 1
+
+
+def _remember(recorded: list[Recorded], body: AskBody, reply: bytes) -> None:
+    """Add to a flow's recorded replies; one number is in them once: a new incarnation that asks otherwise replaces."""
+    recorded[:] = [entry for entry in recorded if entry[0].number != body.number]
+    recorded.append((body, reply))
+
+
+def _is_stale(incarnation: int, recorded: list[Recorded] | None, saved: FlowBody | None) -> bool:
+    """Whether a newer incarnation of the flow is known; the last recorded ask is of the newest that asked."""
+    return (saved is not None and incarnation < saved.incarnation) or (
+        recorded is not None and incarnation < recorded[-1][0].incarnation
+    )
+
+
+def _canonical_state(owner: Owner[Any]) -> bytes:
+    """Through the codec first: there an int in a field of floats becomes a float, as it does in a snapshot."""
+    return canonical(decode_state(type(owner), encode_state(owner)))
+
+
+def _error_reply(type_name: str, text: str) -> bytes:
+    """An error as the flow will get it; object addresses, which differ from process to process, are cut out."""
+    return _encode((1, type_name, _ADDRESS.sub("", text)[:_ERROR_TEXT_MAX]))
+
+
+def _shown(reply: bytes) -> str:
+    text = repr(msgspec.msgpack.decode(reply)[1:])
+    return text if len(text) <= 200 else text[:200] + "..."

@@ -1,0 +1,1 @@
+"""What users and we test network functions with."""

@@ -1,0 +1,268 @@
+"""Small networks made of Linux network namespaces, for tests of live ports and for the demonstration.
+
+    client eth0 ── lan0 box wan0 ── eth0 server                 Lab.single()
+
+                   ┌ lan0 a wan0 ┐
+    client eth0 ─ lan   link0    wan ─ eth0 server              Lab.nat_pair()
+                   └ lan0 b wan0 ┘
+
+`lan` and `wan` are bridges in a namespace of their own, and `link0` joins `a` and `b` directly. The kernel has no
+address on the boxes' `lan0` and `wan0` and says nothing there: these belong to network functions.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from itertools import count
+from pathlib import Path
+from types import TracebackType
+from typing import Any, ParamSpec, Self, TypeVar
+
+from actornet.errors import ActornetError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+NAMESPACES = Path("/run/netns")
+NAME = re.compile(r"an(\d+)-\d+-[a-z]+")
+"""Process that made the namespace, number of its lab, name in the lab."""
+
+CLONE_NEWNET = 0x40000000
+END_S = 2.0
+"""How long processes have to end after SIGTERM."""
+
+class Lab:
+    """Namespaces, interfaces and processes that all go away when the `with` block ends, however it ends.
+
+    `spaces` are names within the lab; `links` are `ip link add` arguments and `setup` has `ip` commands for each
+    namespace, in all of which `{name}` stands for a namespace's full name. Raises ActornetError if not root or without
+    `ip`.
+    """
+
+    _numbers = count(1)
+
+    def __init__(self, spaces: Iterable[str], links: Iterable[str], setup: dict[str, Sequence[str]]) -> None:
+        number = next(self._numbers)
+        self.names = {space: f"an{os.getpid()}-{number}-{space}" for space in spaces}
+        self._links = [link.format_map(self.names) for link in links]
+        self._setup = {space: [line.format_map(self.names) for line in setup.get(space, ())] for space in self.names}
+        self._processes: list[subprocess.Popen[Any]] = []
+
+    @classmethod
+    def single(
+        cls, client: str = "10.0.0.2/24", server: str = "203.0.113.254/24", gateway: str | None = "10.0.0.1"
+    ) -> Self:
+        """`client` and `server`, each with an `eth0` that leads to `lan0` and `wan0` of `box`.
+
+        With the addresses in one network and no `gateway`, a box that forwards frames as they are joins the two.
+        """
+        return cls(
+            ("client", "box", "server"),
+            (
+                "eth0 netns {client} type veth peer name lan0 netns {box}",
+                "eth0 netns {server} type veth peer name wan0 netns {box}",
+            ),
+            {
+                "client": _end("eth0", client, gateway),
+                "server": _end("eth0", server),
+                "box": [*_silent("lan0"), *_silent("wan0")],
+            },
+        )
+
+    @classmethod
+    def nat_pair(cls) -> Self:
+        """`client` 10.0.0.2/24 with default route 10.0.0.1, `server` 203.0.113.254/24, and two boxes between them.
+
+        Each of `a` and `b` has `lan0`, `wan0` and `link0` (10.9.0.1/24 and 10.9.0.2/24).
+        """
+        bridge = "type bridge stp_state 0 forward_delay 0 mcast_snooping 0"
+        return cls(
+            ("client", "switch", "a", "b", "server"),
+            (
+                f"lan netns {{switch}} {bridge}",
+                f"wan netns {{switch}} {bridge}",
+                "eth0 netns {client} type veth peer name client netns {switch}",
+                "eth0 netns {server} type veth peer name server netns {switch}",
+                *(f"lan0 netns {{{node}}} type veth peer name {node}-lan netns {{switch}}" for node in "ab"),
+                *(f"wan0 netns {{{node}}} type veth peer name {node}-wan netns {{switch}}" for node in "ab"),
+                "link0 netns {a} type veth peer name link0 netns {b}",
+            ),
+            {
+                "client": _end("eth0", "10.0.0.2/24", "10.0.0.1"),
+                "server": _end("eth0", "203.0.113.254/24"),
+                "switch": [
+                    *(f"link set {port} master lan" for port in ("client", "a-lan", "b-lan")),
+                    *(f"link set {port} master wan" for port in ("server", "a-wan", "b-wan")),
+                    *(line for port in ("client", "a-lan", "b-lan", "lan") for line in _up(port)),
+                    *(line for port in ("server", "a-wan", "b-wan", "wan") for line in _up(port)),
+                ],
+                "a": [*_silent("lan0"), *_silent("wan0"), *_end("link0", "10.9.0.1/24")],
+                "b": [*_silent("lan0"), *_silent("wan0"), *_end("link0", "10.9.0.2/24")],
+            },
+        )
+
+    def __enter__(self) -> Self:
+        if os.geteuid() != 0:
+            raise ActornetError("network namespaces need root; run this as root, e.g. with sudo")
+        if shutil.which("ip") is None:
+            raise ActornetError("network namespaces need `ip`; install iproute2")
+        try:
+            _ip([f"netns add {name}" for name in self.names.values()])
+            _ip([f"link add {link}" for link in self._links])
+            for space, commands in self._setup.items():
+                _ip(["link set lo up", *commands], "-n", self.names[space])
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the lab's processes and remove its namespaces; idempotent."""
+        _end_processes(self._processes)
+        self._processes.clear()
+        _remove(self.names.values())
+
+    @classmethod
+    def sweep(cls) -> list[str]:
+        """Remove what labs of processes that are no more have left behind; returns the namespaces' names."""
+        present = [path.name for path in NAMESPACES.iterdir()] if NAMESPACES.is_dir() else []
+        left = [
+            name for name in present if (match := NAME.fullmatch(name)) and not Path("/proc", match.group(1)).exists()
+        ]
+        _remove(left)
+        return left
+
+    # -- working in it ------------------------------------------------------------------------------------------------
+
+    def run(
+        self, space: str, argv: Sequence[str], *, timeout_s: float = 10.0, check: bool = True
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command in a namespace to its end, with its output as text.
+
+        Raises ActornetError with what it printed if it fails (unless `check` is False) or takes too long.
+        """
+        process = self.popen(space, argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        try:
+            output, errors = process.communicate(timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            _end_processes([process])
+            raise ActornetError(f"{' '.join(argv)} in {space}: not done after {timeout_s:g} s") from None
+        finally:
+            self._processes.remove(process)
+        if check and process.returncode:
+            raise ActornetError(f"{' '.join(argv)} in {space}: exit code {process.returncode}: {errors or output}")
+        return subprocess.CompletedProcess(argv, process.returncode, output, errors)
+
+    def popen(self, space: str, argv: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
+        """Start a command in a namespace, under the pid that is returned; it ends with the lab at the latest."""
+        process = subprocess.Popen(["ip", "netns", "exec", self.names[space], *argv], **options)
+        self._processes.append(process)
+        return process
+
+    def call(self, space: str, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call a function in a thread that is in the namespace; sockets that it opens stay there."""
+        results: list[T] = []
+        errors: list[BaseException] = []
+
+        def inside() -> None:
+            try:
+                _enter(NAMESPACES / self.names[space])
+                results.append(function(*args, **kwargs))
+            except BaseException as error:
+                errors.append(error)
+
+        thread = threading.Thread(target=inside, name=f"lab {space}")
+        thread.start()
+        thread.join()
+        if errors:
+            raise errors[0]
+        return results[0]
+
+    def ip(self, space: str, *commands: str) -> None:
+        """Carry out `ip` commands, such as `link set lan0 down`, in a namespace."""
+        _ip(commands, "-n", self.names[space])
+
+
+def _end(interface: str, address: str, gateway: str | None = None) -> list[str]:
+    commands = [*_up(interface), f"addr add {address} dev {interface}"]
+    return [*commands, f"route add default via {gateway}"] if gateway else commands
+
+
+def _silent(interface: str) -> list[str]:
+    return [f"link set {interface} arp off", *_up(interface)]
+
+
+def _up(interface: str) -> list[str]:
+    """Without an IPv6 link-local address, so without router solicitation and duplicate address detection."""
+    return [f"link set {interface} addrgenmode none", f"link set {interface} up"]
+
+
+def _ip(commands: Iterable[str], *options: str) -> None:
+    """Many `ip` commands by one process. Raises ActornetError with its message."""
+    try:
+        subprocess.run(
+            ["ip", *options, "-batch", "-"], input="\n".join(commands), text=True, check=True, capture_output=True
+        )
+    except subprocess.CalledProcessError as error:
+        raise ActornetError(f"ip: {error.stderr.strip()}") from None
+
+
+def _enter(namespace: Path) -> None:
+    """Move this thread into the namespace."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    descriptor = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if libc.setns(descriptor, CLONE_NEWNET) != 0:
+            number = ctypes.get_errno()
+            raise ActornetError(f"cannot enter {namespace.name}: {os.strerror(number)}")
+    finally:
+        os.close(descriptor)
+
+
+def _end_processes(processes: Sequence[subprocess.Popen[Any]]) -> None:
+    for process in processes:
+        process.terminate()
+    deadline = time.monotonic() + END_S
+    for process in processes:
+        try:
+            process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _inhabitants(names: set[str]) -> Iterator[int]:
+    """Processes in the namespaces, such as children of a command that was ended."""
+    inodes = set()
+    for name in names:
+        with suppress(FileNotFoundError):
+            inodes.add((NAMESPACES / name).stat().st_ino)
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit() and int(process.name) != os.getpid():
+            with suppress(OSError):
+                if (process / "ns/net").stat().st_ino in inodes:
+                    yield int(process.name)
+
+
+def _remove(names: Iterable[str]) -> None:
+    present = {name for name in names if (NAMESPACES / name).exists()}
+    if not present:
+        return
+    for pid in _inhabitants(present):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    _ip([f"netns del {name}" for name in present])

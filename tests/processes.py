@@ -1,0 +1,52 @@
+"""What tests need to know about processes: who descends from whom, who is still alive, and free ports."""
+
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def is_alive(pid: int) -> bool:
+    """Whether the process exists and is more than a zombie that waits for its parent."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] not in "ZX"
+
+
+def descendants(pid: int) -> set[int]:
+    """Living processes below `pid`, itself excluded."""
+    parents = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            except OSError:
+                continue
+    found = {pid}
+    while True:
+        more = {child for child, parent in parents.items() if parent in found and child not in found}
+        if not more:
+            return {child for child in found - {pid} if is_alive(child)}
+        found |= more
+
+
+def wait_until(condition: Callable[[], object], timeout_s: float = 5.0) -> float:
+    """Seconds until `condition()` was true; AssertionError when it takes longer than `timeout_s`."""
+    started = time.perf_counter()
+    while not condition():
+        assert time.perf_counter() - started < timeout_s, "it did not happen in time"
+        time.sleep(0.001)
+    return time.perf_counter() - started
+
+
+def wait_gone(pids: set[int], timeout_s: float = 2.0) -> float:
+    """Seconds until none of `pids` was alive."""
+    return wait_until(lambda: not any(map(is_alive, pids)), timeout_s)

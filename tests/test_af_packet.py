@@ -1,0 +1,484 @@
+"""Live ports on veth interfaces in namespaces of their own."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import socket
+import statistics
+import struct
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import dpkt
+import pytest
+
+from actornet.errors import PortError
+from actornet.ports.af_packet import AfPacketPort, forward
+from actornet.ports.memory import MemoryPort
+from actornet.testing.netns import Lab
+
+pytestmark = pytest.mark.root
+
+CLIENT, SERVER = b"\x02\0\0\0\0\x01", b"\x02\0\0\0\0\x02"
+ETH_P_ALL = 3
+SOL_PACKET, PACKET_VNET_HDR, PACKET_IGNORE_OUTGOING = 263, 15, 23
+VNET = struct.Struct("=BBHHHH")
+"""virtio_net_hdr: flags, gso_type, hdr_len, gso_size, csum_start, csum_offset."""
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    """Client and server in one network, on either side of a box that can only forward frames."""
+    with Lab.single("10.0.0.1/24", "10.0.0.2/24", gateway=None) as lab:
+        yield lab
+
+
+def raw_socket(interface: str, *, vnet: bool = False) -> socket.socket:
+    """What a neighbour of the port uses to see and send frames; reads time out after 1 s."""
+    raw = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+    raw.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
+    if vnet:
+        raw.setsockopt(SOL_PACKET, PACKET_VNET_HDR, 1)
+    raw.bind((interface, ETH_P_ALL))
+    raw.settimeout(1.0)
+    return raw
+
+
+def received(raw: socket.socket, count: int) -> list[bytes]:
+    return [raw.recv(65_700) for _ in range(count)]
+
+
+def take(port: AfPacketPort, count: int, seconds: float = 1.0) -> list[bytes]:
+    """The frames that come in at the port until there are `count`."""
+    memory = MemoryPort("memory")
+    forward(port, memory, packets=count, seconds=seconds)
+    return [frame for _, frame in memory.take()]
+
+
+def send(port: AfPacketPort, frames: list[bytes]) -> int:
+    memory = MemoryPort("memory")
+    memory.feed((0, frame) for frame in frames)
+    return forward(memory, port, seconds=0.005)
+
+
+def udp_frame(number: int, source_port: int = 1000, tags: bytes = b"", payload_bytes: int = 18) -> bytes:
+    ip = dpkt.ip.IP(
+        src=b"\x0a\0\0\x01", dst=b"\x0a\0\0\x02", p=17, id=number & 0xFFFF,
+        data=dpkt.udp.UDP(sport=source_port, dport=2000, data=Random(number).randbytes(payload_bytes)),
+    )
+    ip.data.ulen = len(ip.data)
+    return SERVER + CLIENT + tags + b"\x08\0" + bytes(ip)
+
+
+@contextmanager
+def bridge(lab: Lab) -> Iterator[list[AfPacketPort]]:
+    """lan0 and wan0 of the box, with all frames forwarded between them by another process."""
+    program = (
+        "from actornet.ports.af_packet import AfPacketPort, forward\n"
+        "ports = [AfPacketPort('lan', 'lan0'), AfPacketPort('wan', 'wan0')]\n"
+        "for port in ports: port.activate()\n"
+        "print('ready', flush=True)\n"
+        "forward(*ports)\n"
+    )
+    process = lab.popen("box", [sys.executable, "-c", program], stdout=-1, text=True, cwd=Path(__file__).parents[1])
+    assert process.stdout is not None
+    with process.stdout:
+        assert process.stdout.readline() == "ready\n"
+        yield []
+    process.terminate()
+
+
+# -- opening ----------------------------------------------------------------------------------------------------------
+
+
+def test_an_absent_interface_is_named(lab: Lab) -> None:
+    with pytest.raises(PortError, match=r"port wan on wan9: there is no interface 'wan9' here"):
+        lab.call("box", AfPacketPort, "wan", "wan9")
+
+
+def test_an_interface_that_is_down_is_named_with_the_remedy(lab: Lab) -> None:
+    lab.ip("box", "link set wan0 down")
+    with pytest.raises(PortError, match="interface is down; `ip link set wan0 up`"):
+        lab.call("box", AfPacketPort, "wan", "wan0")
+
+
+def test_an_interface_without_ethernet_is_refused(lab: Lab) -> None:
+    lab.call("box", tun, b"tun0", 0x0001)
+    lab.ip("box", "link set tun0 up")
+    with pytest.raises(PortError, match="does not carry Ethernet frames"):
+        lab.call("box", AfPacketPort, "wan", "tun0")
+
+
+def test_without_privileges_the_error_says_what_is_needed(lab: Lab) -> None:
+    def without_capabilities() -> None:
+        header, none = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+        assert ctypes.CDLL(None).capset(header, none) == 0  # of this thread only
+        AfPacketPort("lan", "lan0")
+
+    with pytest.raises(PortError, match="need root or CAP_NET_RAW"):
+        lab.call("box", without_capabilities)
+
+
+@pytest.mark.parametrize("mac", [b"\x01\0\x5e\0\0\x01", b"\x02\0"])
+def test_a_mac_that_no_host_can_have_is_refused(mac: bytes) -> None:
+    with pytest.raises(PortError, match="no unicast MAC address"):
+        AfPacketPort("lan", "lan0", mac=mac)
+
+
+def test_mac_is_the_interfaces_own_unless_given(lab: Lab) -> None:
+    lab.ip("box", "link set lan0 address 02:00:5e:00:53:07")
+    assert lab.call("box", AfPacketPort, "lan", "lan0").mac == bytes.fromhex("02005e005307")
+    assert lab.call("box", AfPacketPort, "lan", "lan0", mac=CLIENT).mac == CLIENT
+
+
+# -- frames -----------------------------------------------------------------------------------------------------------
+
+TAGS = {
+    "untagged": b"",
+    "vlan": b"\x81\0\0\x07",
+    "priority": b"\x81\0\xe0\0",
+    "802.1ad": b"\x88\xa8\x30\x09",
+    "two tags": b"\x88\xa8\0\x09\x81\0\0\x07",
+    "three tags": b"\x88\xa8\0\x09\x81\0\0\x07\x81\0\0\x08",
+}
+
+
+@pytest.mark.parametrize("tags", TAGS.values(), ids=TAGS)
+def test_frames_pass_in_and_out_byte_for_byte(lab: Lab, tags: bytes) -> None:
+    """The kernel takes the outer VLAN tag out of a frame; the port puts it back."""
+    client, port = lab.call("client", raw_socket, "eth0"), lab.call("box", AfPacketPort, "lan", "lan0")
+    port.activate()
+    frames = [udp_frame(i, tags=tags, payload_bytes=i * 14) for i in range(100)]
+    frames.append(SERVER + CLIENT + tags + b"\x88\xb5")  # nothing behind the Ethernet header
+    for frame in frames:
+        client.send(frame)
+    assert take(port, len(frames)) == frames
+    # What leaves is seen by the neighbour with its outer tag in the auxiliary data.
+    assert send(port, frames) == len(frames)
+    stripped = [frame[:12] + frame[16:] if tags else frame for frame in frames]
+    assert received(client, len(frames)) == stripped
+    assert not any(port.counters.values())
+
+
+@pytest.mark.parametrize("tags", TAGS.values(), ids=TAGS)
+@pytest.mark.parametrize("version", [4, 6])
+def test_checksums_and_segments_left_to_the_interface_are_right_on_the_wire(lab: Lab, tags: bytes, version: int) -> None:
+    """A 64 KiB TCP frame with a partial checksum comes out of an interface without offloads as segments that add up."""
+    client = lab.call("client", raw_socket, "eth0", vnet=True)
+    server = lab.call("server", raw_socket, "eth0")
+    lan, wan = (lab.call("box", AfPacketPort, name, name) for name in ("lan0", "wan0"))
+    lan.activate()
+    lab.call("box", disable_offloads, "wan0")
+    mss, payload = 1400, Random(7).randbytes(60_000)
+    frame, vnet = gso_frame(version, tags, payload, mss)
+    client.send(vnet + frame)
+    assert forward(lan, wan, packets=1, seconds=1.0) == 1
+    segments = received(server, -(-len(payload) // mss))
+    network_at = 14 + max(0, len(tags) - 4)  # the outer tag is in the auxiliary data
+    packets = [{4: dpkt.ip.IP, 6: dpkt.ip6.IP6}[version](segment[network_at:]) for segment in segments]
+    assert b"".join(packet.data.data for packet in packets) == payload
+    assert {segment[12:network_at] for segment in segments} == {(tags[4:] + {4: b"\x08\0", 6: b"\x86\xdd"}[version])}
+    for packet in packets:
+        assert tcp_checksum_is_right(packet, version)
+
+
+def gso_frame(version: int, tags: bytes, payload: bytes, mss: int) -> tuple[bytes, bytes]:
+    """A TCP frame to be cut into segments, its checksum field holding the pseudo-header's sum; and its vnet header."""
+    tcp = bytes(dpkt.tcp.TCP(sport=1000, dport=2000, seq=1, flags=dpkt.tcp.TH_ACK))
+    ip: Any
+    if version == 4:
+        ip = dpkt.ip.IP(src=b"\x0a\0\0\x01", dst=b"\x0a\0\0\x02", p=6, opts=bytes(4), len=24 + len(tcp) + len(payload))
+        header, ethertype = ip.pack_hdr() + ip.opts, b"\x08\0"
+        header = header[:10] + struct.pack("!H", dpkt.in_cksum(header)) + header[12:]
+    else:
+        ip = dpkt.ip6.IP6(src=bytes(15) + b"\1", dst=bytes(15) + b"\2", nxt=6, plen=len(tcp) + len(payload))
+        header, ethertype = ip.pack_hdr(), b"\x86\xdd"
+    pseudo = ip.src + ip.dst + struct.pack("!II", len(tcp) + len(payload), 6)
+    tcp = tcp[:16] + struct.pack("!H", ~dpkt.in_cksum(pseudo) & 0xFFFF) + tcp[18:]
+    l4 = 14 + len(tags) + len(header)
+    vnet = VNET.pack(1, {4: 1, 6: 4}[version], l4 + len(tcp), mss, l4, 16)
+    return SERVER + CLIENT + tags + ethertype + header + tcp + payload, vnet
+
+
+def tcp_checksum_is_right(packet: Any, version: int) -> bool:
+    segment = bytes(packet)[packet.hl * 4 :] if version == 4 else bytes(packet.data)
+    pseudo = packet.src + packet.dst + struct.pack("!II", len(segment), 6)
+    return bool(dpkt.in_cksum(pseudo + segment) == 0)
+
+
+def disable_offloads(interface: str) -> None:
+    """ethtool -K: transmit checksums, segmentation of TCP, generic segmentation."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        for command in (0x17, 0x1F, 0x24):
+            value = ctypes.create_string_buffer(struct.pack("II", command, 0))
+            fcntl.ioctl(any_socket, 0x8946, struct.pack("16sP16x", interface.encode(), ctypes.addressof(value)))
+
+
+def test_own_frames_do_not_come_back(lab: Lab) -> None:
+    port = lab.call("box", AfPacketPort, "lan", "lan0")
+    port.activate()
+    assert send(port, [udp_frame(1)]) == 1
+    assert take(port, 1, seconds=0.02) == []
+
+
+def test_frames_beyond_the_mtu_are_counted_and_a_new_mtu_holds_at_once(lab: Lab) -> None:
+    client, port = lab.call("client", raw_socket, "eth0"), lab.call("box", AfPacketPort, "lan", "lan0")
+    port.activate()
+    small, jumbo = udp_frame(1), udp_frame(2, payload_bytes=8000)
+    assert send(port, [small, jumbo, small]) == 2
+    assert port.counters["tx_oversized"] == 1
+    lab.ip("box", "link set lan0 mtu 9000")
+    lab.ip("client", "link set eth0 mtu 9000")
+    assert send(port, [jumbo]) == 1
+    assert received(client, 3) == [small, small, jumbo]
+    client.send(jumbo)
+    assert take(port, 1) == [jumbo]
+
+
+def test_frames_that_the_kernel_refuses_are_counted_and_the_others_leave(lab: Lab) -> None:
+    client, port = lab.call("client", raw_socket, "eth0"), lab.call("box", AfPacketPort, "lan", "lan0")
+    good = udp_frame(1)
+    assert send(port, [b"", good, b"short", good]) == 2
+    assert port.counters["tx_refused"] == 2
+    assert received(client, 2) == [good, good]
+
+
+def test_a_full_interface_queue_is_counted(lab: Lab) -> None:
+    lab.run("box", ["tc", "qdisc", "add", "dev", "lan0", "root", "tbf", "rate", "1mbit", "burst", "2kb", "limit", "4kb"])
+    port = lab.call("box", AfPacketPort, "lan", "lan0")
+    sent = send(port, [udp_frame(i, payload_bytes=900) for i in range(64)])
+    assert 2 <= sent < 20
+    assert port.counters["tx_full"] == 64 - sent
+
+
+def test_frames_lost_in_the_kernel_are_counted(lab: Lab) -> None:
+    client, port = lab.call("client", raw_socket, "eth0"), lab.call("box", AfPacketPort, "lan", "lan0")
+    port.activate()
+    frame = udp_frame(1, payload_bytes=1400)
+    sent = 0
+    while not port.counters["rx_kernel_dropped"]:
+        assert sent < 50_000
+        for _ in range(5_000):
+            client.send(frame)
+        sent += 5_000
+        port.deactivate()  # reads the kernel's counts
+        port.activate()
+    assert port.counters["rx_kernel_dropped"] <= sent
+
+
+def tun(name: bytes, flags: int) -> int:
+    """A tun or tap interface; returns the descriptor of its other end, which stays open with the process."""
+    descriptor = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
+    fcntl.ioctl(descriptor, 0x400454CA, struct.pack("16sH14x", name, flags | 0x1000))
+    return descriptor
+
+
+def test_a_frame_that_the_vnet_header_cannot_express_does_not_wedge_the_port(lab: Lab) -> None:
+    """A virtual machine may ask for UDP fragmentation offload, which packet sockets cannot hand on."""
+    guest = lab.call("box", tun, b"tap0", 0x0002 | 0x4000)
+    lab.ip("box", "link set tap0 addrgenmode none", "link set tap0 up")
+    port = lab.call("box", AfPacketPort, "guest", "tap0")
+    port.activate()
+    plain = udp_frame(1)
+    os.write(guest, VNET.pack(1, 3, 42, 500, 34, 6) + udp_frame(2, payload_bytes=3000))
+    os.write(guest, VNET.pack(0, 0, 0, 0, 0, 0) + plain)
+    os.close(guest)
+    assert take(port, 1) == [plain]
+    assert port.counters["rx_refused"] == 1
+
+
+# -- passive and active -----------------------------------------------------------------------------------------------
+
+
+def test_a_passive_port_receives_nothing_and_activation_begins_with_an_empty_queue(lab: Lab) -> None:
+    """G7: a backup neither sees nor answers packets; G6: it begins with the packets that come after its promotion."""
+    client, port = lab.call("client", raw_socket, "eth0"), lab.call("box", AfPacketPort, "lan", "lan0")
+    for turn in range(3):
+        assert port.state == "passive"
+        client.send(udp_frame(turn))
+        assert take(port, 1, seconds=0.01) == []
+        port.activate()
+        port.activate()
+        assert port.state == "up"
+        client.send(udp_frame(10 + turn))
+        assert take(port, 1) == [udp_frame(10 + turn)]
+        client.send(udp_frame(20 + turn))  # waits in the socket
+        port.deactivate()
+    port.close()
+    port.close()
+    assert port.state == "closed"
+
+
+def test_activation_takes_far_less_than_a_millisecond(lab: Lab) -> None:
+    """G6"""
+    port = lab.call("box", AfPacketPort, "lan", "lan0")
+    durations_us = []
+    for _ in range(20):
+        begin = time.perf_counter()
+        port.activate()
+        durations_us.append((time.perf_counter() - begin) * 1e6)
+        port.deactivate()
+    assert statistics.median(durations_us) < 200
+
+
+# -- the link ---------------------------------------------------------------------------------------------------------
+
+
+def until(condition: Callable[[], bool], seconds: float = 1.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "nothing happened"
+        time.sleep(0.002)
+
+
+@pytest.mark.parametrize("active", [True, False])
+def test_a_port_survives_that_its_link_goes_down_and_comes_back(lab: Lab, active: bool) -> None:
+    client, port = lab.call("client", raw_socket, "eth0"), lab.call("box", AfPacketPort, "lan", "lan0")
+    if active:
+        port.activate()
+    lab.ip("box", "link set lan0 down")
+    assert take(port, 1, seconds=0.02) == []
+    assert port.state == "down"
+    assert send(port, [udp_frame(1)]) == 0
+    assert port.counters["link_lost"] == 1
+    assert port.counters["tx_down"] == 1
+    lab.ip("box", "link set lan0 up")
+    until(lambda: take(port, 1, seconds=0.01) == [] and port.state != "down")
+    port.activate()
+    assert port.state == "up"
+    assert send(port, [udp_frame(2)]) == 1
+    assert received(client, 1) == [udp_frame(2)]
+    client.send(udp_frame(3))
+    assert take(port, 1) == [udp_frame(3)]
+
+
+def test_a_link_that_was_down_only_between_two_bursts_costs_nothing(lab: Lab) -> None:
+    client, port = lab.call("client", raw_socket, "eth0"), lab.call("box", AfPacketPort, "lan", "lan0")
+    port.activate()
+    lab.ip("box", "link set lan0 down", "link set lan0 up")
+    assert send(port, [udp_frame(1)]) == 1
+    client.send(udp_frame(2))
+    assert take(port, 1) == [udp_frame(2)]
+    assert port.counters["tx_down"] == 0
+
+
+@pytest.mark.parametrize("active", [True, False])
+def test_a_port_attaches_to_the_interface_that_replaces_its_own(lab: Lab, active: bool) -> None:
+    def replaced() -> None:  # in the namespace throughout, as a core is
+        port = AfPacketPort("lan", "lan0")
+        if active:
+            port.activate()
+        descriptor, before = port.fileno(), port.ifindex
+        lab.ip("box", "link del lan0")
+        if active:
+            assert take(port, 1, seconds=0.02) == []
+            assert port.state == "down"
+        lab.ip("client", f"link add eth0 type veth peer name lan0 netns {lab.names['box']}", "link set eth0 up")
+        lab.ip("box", "link set lan0 up")
+        client = lab.call("client", raw_socket, "eth0")
+        port.activate()
+        until(lambda: take(port, 1, seconds=0.005) == [] and port.state == "up")
+        assert (port.fileno(), port.ifindex != before) == (descriptor, True)
+        client.send(udp_frame(1))
+        assert udp_frame(1) in take(port, 8, seconds=0.05)
+        assert send(port, [udp_frame(2)]) == 1
+
+    lab.call("box", replaced)
+
+
+# -- cores ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_ports_of_several_cores_share_the_flows(lab: Lab) -> None:
+    """G1: all packets of a connection, of both directions, come to one core; none comes twice."""
+    client = lab.call("client", raw_socket, "eth0")
+    ports = [lab.call("box", AfPacketPort, "lan", "lan0", cores=2, core=core) for core in range(2)]
+    for port in ports:
+        port.activate()
+    frames = [udp_frame(i, source_port=1000 + i % 40) for i in range(200)]
+    for frame in frames:
+        client.send(frame)
+        client.send(reversed_frame(frame))
+    taken = [take(port, 400, seconds=0.1) for port in ports]
+    assert sorted(taken[0] + taken[1]) == sorted([*frames, *map(reversed_frame, frames)])
+    homes = [{frozenset((frame[34:36], frame[36:38])) for frame in some} for some in taken]
+    assert homes[0] and homes[1] and not homes[0] & homes[1]
+
+
+def reversed_frame(frame: bytes) -> bytes:
+    return frame[:26] + frame[30:34] + frame[26:30] + frame[36:38] + frame[34:36] + frame[38:]
+
+
+# -- connections through two ports ------------------------------------------------------------------------------------
+
+
+def test_a_download_passes_through_two_ports(lab: Lab, tmp_path: Path) -> None:
+    if shutil.which("curl") is None:
+        pytest.skip("needs curl")
+    content = Random(1).randbytes(20_000_000)
+    (tmp_path / "file").write_bytes(content)
+    with bridge(lab):
+        lab.popen("server", [sys.executable, "-m", "http.server", "-d", str(tmp_path), "80"], stdout=-3, stderr=-3)
+        until(lambda: lab.call("client", answers, "10.0.0.2", 80), seconds=3.0)
+        copy = tmp_path / "copy"
+        lab.run("client", ["curl", "-sf", "-o", str(copy), "http://10.0.0.2/file"])
+    assert hashlib.sha256(copy.read_bytes()).digest() == hashlib.sha256(content).digest()
+
+
+def answers(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), timeout=0.5).close()
+    except OSError:
+        return False
+    return True
+
+
+def test_tcp_passes_in_frames_of_64_kib_without_a_retransmission_storm(lab: Lab) -> None:
+    """iperf3 through veths as the kernel makes them, with all offloads."""
+    if shutil.which("iperf3") is None:
+        pytest.skip("needs iperf3")
+    lan, wan = (lab.call("box", AfPacketPort, name, name) for name in ("lan0", "wan0"))
+    lan.activate()
+    wan.activate()
+    frames: list[int] = []
+    thread = threading.Thread(target=lambda: frames.append(forward(lan, wan, seconds=1.2)))
+    lab.popen("server", ["iperf3", "-s", "-1"], stdout=-3)
+    time.sleep(0.1)
+    thread.start()
+    result = json.loads(lab.run("client", ["iperf3", "-c", "10.0.0.2", "-n", "200M", "--json"]).stdout)
+    thread.join()
+    assert result["end"]["sum_received"]["bytes"] >= 190e6
+    assert 200e6 / frames[0] > 5 * 1500, "frames were cut before the port"
+    assert not any(value for port in (lan, wan) for value in port.counters.values())
+
+
+def test_ping_passes_through_two_ports_in_microseconds(lab: Lab) -> None:
+    with bridge(lab):
+        round_trips_us = lab.call("client", ping, "10.0.0.2", 200)
+    assert statistics.median(round_trips_us) < 1000
+
+
+def ping(host: str, count: int) -> list[float]:
+    """Round trips in microseconds; raises TimeoutError if one is lost."""
+    with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as icmp:
+        icmp.settimeout(1.0)
+        round_trips = []
+        for number in range(count):
+            echo = dpkt.icmp.ICMP(type=8, data=dpkt.icmp.ICMP.Echo(id=77, seq=number, data=bytes(32)))
+            begin = time.perf_counter()
+            icmp.sendto(bytes(echo), (host, 0))
+            while (answer := icmp.recv(1500))[20:21] != b"\0" or answer[24:28] != struct.pack("!HH", 77, number):
+                pass
+            round_trips.append((time.perf_counter() - begin) * 1e6)
+    return round_trips
