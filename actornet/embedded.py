@@ -46,7 +46,7 @@ class LocalLink:
     def ask(self, actor: FlowActor, ask: Ask, message: str, args: tuple[Any, ...]) -> int:
         reply = self.journal.ask(
             0,
-            actor.flow,
+            actor.flow if self._saves else None,  # without a log nobody runs again: replies need not be recorded
             actor.port_index,
             actor.incarnation,
             actor.asks,
@@ -72,6 +72,8 @@ class LocalLink:
         return self.journal.lsn
 
     def close(self, actor: FlowActor, reason: str) -> int:
+        if not self._saves:
+            return 0
         self.journal.execute(CloseBody(actor.flow, actor.port_index, actor.incarnation, reason), 0, self._now_ns())
         return self.journal.lsn
 

@@ -253,7 +253,7 @@ def test_errors_say_what_to_do(system, control):
         NodeSystem(control, KEY)
     with pytest.raises(NodeError, match="is not an address of this host"):
         NodeSystem(f"192.0.2.1:{free_port()}", KEY)
-    with pytest.raises(NodeError, match="no node runs at .* start one with `actornet launch`"):
+    with pytest.raises(NodeError, match=r"no node runs at .* start one with `actornet launch`"):
         NodeSystem(f"127.0.0.1:{free_port()}", KEY, join=True)
     with socket.create_server(("127.0.0.1", 0)) as other:
         client = multiprocessing.get_context("fork").Process(target=_greet_like_another_program, args=(other,))
@@ -262,7 +262,7 @@ def test_errors_say_what_to_do(system, control):
             NodeSystem(f"127.0.0.1:{other.getsockname()[1]}", KEY, join=True)
         client.join()
     for wrong in ("7401", "0.0.0.0:7401", "localhost:7401", "127.0.0.1:0", "127.0.0.1:x"):
-        with pytest.raises(UsageError, match="write, say, 127.0.0.1:7401"):
+        with pytest.raises(UsageError, match=r"write, say, 127\.0\.0\.1:7401"):
             NodeSystem(wrong, KEY)
 
 

@@ -1,4 +1,4 @@
-"""A node of trivial workers for the tests of supervision: each counts beats in shared memory, and does what it is told."""
+"""A node of trivial workers for the tests of supervision: each beats in shared memory and does what it is told."""
 
 import ctypes
 import mmap

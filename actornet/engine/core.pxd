@@ -2,29 +2,15 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from actornet.engine.packet cimport Packet
 from actornet.engine.port cimport Port
+from actornet.engine.ring cimport Ring
 from actornet.engine.types cimport an_entry, an_key, an_packet, an_rewrite
 from actornet.engine.verdict cimport Rewrite, Verdict
 from actornet.engine.wire cimport an_table
 
-cdef extern from *:
-    """
-    #include "types.h"
-    /* A packet that outlives its burst: in a mailbox, with a suspended handler, or waiting for the watermark. */
-    struct an_parked {
-        struct an_packet p; /* first: a parked packet is a packet */
-        struct an_parked *next;
-        void *flow;         /* owned reference, or NULL */
-        uint64_t need;      /* committed sequence number that lets it go */
-        int32_t out;        /* port to leave by; -1: a marker without a frame */
-        uint8_t frame[];
-    };
-    struct an_adjacency {
-        uint8_t destination[6], source[6]; /* as they stand in the Ethernet header */
-        uint8_t resolved, attempts;
-        uint32_t waiting_count;
-        struct an_parked *waiting, *waiting_tail; /* packets that wait for the addresses */
-    };
-    """
+cdef extern from "offload.h" nogil:
+    enum:
+        AN_GENERAL
+
     struct an_parked:
         an_packet p
         an_parked *next
@@ -40,6 +26,10 @@ cdef extern from *:
         uint32_t waiting_count
         an_parked *waiting
         an_parked *waiting_tail
+
+    uint64_t an_now_ns()
+    int an_offload(an_table *table, an_packet *p, uint64_t now_ns, const an_adjacency *adjacencies)
+    void an_prefetch_actor(const an_table *table, uint32_t index)
 
 
 cdef class Ask:
@@ -117,6 +107,9 @@ cdef class Core:
     cdef public object on_error
     cdef public list siblings
     cdef public bint virtual_time
+    cdef public Ring replies     # what the owner system sends; None in embedded mode
+    cdef bint submitted          # since the last flush
+    cdef bint volatile_state
     cdef readonly uint64_t suspended
     cdef object loop
     cdef object task
@@ -130,6 +123,7 @@ cdef class Core:
     cdef int miss(self, an_packet *p) except -1
     cdef int untracked(self, an_packet *p) except -1
     cdef FlowBase create(self, const an_key *key, uint32_t hash)
+    cdef int handle_packet(self, FlowBase flow, an_packet *p) except -1
     cdef int handle(self, FlowBase flow, an_packet *p, int phase) except -1
     cdef int step(self, FlowBase flow, object coroutine, an_packet *p, int phase) except -1
     cdef int suspend(self, FlowBase flow, object coroutine, object waiting_on, an_packet *p, int phase) except -1
@@ -166,6 +160,8 @@ cdef class Core:
     cdef int _send(self, int out, bytes frame) except -1
     cdef bint for_host(self, an_packet *p)
     cdef int _turn(self) except -1
+    cdef int _turns(self) except -1
+    cdef int _hear(self) except -1
     cdef int _exhale(self) except -1
     cdef int _burst(self, int n) except -1
     cdef int _receive(self, FlowBase flow, an_packet *p) except -1

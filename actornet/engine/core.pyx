@@ -10,7 +10,6 @@ never waits, output does.
 
 import asyncio
 import os
-import time
 from asyncio import tasks as asyncio_tasks
 
 from cpython.object cimport PyObject, PyObject_GenericSetAttr
@@ -48,6 +47,7 @@ cdef extern from "Python.h":
     Py_ssize_t Py_REFCNT(PyObject *o)
 
 DEF BURST = 32
+DEF TURNS_MAX = 16
 DEF TX_BATCH = 64
 DEF TCP_SYN_FIN_RST = 0x07
 DEF NANOSECONDS = 1_000_000_000
@@ -332,6 +332,7 @@ cdef class FlowBase:
         core.counters[C_ASKS] += 1
         if core.link is None:
             raise UsageError(f"owner {reference.name!r} is not running: this core has no owner system")
+        core.submitted = True
         self.depends = max(self.depends, core.link.ask(self, ask, message, args))
         return ask
 
@@ -396,7 +397,7 @@ cdef class Core:
                 self.routed |= <uint64_t>1 << i
                 memcpy(self.macs[i], <char *>port.mac, 6)
         self.seed = int.from_bytes(os.urandom(8), "little")
-        self.now_ns = 0 if virtual_time else time.time_ns()
+        self.now_ns = 0 if virtual_time else an_now_ns()
         status = an_table_init(&self.table, flows_max, self.seed, self.now_ns)
         if status != 0:
             raise MemoryError(f"flow table of {flows_max} entries: {os.strerror(-status)}")
@@ -404,6 +405,7 @@ cdef class Core:
         if self.adjacencies == NULL:
             raise MemoryError("adjacency table")
         self.adjacency_count = 1
+        self.adjacencies[0].resolved = 1  # no adjacency: the Ethernet header stays as it is
         self.adjacency_index = {}
         self.adjacency_keys = [None]
         self.unresolved = set()
@@ -413,6 +415,7 @@ cdef class Core:
         self.on_open, self.open_async = nf.on_open, nf.suspends("on_open")
         self.on_packet, self.packet_async = nf.on_packet, nf.suspends("on_packet")
         self.on_close, self.close_async = nf.on_close, nf.suspends("on_close")
+        self.volatile_state = nf.volatile
         self.untracked_forward = nf.untracked.name == "FORWARD"
         self.idle_ns_default = <uint64_t>(nf.idle_default_s * 1e9)
         if self.loop is not None:
@@ -438,75 +441,107 @@ cdef class Core:
     # -- the loop ---------------------------------------------------------------------------------------------------
 
     def breathe(self) -> int:
-        """One turn: inhale a burst per port, treat it, commit, exhale. Returns the number of packets taken."""
-        cdef int taken
+        """Inhale a burst per port, treat it, commit, exhale; again while bursts come full, a bounded number of times.
+
+        Returns the number of packets taken.
+        """
         if self.loop is None:
-            return self._turn()
+            return self._turns()
         asyncio_tasks._enter_task(self.loop, self.task)
         try:
-            return self._turn()
+            return self._turns()
         finally:
             asyncio_tasks._leave_task(self.loop, self.task)
 
+    cdef int _turns(self) except -1:
+        cdef int n, turn, taken = 0
+        for turn in range(TURNS_MAX):
+            n = self._turn()
+            taken += n
+            if n < BURST:
+                break
+        return taken
+
     cdef int _turn(self) except -1:
         cdef int i, n, taken = 0
-        cdef Port port
         if not self.virtual_time:
-            self.now_ns = time.time_ns()
+            self.now_ns = an_now_ns()
         for i in range(self.port_count):
-            port = <Port>self.port_objects[i]
-            n = port.rx(self.burst, BURST)
-            # What the owner system sent before these packets could have been answered comes first: after rx, before them.
-            if self.link is not None:
-                self.link.poll()
+            n = (<Port>self.port_objects[i]).rx(self.burst, BURST)
             if n:
                 taken += n
                 self._burst(n)
-                self._exhale()
         for sibling in self.siblings:
             if sibling is not None:
                 n = (<Handoff>sibling).rx(self.burst, BURST)
                 if n:
                     taken += n
                     self._burst(n)
-                    self._exhale()
+        if taken == 0:
+            self._hear()
         self.expire()
         self._exhale()
         return taken
 
+    cdef int _hear(self) except -1:
+        """Take what the owner system sent."""
+        cdef size_t length = 0
+        if self.replies is not None and self.replies.peek(&length) != NULL:
+            self.link.poll()
+        return 0
+
     cdef int _exhale(self) except -1:
-        if self.link is not None:
+        if self.submitted:
+            self.submitted = False
             self.link.flush()
-        self.release()
+        if self.held_head != NULL:
+            self.release()
         return self.flush()
 
     cdef int _burst(self, int n) except -1:
-        cdef int i
+        cdef int i, out
+        cdef uint32_t index
         cdef an_packet *p
-        cdef uint64_t total = 0
+        cdef uint64_t total = 0, offloaded = 0
+        cdef uint32_t found[BURST]
+        # Whatever these packets answer was sent before they came, so what the owner system told us before that is here.
+        self._hear()
         for i in range(n):
             p = &self.burst[i]
             total += p.length
-            p.entry = AN_NONE
             an_parse(p)
             p.hash = <uint32_t>an_hash(&p.key, self.seed)
             an_table_prefetch(&self.table, p.hash)
         for i in range(n):
-            an_table_probe(&self.table, self.burst[i].hash)
+            found[i] = an_table_probe(&self.table, self.burst[i].hash)
+        if self.has_packet:
+            for i in range(n):
+                an_prefetch_actor(&self.table, found[i])
         self.counters[C_RX_PACKETS] += n
         self.counters[C_RX_BYTES] += total
         if self.virtual_time and self.burst[n - 1].time_ns > self.now_ns:
             self.now_ns = self.burst[n - 1].time_ns
         for i in range(n):
-            self.process(&self.burst[i])
-        return 0
+            p = &self.burst[i]
+            if self.routed >> p.port & 1 and p.length >= 14 and not p.data[0] & 1 and (
+                    memcmp(p.data, self.macs[p.port], 6) != 0):
+                self.drop(p, C_OTHER_HOST)
+                continue
+            out = an_offload(&self.table, p, self.now_ns, self.adjacencies)
+            if out == AN_GENERAL:
+                self.process(p)
+                continue
+            offloaded += 1
+            if self.tx_count[out] == TX_BATCH:
+                self.flush_port(out)
+            self.tx[out][self.tx_count[out]] = p
+            self.tx_count[out] += 1
+        self.counters[C_OFFLOADED] += offloaded
+        return self._exhale()
 
     cdef int process(self, an_packet *p) except -1:
         cdef uint32_t index
         cdef an_entry *e
-        if self.routed & (<uint64_t>1 << p.port) and p.length >= 14:
-            if not p.data[0] & 1 and memcmp(p.data, self.macs[p.port], 6) != 0:
-                return self.drop(p, C_OTHER_HOST)
         if p.reason != AN_OK:
             return self.untracked(p)
         index = an_table_find(&self.table, &p.key, p.hash)
@@ -528,7 +563,9 @@ cdef class Core:
         cdef Suspension s = flow.suspension
         cdef an_parked *item
         if s is None:
-            return self.handle(flow, p, PHASE_PACKET)
+            if self.packet_async or not self.has_packet:
+                return self.handle(flow, p, PHASE_PACKET)
+            return self.handle_packet(flow, p)
         if s.length >= <uint32_t>MAILBOX_PACKETS_MAX:
             return self.drop(p, C_MAILBOX_FULL)
         item = self.park(p)
@@ -641,6 +678,26 @@ cdef class Core:
 
     # -- handlers ---------------------------------------------------------------------------------------------------
 
+    cdef int handle_packet(self, FlowBase flow, an_packet *p) except -1:
+        """`on_packet` as a plain `def`: one call into Python, and no more than the verdict asks for behind it."""
+        cdef PyObject *args[2]
+        cdef PyObject *result
+        cdef Packet view = self.view
+        self.counters[C_HANDLED] += 1
+        view.p = p
+        args[0] = <PyObject *>flow
+        args[1] = <PyObject *>view
+        result = PyObject_Vectorcall(<PyObject *>self.on_packet, args, 2, NULL)
+        if result == NULL:
+            return self.failed(flow, p, PHASE_PACKET)
+        view.p = NULL
+        verdict = <object>result
+        Py_DECREF(verdict)
+        if Py_REFCNT(<PyObject *>view) > 2 or flow.marks & (MARK_DIRTY | MARK_CLOSING) or self.volatile_state or (
+                flow.depends > self.committed[0]):
+            return self.completed(flow, p, PHASE_PACKET, verdict)
+        return self.apply(flow, p, verdict)
+
     cdef int handle(self, FlowBase flow, an_packet *p, int phase) except -1:
         """Run the handler of `phase`. `p` is owned by the callee from here on."""
         cdef PyObject *args[2]
@@ -746,7 +803,7 @@ cdef class Core:
         if self.loop is None or asyncio_tasks.current_task(self.loop) is not None:
             return self.resume(flow)
         if not self.virtual_time:
-            self.now_ns = time.time_ns()
+            self.now_ns = an_now_ns()
         asyncio_tasks._enter_task(self.loop, self.task)
         try:
             self.resume(flow)
@@ -886,7 +943,8 @@ cdef class Core:
         cdef bint saved = False
         if self.link is None:
             return 0
-        if flow.marks & MARK_DIRTY or self.nf.volatile:
+        if flow.marks & MARK_DIRTY or self.volatile_state:
+            self.submitted = True
             flow.depends = max(flow.depends, self.link.save(flow))
             flow.marks = (flow.marks & ~MARK_DIRTY) | MARK_SAVED
             saved = True
@@ -910,6 +968,7 @@ cdef class Core:
         if flow.marks & MARK_CLOSED:
             return 0
         if self.link is not None and (flow.marks & MARK_SAVED or flow.asks):
+            self.submitted = True
             self.link.close(flow, flow.reason or "closed")
         self._remove(flow)
         if flow.reason != "refused":

@@ -95,7 +95,7 @@ class WorkerStalled(msgspec.Struct, frozen=True):
 
 
 class NodeClient:
-    """Asks the node that runs at `control` ("host:port"). NodeError, in one line, if none does or it has another key."""
+    """Asks the node that runs at `control` ("host:port"); NodeError if none does, or if it has another key."""
 
     def __init__(self, control: str, key: bytes) -> None:
         self.control = control
@@ -110,7 +110,9 @@ class NodeClient:
     def __enter__(self) -> NodeClient:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -137,11 +139,13 @@ class NodeClient:
             raise NodeError(f"the node at {self.control} refuses to {command}: {reply.error}")
         return reply.value
 
-    def _ask(self, address: Any, message: Any, kind: type, tag: str | None = None, timeout_s: float = CONTROL_CALL_S) -> Any:
+    def _ask(
+        self, address: Any, message: Any, kind: type, tag: str | None = None, timeout_s: float = CONTROL_CALL_S
+    ) -> Any:
         """`ask` of Thespian takes whatever message comes next, also a late answer to an earlier request."""
         deadline = time.monotonic() + timeout_s
         answer = self._system.ask(address, message, timeout_s)
-        while not (isinstance(answer, kind) and (tag is None or answer.tag == tag)):
+        while not (isinstance(answer, kind) and (tag is None or getattr(answer, "tag", None) == tag)):
             remaining_s = deadline - time.monotonic()
             if remaining_s <= 0:
                 raise NodeError(f"the node at {self.control} did not answer within {timeout_s:g} s: see its log")

@@ -48,9 +48,7 @@ def launch(control: str, key: bytes, start: Start, on_ready: Callable[[NodeReady
         raise error
 
 
-def _follow(
-    system: NodeSystem, start: Start, signals: list[int], on_ready: Callable[[NodeReady], None]
-) -> NodeEnded:
+def _follow(system: NodeSystem, start: Start, signals: list[int], on_ready: Callable[[NodeReady], None]) -> NodeEnded:
     node = system.createActor(NodeActor, globalName=NODE)
     system.tell(node, start)
     supervisor: int | None = None

@@ -22,8 +22,8 @@ Kind = Literal["core", "owner", "monitor"]
 class WorkerPlan(msgspec.Struct, frozen=True):
     """One worker: a process whose data plane is `run`, "module:function", called as function(spec, stop_event, report).
 
-    `spec` is whatever it needs, pickled on the way (descriptors go as numbers). A core is restarted when it ends, with the
-    same spec; the owner system is not: the node stops, and its peer takes over.
+    `spec` is whatever it needs, pickled on the way (descriptors go as numbers). A core is restarted when it ends, with
+    the same spec; the owner system is not: the node stops, and its peer takes over.
     """
 
     name: str
@@ -36,8 +36,8 @@ class WorkerPlan(msgspec.Struct, frozen=True):
 class NodePlan(msgspec.Struct):
     """Workers, and how to see that they live: `beats`, "module:function", called as function(beats_spec).
 
-    It returns [(worker's name, pid, beat)]; a beat that has moved once and then rests for `stall_s` costs its worker the
-    life. `keep` holds what must exist as long as the node does.
+    It returns [(worker's name, pid, beat)]; a beat other than 0 that rests for `stall_s` costs its worker the life.
+    `keep` holds what must exist as long as the node does.
     """
 
     workers: list[WorkerPlan]

@@ -7,10 +7,10 @@ therefore proves, before anything is unpickled, that both ends hold the deployme
     connector -> acceptor    greeting: magic, 16 random bytes C        (before its first frame)
     either way               frame: length (4 bytes), MAC (32 bytes), payload
 
-The connection's key is HMAC-SHA256(deployment key; label, A, C, address and port that the acceptor listens on). A frame's
-MAC is HMAC-SHA256(connection's key; direction, number of the frame in that direction, payload). So a frame is good once,
-at its place in one connection, at the process that it was meant for: it can be neither altered, replayed, reordered,
-dropped from the middle, reflected, nor passed on to another process, and no clock is involved.
+The connection's key is HMAC-SHA256(deployment key; both greetings, address and port that the acceptor listens on). A
+frame's MAC is HMAC-SHA256(connection's key; direction, number of the frame in that direction, payload). So a frame is
+good once, at its place in one connection, at the process that it was meant for: it can be neither altered, replayed,
+reordered, dropped from the middle, reflected, nor passed on to another process, and no clock is involved.
 
 What is left: frames are not encrypted, so who can read the interface's traffic (root, on loopback) reads them; who sits
 on the path can cut or delay a connection. Everyone with the key is trusted with everything.
@@ -85,7 +85,7 @@ class Session:
 
 
 class Intake:
-    """Gathers the other end's greeting, if still due, and its next frame; has the interface of Thespian's ReceiveBuffer.
+    """Gathers the other end's greeting, if still due, and its next frame; stands in for Thespian's ReceiveBuffer.
 
     It never asks for a byte beyond the frame, and unpickles a frame only after its seal was found good.
     """

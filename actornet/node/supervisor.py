@@ -7,10 +7,11 @@
 Every box is an OS process and dies with the one to its left. A worker's data plane runs in one thread beside Thespian's
 main thread, which only serves control messages. What happens when a worker ends that was not told to:
 
-    core      restarted at once, then with growing delays; more than WORKER_RESTARTS_MAX in WORKER_RESTARTS_S: node stops
+    core      restarted, at once and then with growing delays; after WORKER_RESTARTS_MAX in WORKER_RESTARTS_S the node
+              stops with an error
     monitor   the same
     owners    cores are killed and the node stops (fail-stop): only the peer can take over
-    anyone who fails with an operating error before it was ever ready: the node stops with that error
+    any that fails with an operating error before it was ever ready: the node stops with that error
 
 The monitor compares beats; NodeActor does the killing, because only a parent can be sure whose pid it is.
 """
@@ -34,7 +35,7 @@ import msgspec
 import structlog
 from thespian.actors import Actor, ActorExitRequest, ChildActorExited, ThespianWatch, WakeupMessage, WatchMessage
 
-from actornet.errors import ActornetError
+from actornet.errors import ActornetError, UsageError
 from actornet.limits import BEAT_CHECK_S, CONTROL_CALL_S, WORKER_RESTARTS_MAX, WORKER_RESTARTS_S, WORKER_STOP_S
 from actornet.node import events
 from actornet.node.control import (
@@ -156,17 +157,21 @@ class WorkerActor(SteadyActor):
 
     def _start(self, message: StartWorker) -> None:
         self.plan = plan = message.plan
+        self.last_words = message.last_words
         events.configure(node=message.node, role=message.role, worker=plan.name)
         Path("/proc/self/comm").write_text(plan.name)  # what `top` shows
         faulthandler.enable(file=2)  # a crash in compiled code shows where Python was, then takes its default course
         if plan.cpu is not None:
-            os.sched_setaffinity(0, {plan.cpu})
-        self.last_words = message.last_words
+            _pin(plan.name, plan.cpu)
         self.signal = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.watch = ThespianWatch([self.signal])
         self.report = Report(self._myRef.transport.key, lambda: os.eventfd_write(self.signal, 1))
         self.thread = threading.Thread(target=self._run, name=plan.name, daemon=True)
         self.thread.start()
+
+    def failed(self, error: Exception) -> None:
+        if self.plan is not None and self.thread is None:
+            self._die(error)
 
     def _run(self) -> None:
         assert self.plan is not None
@@ -396,18 +401,19 @@ class NodeActor(SteadyActor):
             return  # comes again by SIGCHLD
         told = worker.state == "stopping"
         worker.state = "ended"
+        self._answer_without(worker.plan.name)
         words = self._read_last_words(worker)
-        ended = _describe_exit(worker.process.exitcode) + (f": {words.text}" if words else "")
+        how = _describe_exit(worker.process.exitcode) + (f": {words.text}" if words else "")
+        if not told:
+            log.error("worker ended", name=worker.plan.name, pid=worker.process.pid, how=how, restarts=worker.restarts)
         if self.state in ("stopping", "ended"):
-            if not told:
-                log.error("worker ended while the node stops", name=worker.plan.name, how=ended)
-            return self._stop_next()
-        log.error("worker ended", name=worker.plan.name, pid=worker.process.pid, how=ended, restarts=worker.restarts)
-        if words and words.operating and not worker.was_ready:
-            return self._stop(words.text, exit_code=words.exit_code)
-        if worker.plan.kind == "owner":
-            return self._stop(f"the owner system {worker.plan.name} ended ({ended})", kill_cores=True)
-        return self._restart_later(worker, ended)
+            self._stop_next()
+        elif words and words.operating and not worker.was_ready:
+            self._stop(words.text, exit_code=words.exit_code)
+        elif worker.plan.kind == "owner":
+            self._stop(f"the owner system {worker.plan.name} ended ({how})", kill_cores=True)
+        else:
+            self._restart_later(worker, how)
 
     def _read_last_words(self, worker: Worker) -> LastWords | None:
         try:
@@ -416,15 +422,14 @@ class NodeActor(SteadyActor):
             return None
         return msgspec.msgpack.decode(data, type=LastWords) if data else None
 
-    def _restart_later(self, worker: Worker, ended: str) -> None:
+    def _restart_later(self, worker: Worker, how: str) -> None:
         now = time.monotonic()
         while worker.restarted_at and now - worker.restarted_at[0] > WORKER_RESTARTS_S:
             worker.restarted_at.popleft()
         recent = len(worker.restarted_at)
         if recent >= WORKER_RESTARTS_MAX:
-            self._stop(
-                f"{worker.plan.name} ended {recent + 1} times within {WORKER_RESTARTS_S:g} s, last so: {ended}; see the log"
-            )
+            times = f"{recent + 1} times within {WORKER_RESTARTS_S:g} s"
+            self._stop(f"{worker.plan.name} ended {times}, at last so: {how}; see the log")
             return
         worker.restarted_at.append(now)
         worker.restarts += 1
@@ -482,11 +487,20 @@ class NodeActor(SteadyActor):
         if not pending.waiting:
             self._finish_call(self.pending.pop(reply.tag))
 
+    def _answer_without(self, name: str) -> None:
+        """Calls that only wait for a worker that has ended need not wait longer."""
+        for pending in list(self.pending.values()):
+            pending.waiting.discard(name)
+            if not pending.waiting:
+                self._finish_call(self.pending.pop(pending.call.tag))
+
     def _finish_call(self, pending: Pending) -> None:
         if pending.call.command == "status":
             reply = Reply(pending.call.tag, self._status(pending.values))
-        else:
+        elif pending.waiting:
             reply = Reply(pending.call.tag, error=f"its owner system did not answer within {CONTROL_CALL_S:g} s")
+        else:
+            reply = Reply(pending.call.tag, error="its owner system has ended")
         self.send(pending.client, reply)
 
     def _status(self, values: dict[str, Any]) -> dict[str, Any]:
@@ -558,6 +572,14 @@ class NodeActor(SteadyActor):
             self.send(client, Reply(call.tag, error=self.error))
         self.send(self.launcher, NodeEnded(self.error, self.exit_code))
         self.send(self.myAddress, ActorExitRequest())
+
+
+def _pin(name: str, cpu: int) -> None:
+    available = sorted(os.sched_getaffinity(0))
+    try:
+        os.sched_setaffinity(0, {cpu})
+    except OSError:
+        raise UsageError(f"{name} cannot be pinned to CPU {cpu}: choose from {available} in `cpus`") from None
 
 
 def _describe_exit(code: int) -> str:

@@ -4,16 +4,16 @@ What it changes, each for a reason seen with the original:
 
 - The admin and every actor listen on the control address's host only (the original: on every interface).
 - Every message is sealed, see `seal.py`; unauthenticated input is counted, logged (once a second at most) and dropped.
-- Every process dies with the one that started it (PR_SET_PDEATHSIG): SIGKILL of the launcher, the admin or an actor ends
-  everything below it within milliseconds. The kernel ties this to the parent's *thread*, so a system must be opened in
-  a thread that lives as long as the system, usually the main thread.
+- Every process dies with the one that started it (PR_SET_PDEATHSIG): SIGKILL of the launcher, the admin or an actor
+  ends everything below it within milliseconds. The kernel ties this to the parent's *thread*, so a system must be
+  opened in a thread that lives as long as the system, usually the main thread.
 - A crash in compiled code ends the process: Thespian's Python handlers for SIGSEGV and its like, which the interpreter
   never gets to run, are replaced by the default action.
 - A child that dies before it has reported to its parent is noticed too.
 
 Thespian looks a system base's name up among its own modules and would carry a key among its capabilities, which every
-status shows. So the base is given as an instance, and the key travels to the forked processes in memory, as an attribute
-of their transport's class.
+status shows. So the base is given as an instance, and the key travels to the forked processes in memory, as an
+attribute of their transport's class.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 class NodeSystem(ActorSystem):  # type: ignore[misc]
     """An actor system at `control` ("host:port", IPv4), for all who hold `key`.
 
-    Starts the system, or with `join=True` talks to the one that runs there. NodeError says in one line why it cannot: the
-    address is taken or not of this host, nothing runs there, or what runs there has another key.
+    Starts the system, or with `join=True` talks to the one that runs there. NodeError says in one line why it cannot:
+    the address is taken or not of this host, nothing runs there, or what runs there has another key.
     `die_with_launcher=False` lets the system outlive the process that starts it.
     """
 
@@ -103,9 +103,7 @@ class NodeSystem(ActorSystem):  # type: ignore[misc]
 class NodeSystemBase(multiprocTCPBase.ActorSystemBase):  # type: ignore[misc]
     """The launching or joining process's side of the system."""
 
-    def __init__(
-        self, system: Any, logDefs: Any = None, *, key: bytes, host: str, joining: bool = False
-    ) -> None:
+    def __init__(self, system: Any, logDefs: Any = None, *, key: bytes, host: str, joining: bool = False) -> None:
         self.admin: multiprocessing.process.BaseProcess | None = None
         self.transportType = type("NodeTransport", (Transport,), {"key": key, "host": host, "joining": joining})
         super().__init__(system, logDefs)
@@ -246,18 +244,18 @@ class Transport(TCPTransport):  # type: ignore[misc]
     # Sending
 
     def serializer(self, intent: Any) -> bytes:
-        if intent.targetAddr == self.myAddress:  # goes straight to the own queue, unpickled, whatever addresses it holds
+        if intent.targetAddr == self.myAddress:  # goes straight to the own queue, as it is
             return b"own"
         intent.payload = pickle.dumps((self.myAddress, intent.message))
         if len(intent.payload) > MESSAGE_BYTES_MAX:
             raise ValueError(f"a control message of {len(intent.payload)} bytes, at most {MESSAGE_BYTES_MAX}")
         return bytes(intent.payload)
 
-    def _next_XMIT_1(self, intent: Any) -> Any:  # noqa: N802
+    def _next_XMIT_1(self, intent: Any) -> Any:
         intent.serMsg = b""  # sealed for the connection that this attempt gets
         return super()._next_XMIT_1(intent)
 
-    def _next_XMIT_2(self, intent: Any) -> Any:  # noqa: N802
+    def _next_XMIT_2(self, intent: Any) -> Any:
         if hasattr(intent, "socket") and not intent.serMsg:
             session = self._sessions.get(intent.socket)
             if session is None:
@@ -280,12 +278,12 @@ class Transport(TCPTransport):  # type: ignore[misc]
         intent.stage = self._XMITStepWaitForAck
         return True
 
-    def _next_XMIT_3(self, intent: Any) -> Any:  # noqa: N802
+    def _next_XMIT_3(self, intent: Any) -> Any:
         intent.ackbuf = Intake(self._sessions[intent.socket])
         intent.stage = self._XMITStepWaitForAck
         return True
 
-    def _check_XMIT_4_done(self, intent: Any, rcv: bytes) -> Any:  # noqa: N802
+    def _check_XMIT_4_done(self, intent: Any, rcv: bytes) -> Any:
         intake: Intake = intent.ackbuf
         greeted = intake.session.met
         intake.addMore(rcv)
@@ -380,10 +378,12 @@ class Transport(TCPTransport):  # type: ignore[misc]
             return
         self._refused_logged_at = now
         try:
-            peer = "%s:%d" % connection.getpeername()
+            host, port = connection.getpeername()
         except OSError:
-            peer = "gone"
-        _log().warning("unauthenticated control input refused", peer=peer, reason=str(refusal), refused=self.refused)
+            host, port = "gone", 0
+        _log().warning(
+            "unauthenticated control input refused", peer=f"{host}:{port}", reason=str(refusal), refused=self.refused
+        )
 
 
 def process_of(parent: Actor, child: Any) -> multiprocessing.process.BaseProcess:

@@ -1,0 +1,230 @@
+"""`actornet launch`, `status`, `promote` and `stop`: a node on live interfaces, and questions to it.
+
+What a node consists of is imported only when it is needed: Thespian and structlog take longer than a question.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from actornet.errors import NodeError, UsageError
+
+if TYPE_CHECKING:
+    from actornet.node.deployment import Role
+
+FACTORY = "actornet.node.assembly:assemble"
+"""Makes a NodePlan of a Deployment, in the node's supervisor."""
+
+PORT_KEYS = ("address", "gateway", "mac", "driver")
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the subcommands of a node."""
+    launch = subparsers.add_parser(
+        "launch",
+        help="start a node on network interfaces, as primary or backup",
+        description="Start a node in the foreground, from a deployment file; flags replace what the file says.",
+    )
+    add = launch.add_argument
+    add("role", choices=("primary", "backup"), help="what the node starts as")
+    add("file", nargs="?", type=Path, metavar="FILE", help="deployment file (TOML); without it, flags say everything")
+    add("--name", help="name of the deployment")
+    add("--nf", metavar="NF", help="module:Class of the network function")
+    add("--cores", type=int, metavar="N", help="cores, one process each")
+    add("--cpus", metavar="A,B", help="CPUs to pin the cores to")
+    add(
+        "--port",
+        action="append",
+        default=[],
+        metavar="NAME=INTERFACE[,address=A/LEN][,gateway=A][,mac=M]",
+        help="a port",
+    )
+    add("--set", action="append", default=[], metavar="NAME=VALUE", help="set a setting of the function")
+    add("--durability", metavar="MODE", help="what output waits for: solo, received, durable or applied")
+    add("--without-backup", metavar="POLICY", help="while no backup is connected: wait, solo or stop")
+    add("--key-file", metavar="FILE", help="file with the deployment's key")
+    add("--log", metavar="DIR", help="directory of this node's log")
+    add("--link", metavar="ADDRESS:PORT", help="where the primary listens for the backup")
+    add("--control", metavar="ADDRESS:PORT", help="where this node takes questions")
+    for name, purpose in (
+        ("status", "show a node's role, replication and counters"),
+        ("promote", "make a backup the primary"),
+        ("stop", "stop a node cleanly"),
+    ):
+        parser = subparsers.add_parser(name, help=purpose, description=f"{purpose.capitalize()}.")
+        parser.add_argument("file", nargs="?", type=Path, metavar="FILE", help="deployment file of the node")
+        parser.add_argument("--role", choices=("primary", "backup"), help="which of the file's nodes")
+        parser.add_argument(
+            "--control", metavar="ADDRESS:PORT", help="a node anywhere, with --key-file instead of FILE"
+        )
+        parser.add_argument("--key-file", type=Path, metavar="FILE", help="file with the deployment's key")
+        if name == "status":
+            parser.add_argument("--json", action="store_true", help="print a JSON list with one object per node")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the subcommand; returns the exit code."""
+    if args.command == "launch":
+        return _launch(args)
+    return {"status": _status, "promote": _promote, "stop": _stop}[args.command](args)
+
+
+def _launch(args: argparse.Namespace) -> int:
+    from actornet.node import events
+    from actornet.node.control import NodeReady, Start
+    from actornet.node.deployment import load_deployment, read_key
+    from actornet.node.launcher import launch
+
+    deployment = load_deployment(args.file, args.role, _overrides(args))
+    key = read_key(deployment.key_file)
+    events.configure(node=deployment.name, role=deployment.role)
+
+    def tell_ready(_ready: NodeReady) -> None:
+        cores = f"{deployment.cores} core{'s' if deployment.cores > 1 else ''}"
+        print(f"{deployment.name} {deployment.role} ready: {cores}, control {deployment.control}", flush=True)
+
+    launch(deployment.control, key, Start(deployment.name, deployment.role, FACTORY, deployment), tell_ready)
+    return 0
+
+
+def _overrides(args: argparse.Namespace) -> dict[str, Any]:
+    """What the flags say, as keys of the deployment file."""
+    given = {
+        "name": args.name,
+        "nf": args.nf,
+        "cores": args.cores,
+        "cpus": _cpus(args.cpus) if args.cpus else None,
+        "key_file": str(Path(args.key_file).resolve()) if args.key_file else None,
+        "replication.durability": args.durability,
+        "replication.without_backup": args.without_backup,
+        f"{args.role}.log": str(Path(args.log).resolve()) if args.log else None,
+        f"{args.role}.link": args.link,
+        f"{args.role}.control": args.control,
+    }
+    for text in args.set:
+        name, value = _assignment("--set", text)
+        given[f"settings.{name}"] = value
+    for text in args.port:
+        name, value = _assignment("--port", text)
+        interface, *options = value.split(",")
+        given[f"ports.{name}.interface"] = interface
+        for option in options:
+            key, setting = _assignment("--port", option)
+            if key not in PORT_KEYS:
+                raise UsageError(f"--port {text!r}: {key!r} is not one of {', '.join(PORT_KEYS)}")
+            given[f"ports.{name}.{key}"] = setting
+    return {key: value for key, value in given.items() if value is not None}
+
+
+def _assignment(flag: str, text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not name or not equals or "." in name:
+        raise UsageError(f"{flag} {text!r}: write NAME=VALUE")
+    return name, value
+
+
+def _cpus(text: str) -> list[int]:
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError:
+        raise UsageError(f"--cpus {text!r}: write numbers of CPUs, say 1,2") from None
+
+
+def _places(args: argparse.Namespace, default_role: Role | None = None) -> Iterator[tuple[str, bytes]]:
+    """(control address, key) of each node that the arguments name."""
+    from actornet.node.deployment import load_deployment, read_key, roles_of
+
+    if args.control and args.key_file:
+        yield args.control, read_key(args.key_file)
+        return
+    if args.file is None:
+        raise UsageError("name a deployment file, or --control and --key-file")
+    role = args.role or default_role
+    for each in [role] if role else roles_of(args.file):
+        deployment = load_deployment(args.file, each)
+        yield args.control or deployment.control, read_key(args.key_file or deployment.key_file)
+
+
+def _status(args: argparse.Namespace) -> int:
+    from actornet.node.control import NodeClient
+
+    statuses, errors = [], []
+    for control, key in _places(args):
+        try:
+            with NodeClient(control, key) as node:
+                statuses.append(node.status() | {"control": control})
+        except NodeError as error:
+            errors.append(str(error))
+    if not statuses:
+        raise NodeError("; ".join(errors) or f"{args.file} describes no node: add a [primary] table")
+    if args.json:
+        print(json.dumps(statuses, indent=2, default=str))
+    else:
+        print("\n".join([_text(status) for status in statuses] + errors))
+    return 0
+
+
+def _promote(args: argparse.Namespace) -> int:
+    from actornet.node.control import NodeClient
+
+    for control, key in _places(args, "backup"):
+        with NodeClient(control, key) as node:
+            print(f"{control}: {_in_line(node.promote()) or 'promoted'}")
+    return 0
+
+
+def _stop(args: argparse.Namespace) -> int:
+    from actornet.node.control import NodeClient
+
+    nodes, errors = [], []
+    for control, key in _places(args):
+        try:
+            nodes.append(NodeClient(control, key))
+        except NodeError as error:
+            errors.append(str(error))
+    try:
+        if not nodes:
+            raise NodeError("; ".join(errors))
+        if len(nodes) > 1:
+            raise UsageError(f"both nodes of {args.file} run: say which to stop by --role primary or --role backup")
+        nodes[0].stop()
+        print(f"{nodes[0].control}: stopped")
+    finally:
+        for node in nodes:
+            node.close()
+    return 0
+
+
+def _text(status: dict[str, Any]) -> str:
+    """A node's status for people."""
+    head = f"{status['name']} {status['role']}: {status['state']}, up {status['up_s']:.0f} s, pid {status['pid']}"
+    lines = [f"{head}, control {status['control']} ({status['refused']} unauthenticated refused)"]
+    rows = [("worker", "state", "pid", "cpu", "restarts", "")]
+    rows += [
+        (
+            worker["name"],
+            worker["state"],
+            str(worker["pid"] or "-"),
+            "-" if worker["cpu"] is None else str(worker["cpu"]),
+            str(worker["restarts"]),
+            "no answer" if worker["status"] is None else _in_line(worker["status"]),
+        )
+        for worker in status["workers"]
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines += [
+        "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
+    return "\n".join(lines)
+
+
+def _in_line(value: Any) -> str:
+    if isinstance(value, dict):
+        return " ".join(f"{key}={_in_line(each)}" for key, each in value.items())
+    if isinstance(value, list):
+        return ",".join(map(_in_line, value))
+    return "" if value is None else str(value)

@@ -1,0 +1,73 @@
+/* The fast path: a packet whose flow is offloaded is matched, counted, rewritten and addressed here, or left untouched
+ * for the core's general path. */
+#ifndef ACTORNET_OFFLOAD_H
+#define ACTORNET_OFFLOAD_H
+
+#include <time.h>
+
+#include "flow_table.h"
+#include "rewrite.h"
+
+#define AN_GENERAL (-1) /* not for the fast path: untouched, but `entry` is set */
+
+/* A packet that outlives its burst: in a mailbox, with a suspended handler, or waiting for the watermark. */
+struct an_parked {
+    struct an_packet p; /* first: a parked packet is a packet */
+    struct an_parked *next;
+    void *flow;         /* owned reference, or NULL */
+    uint64_t need;      /* committed sequence number that lets it go */
+    int32_t out;        /* port to leave by; -1: a marker without a frame */
+    uint8_t frame[];
+};
+
+/* The next hop's and the port's MAC addresses as they stand in the Ethernet header, and the packets that wait for them. */
+struct an_adjacency {
+    uint8_t destination[6], source[6];
+    uint8_t resolved, attempts;
+    uint32_t waiting_count;
+    struct an_parked *waiting, *waiting_tail;
+};
+
+static inline uint64_t an_now_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+/* Returns the port to leave by, or AN_GENERAL. */
+static inline int an_offload(struct an_table *table, struct an_packet *p, uint64_t now_ns,
+                             const struct an_adjacency *adjacencies)
+{
+    struct an_entry *e;
+    const struct an_adjacency *next_hop;
+    if (an_unlikely(p->reason != AN_OK))
+        return AN_GENERAL;
+    p->entry = an_table_find(table, &p->key, p->hash);
+    if (an_unlikely(p->entry == AN_NONE))
+        return AN_GENERAL;
+    e = &table->entries[p->entry];
+    next_hop = &adjacencies[e->rewrite.adjacency];
+    if (an_unlikely(e->rewrite.action != AN_FORWARD || e->state & (AN_BUSY | AN_HELD) || p->flags & AN_ICMP_ERROR ||
+                    (e->state & AN_PUNT_TCP && p->tcp_flags & 0x07) || !next_hop->resolved ||
+                    an_rewrite_apply(p, &e->rewrite, e->addresses) != 0))
+        return AN_GENERAL;
+    if (e->rewrite.adjacency)
+        memcpy(p->data, next_hop, 12);
+    e->packets++;
+    e->bytes += p->length;
+    e->last_seen_ns = now_ns;
+    return e->rewrite.out_port;
+}
+
+/* What the general path will touch of a flow that is not offloaded: its actor. */
+static inline void an_prefetch_actor(const struct an_table *table, uint32_t index)
+{
+    if (index != AN_NONE && table->entries[index].rewrite.action == AN_SLOW) {
+        const char *actor = table->entries[index].actor;
+        __builtin_prefetch(actor - 16, 1);
+        __builtin_prefetch(actor + 64, 1);
+    }
+}
+
+#endif

@@ -1,0 +1,267 @@
+"""The deployment file: one TOML file for both nodes of a pair, resolved here for the role that a node takes.
+
+Everything is checked when it is read; a UsageError names the file and the key in one line. Paths in the file are
+relative to it.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import ipaddress
+import re
+import stat
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from actornet.errors import UsageError
+from actornet.limits import CORES_MAX, PORTS_MAX
+from actornet.node.thespian_base import split_address
+
+Role = Literal["primary", "backup"]
+ROLES: tuple[Role, Role] = ("primary", "backup")
+KEY_BYTES_MIN = 32
+INTERFACE_CHARACTERS_MAX = 15
+"""IFNAMSIZ without the terminating zero."""
+
+
+class PortTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A `[ports.NAME]` table.
+
+    `address` "A.B.C.D/len" makes the port routed (answers ARP and ping); without it the port is transparent. `gateway`
+    is the next hop of everything outside the address's network. `mac` moves with the primary.
+    """
+
+    interface: str
+    driver: Literal["af_packet"] = "af_packet"
+    address: str | None = None
+    gateway: str | None = None
+    mac: str | None = None
+
+
+class ReplicationTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The `[replication]` table: what the commit watermark waits for, with a backup and without."""
+
+    durability: Literal["solo", "received", "durable", "applied"] = "applied"
+    without_backup: Literal["wait", "solo", "stop"] = "solo"
+
+
+class RoleTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A `[primary]` or `[backup]` table; at `link` the primary listens for the backup, which connects there."""
+
+    log: str
+    link: str | None = None
+    control: str | None = None
+
+
+class DeploymentFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The whole file."""
+
+    nf: str
+    key_file: str
+    ports: dict[str, PortTable]
+    name: str | None = None
+    cores: int = 1
+    cpus: list[int] | None = None
+    settings: dict[str, Any] = {}
+    replication: ReplicationTable = ReplicationTable()
+    primary: RoleTable | None = None
+    backup: RoleTable | None = None
+
+
+CONTROL_DEFAULT: dict[Role, str] = {"primary": "127.0.0.1:7401", "backup": "127.0.0.1:7402"}
+
+
+class Deployment(msgspec.Struct, frozen=True):
+    """A deployment as one node of it needs it: paths absolute, defaults filled in, everything checked.
+
+    `cpus` has one CPU per core, or is None for the supervisor's choice. `link` is None only when nothing is replicated.
+    """
+
+    name: str
+    role: Role
+    nf: str
+    cores: int
+    cpus: list[int] | None
+    key_file: Path
+    settings: dict[str, Any]
+    ports: dict[str, PortTable]
+    durability: Literal["solo", "received", "durable", "applied"]
+    without_backup: Literal["wait", "solo", "stop"]
+    log: Path
+    link: str | None
+    control: str
+
+
+def load_deployment(file: Path | None, role: Role, overrides: Mapping[str, Any] | None = None) -> Deployment:
+    """Read `file`, replace what `overrides` names ("ports.lan.interface": "veth1"), and resolve it for `role`.
+
+    Without a file everything comes from `overrides`. UsageError says what is wrong, in which file, at which key.
+    """
+    where = str(file) if file else "the flags"
+    content = _read(file) if file else {}
+    directory = file.resolve().parent if file else Path.cwd()
+    for key, value in (overrides or {}).items():
+        _put(content, key, value, where)
+    whole = _convert(content, where)
+    table = whole.primary if role == "primary" else whole.backup
+    if table is None:
+        raise UsageError(f"{where}: there is no [{role}] table: add one with its log, link and control")
+    problem = _problem(whole, role, table)
+    if problem:
+        raise UsageError(f"{where}: {problem}")
+    control = table.control or CONTROL_DEFAULT[role]
+    try:
+        split_address(control)
+    except UsageError as error:
+        raise UsageError(f"{where}: `{role}.control`: {error}") from None
+    return Deployment(
+        name=whole.name or (file.stem if file else "node"),
+        role=role,
+        nf=whole.nf,
+        cores=whole.cores,
+        cpus=whole.cpus,
+        key_file=directory / whole.key_file,
+        settings=whole.settings,
+        ports=whole.ports,
+        durability=whole.replication.durability,
+        without_backup=whole.replication.without_backup,
+        log=directory / table.log,
+        link=table.link,
+        control=control,
+    )
+
+
+def roles_of(file: Path) -> list[Role]:
+    """The roles that the file has tables for."""
+    return [role for role in ROLES if role in _read(file)]
+
+
+def read_key(key_file: Path) -> bytes:
+    """The deployment's key: the file without white space around it. UsageError unless it is secret and long enough."""
+    advice = f"make one with `head -c 32 /dev/urandom | base64 > {key_file}; chmod 600 {key_file}`"
+    try:
+        mode = key_file.stat().st_mode
+        key = key_file.read_bytes().strip()
+    except FileNotFoundError:
+        raise UsageError(f"key file {key_file} does not exist: {advice}") from None
+    except OSError as error:
+        raise UsageError(f"key file {key_file} cannot be read: {error.strerror}") from None
+    if mode & (stat.S_IROTH | stat.S_IWOTH):
+        raise UsageError(f"key file {key_file} is open to every user: chmod 600 {key_file}, and change the key")
+    if len(key) < KEY_BYTES_MIN:
+        raise UsageError(f"key file {key_file} has {len(key)} bytes, at least {KEY_BYTES_MIN} are needed: {advice}")
+    return key
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text())
+    except FileNotFoundError:
+        raise UsageError(f"{file} does not exist: name a deployment file") from None
+    except OSError as error:
+        raise UsageError(f"{file} cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{file} is not TOML: {error}") from None
+
+
+def _put(content: dict[str, Any], key: str, value: Any, where: str) -> None:
+    *tables, name = key.split(".")
+    for table in tables:
+        content = content.setdefault(table, {})
+        if not isinstance(content, dict):
+            raise UsageError(f"{where}: `{table}` is not a table, so `{key}` cannot be set in it")
+    content[name] = copy.deepcopy(value)
+
+
+def _convert(content: dict[str, Any], where: str) -> DeploymentFile:
+    _check_keys(content, DeploymentFile, "", where)
+    for table, struct in (("replication", ReplicationTable), ("primary", RoleTable), ("backup", RoleTable)):
+        _check_keys(content.get(table), struct, f"{table}.", where)
+    ports = content.get("ports")
+    if isinstance(ports, dict):
+        for name, port in ports.items():
+            _check_keys(port, PortTable, f"ports.{name}.", where)
+    try:
+        return msgspec.convert(content, DeploymentFile)
+    except msgspec.ValidationError as error:
+        message, _, path = str(error).partition(" - at `$")
+        key = path.strip("`.").replace("[...]", "")
+        raise UsageError(f"{where}: `{key}`: {message}" if key else f"{where}: {message}") from None
+
+
+def _check_keys(table: Any, struct: type[msgspec.Struct], prefix: str, where: str) -> None:
+    if not isinstance(table, dict):
+        return
+    known = struct.__struct_fields__
+    for key in table:
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            advice = f"did you mean `{prefix}{close[0]}`?" if close else f"known are {', '.join(known)}"
+            raise UsageError(f"{where}: unknown key `{prefix}{key}`: {advice}")
+
+
+def _problem(whole: DeploymentFile, role: Role, table: RoleTable) -> str | None:
+    """What is wrong with values that each have the right type, or None."""
+    if whole.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", whole.name):
+        return f"`name` = {whole.name!r}: use letters, digits, dots, dashes and underscores, at most 64"
+    if not re.fullmatch(r"[^:]+:[A-Za-z_]\w*", whole.nf):
+        return f'`nf` = {whole.nf!r}: write "module:Class", say "actors.nat:SourceNAT"'
+    if not 1 <= whole.cores <= CORES_MAX:
+        return f"`cores` = {whole.cores}: choose 1 to {CORES_MAX}"
+    if whole.cpus is not None and len(set(whole.cpus)) != whole.cores:
+        return f"`cpus` = {whole.cpus}: name as many different CPUs as there are `cores` ({whole.cores})"
+    if not 1 <= len(whole.ports) <= PORTS_MAX:
+        return f"`ports` has {len(whole.ports)} tables: describe 1 to {PORTS_MAX}, say [ports.lan] and [ports.wan]"
+    interfaces = [port.interface for port in whole.ports.values()]
+    for name, port in whole.ports.items():
+        if interfaces.count(port.interface) > 1:
+            return f"`ports.{name}.interface` = {port.interface!r}: two ports cannot share an interface"
+        problem = _port_problem(port)
+        if problem:
+            return f"`ports.{name}.{problem}"
+    if whole.primary and whole.backup and Path(whole.primary.log) == Path(whole.backup.log):
+        return f"`backup.log` = {whole.backup.log!r}: it is the primary's too, each needs a directory of its own"
+    if table.link is None and (role == "backup" or whole.replication.durability != "solo"):
+        return f'`{role}.link` is missing: write where the primary listens for it, or choose durability = "solo"'
+    if table.link is not None and not _is_endpoint(table.link):
+        return f'`{role}.link` = {table.link!r}: write an IP address and a port, say "10.9.0.1:7400"'
+    return None
+
+
+def _port_problem(port: PortTable) -> str | None:
+    if not re.fullmatch(r"[^\s/]+", port.interface) or len(port.interface) > INTERFACE_CHARACTERS_MAX:
+        return f"interface` = {port.interface!r}: no such name of an interface can exist"
+    try:
+        address = ipaddress.ip_interface(port.address) if port.address is not None else None
+    except ValueError:
+        return f'address` = {port.address!r}: write an address and its prefix length, say "10.0.0.1/24"'
+    if address is not None and "/" not in str(port.address):
+        return f'address` = {port.address!r}: add the prefix length, say "{port.address}/24"'
+    if port.gateway is not None:
+        if address is None:
+            return "gateway`: only a routed port has one: set its `address` too"
+        try:
+            gateway = ipaddress.ip_address(port.gateway)
+        except ValueError:
+            return f"gateway` = {port.gateway!r}: write an IP address"
+        if gateway not in address.network or gateway == address.ip:
+            return f"gateway` = {port.gateway!r}: it has to be another host of the port's network {address.network}"
+    if port.mac is not None and (
+        not re.fullmatch(r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}", port.mac) or int(port.mac[:2], 16) & 1
+    ):
+        return f'mac` = {port.mac!r}: write a unicast MAC address, say "02:00:5e:00:53:01"'
+    return None
+
+
+def _is_endpoint(text: str) -> bool:
+    host, _, port = text.rpartition(":")
+    try:
+        ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
+        return 0 < int(port) < 65536
+    except ValueError:
+        return False

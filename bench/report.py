@@ -1,0 +1,45 @@
+"""How benchmarks report: a table to read, a JSON file to keep."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from pathlib import Path
+
+Row = dict[str, float]
+
+RESULTS = Path(__file__).with_name("results")
+
+
+def table(rows: list[Row]) -> str:
+    """Rows of figures as Markdown; three significant digits."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [names, ["---:"] * len(names), *([_figure(row.get(name)) for name in names] for row in rows)]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(names))]
+    return "\n".join(
+        "| " + " | ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in cells
+    )
+
+
+def write_json(name: str, rows: list[Row]) -> Path:
+    """Keep the rows in bench/results/NAME.json, with what they were measured on."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    about = {"python": platform.python_version(), "machine": platform.machine(), "kernel": platform.release()}
+    path.write_text(json.dumps({"bench": name, "time": time.time(), **about, "rows": rows}, indent=2) + "\n")
+    return path
+
+
+def resident_bytes() -> int:
+    """Memory of this process that is in RAM."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096
+
+
+def _figure(value: float | None) -> str:
+    if value is None:
+        return ""
+    if value >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.3g}"
