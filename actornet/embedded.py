@@ -18,7 +18,7 @@ from actornet.engine.five_tuple import FiveTuple
 from actornet.engine.port import Port
 from actornet.errors import OwnerError
 from actornet.flow import FlowActor
-from actornet.journal import Journal, owners_of
+from actornet.journal import Journal, owners_of, restore_flow
 from actornet.limits import FLOWS_MAX_DEFAULT
 from actornet.log.record import CloseBody, ControlBody, FlowBody
 from actornet.log.store import Log
@@ -178,9 +178,3 @@ class Embedded:
         if not self._virtual_time:
             return time.time_ns()
         return self.core.now_ns if hasattr(self, "core") else 0
-
-
-def restore_flow(core: Core, nf: type[FlowActor], body: FlowBody) -> None:
-    """Put a flow from the log into a core's table, as it was saved (G6)."""
-    fields, keys, idle_ns = nf.restore_arguments(body.state)
-    core.restore(body.flow, core.ports[body.port].name, body.incarnation, body.asks, fields, keys, idle_ns)

@@ -143,6 +143,11 @@ class FlowActor(FlowBase, metaclass=FlowMeta):
             raise UsageError(f"a flow record does not fit {cls.__name__}: {error}; the log is of other code") from None
         return list(zip(cls.replicated_fields(), values, strict=True)), saved.keys, saved.idle_ns
 
+    @staticmethod
+    def bound_keys(state: bytes) -> list[tuple[FiveTuple, str]]:
+        """The keys besides the first in a flow record's state, each with its port's name."""
+        return [(flow, port) for flow, port, *_ in _decode_state(state).keys[1:]]
+
     def on_open(self, packet: Packet) -> Any:
         """The flow's first packet has come; see the class."""
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from actornet.engine.core import Core
 from actornet.engine.five_tuple import FiveTuple
 from actornet.errors import LogDamagedError
 from actornet.flow import FlowActor
@@ -122,7 +123,7 @@ class Journal:
             self.log.snapshot_save(lsn, data, chain)
 
     def _enqueue(self, record: Record | None) -> None:
-        if record is not None:
+        if record is not None and self.log is not None:
             data, self.chain = encode(record, self.chain)
             self._queue.append((record.lsn, data))
 
@@ -150,6 +151,12 @@ def fingerprint(nf: type[FlowActor]) -> str:
             source = module  # typed into an interpreter: nothing to read
         digest.update(source.encode())
     return digest.hexdigest()[:16]
+
+
+def restore_flow(core: Core, nf: type[FlowActor], body: FlowBody) -> None:
+    """Put a flow from the log into a core's table, as it was saved (G6)."""
+    fields, keys, idle_ns = nf.restore_arguments(body.state)
+    core.restore(body.flow, core.ports[body.port].name, body.incarnation, body.asks, fields, keys, idle_ns)
 
 
 def _recovered(log: Log | None) -> tuple[Replica, int]:

@@ -126,3 +126,21 @@ BEAT_CHECK_S = 0.1
 
 PORT_QUEUE_BYTES = 1 << 23
 """Frames in the kernel that wait for a port's core, and for its interface; beyond it `rx_kernel_dropped` and `tx_full`."""
+
+HANDLER_ERRORS_LOGGED_PER_S = 10
+"""Tracebacks of handlers that a core logs per second; all are counted as `handler_error`."""
+
+REPLY_BACKLOG_MAX = 1 << 20
+"""Messages that wait in the owner system for room in a core's reply ring; beyond it the node stops."""
+
+REQUESTS_PER_TURN = 512
+"""Requests of one core that the owner system executes before it commits."""
+
+LOG_SYNC_S = 1.0
+"""How often the log is brought to the disk, off the hot path."""
+
+NEIGHBORS_MAX = 4096
+"""Neighbours whose MAC addresses a core remembers, and that it asks for; beyond it the oldest goes (`neighbor_evicted`)."""
+
+ICMP_ERRORS_PER_S = 100
+"""ICMP errors that a core sends about packets passing through; beyond it `icmp_error_limited`."""

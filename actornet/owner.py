@@ -174,7 +174,7 @@ class Owner(Generic[State]):
 class OwnerReference(property):
     """What `PortPool.named("wan-ports")` gives: on a flow actor, an object whose methods send messages to the owner.
 
-    A property with a built-in getter: access costs no Python frame (0.1 us with the send, without `_ask`).
+    A property with a built-in getter: access costs no Python frame (0.15 us with the send, without `_ask`).
     """
 
     def __init__(self, owner: type[Owner[Any]], name: str, settings: Mapping[str, Any]) -> None:

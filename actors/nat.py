@@ -95,14 +95,14 @@ class PortPool(Owner[Mappings]):
             address = self.state.addresses[len(self.state.paired) % len(self.state.addresses)]
             self.state.paired[inside.address] = address
         first, last = self.state.first, self.state.last
-        ports = [inside.port] if first <= inside.port <= last else []
-        ports += [self.random.randint(first, last) for _ in range(RANDOM_TRIES)] if inside.port else []
-        for port in ports:
-            if Endpoint(inside.protocol, address, port) not in self.state.by_outside:
-                return Endpoint(inside.protocol, address, port)
-        begin = ports[-1] if ports else first
+        port = inside.port
+        for _ in range(RANDOM_TRIES):
+            outside = Endpoint(inside.protocol, address, port)
+            if first <= port <= last and outside not in self.state.by_outside:
+                return outside
+            port = self.random.randint(first, last)
         for offset in range(last - first + 1):
-            outside = Endpoint(inside.protocol, address, first + (begin - first + offset) % (last - first + 1))
+            outside = Endpoint(inside.protocol, address, first + (port - first + offset) % (last - first + 1))
             if outside not in self.state.by_outside:
                 return outside
         return None

@@ -1,4 +1,4 @@
-"""Capture files: every format that is read is written here byte by byte, so the reader is checked against the drafts."""
+"""Capture files: every format that is read is written here byte by byte, so that the drafts are the measure."""
 
 import errno
 import gzip

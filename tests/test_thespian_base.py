@@ -49,6 +49,20 @@ class Echo(Actor):
                 self.send(sender, ("echo", message))
 
 
+class Twins(Actor):
+    """Creates two children, and kills the second while it handles the death of the first."""
+
+    def receiveMessage(self, message, sender):
+        if message == "create":
+            self.asker = sender
+            self.processes = [process_of(self, self.createActor(Echo)) for _ in range(2)]
+            self.send(sender, self.processes[0].pid)
+        elif isinstance(message, ChildActorExited):
+            self.processes[1].kill()
+            self.processes[1].join(1)
+            self.send(self.asker, "exited")
+
+
 class Stillborn(Actor):
     def __init__(self):
         os._exit(3)
@@ -108,6 +122,7 @@ def test_actors_answer_and_listen_on_the_control_address_only(system, control):
     actor = system.createActor(Echo)
     assert system.ask(actor, "hello", 3) == ("echo", "hello")
     system.ask(actor, "create", 3)
+    system.ask(system.ask(actor, "child", 3), "pid", 3)
     inodes = set()
     for pid in descendants(os.getpid()):
         for entry in Path(f"/proc/{pid}/fd").iterdir():
@@ -289,6 +304,13 @@ def test_a_child_that_dies_before_it_reports_is_noticed(system):
     actor = system.createActor(Echo)
     system.ask(actor, "create a stillborn", 3)
     assert system.listen(3) == ("exited", True, 3)
+
+
+def test_no_death_is_missed_while_another_is_handled(system):
+    twins = system.createActor(Twins)
+    os.kill(system.ask(twins, "create", 3), signal.SIGKILL)
+    assert system.listen(3) == "exited"
+    assert system.listen(3) == "exited"
 
 
 def launch(control: str, die_with_launcher: bool, pids: "multiprocessing.Queue[dict[str, int]]") -> None:

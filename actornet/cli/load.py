@@ -29,7 +29,7 @@ def load_nf(spec: str) -> type[FlowActor]:
     module = _import(_module_of(Path(place)) if is_file else place, place)
     if is_file and not _is_from(module, Path(place)):
         raise UsageError(
-            f"{place}: a module named {module.__name__!r} exists elsewhere ({getattr(module, '__file__', 'built in')}); "
+            f"{place}: {getattr(module, '__file__', 'a built-in module')} is already imported as {module.__name__!r}; "
             "rename the file"
         )
     found = getattr(module, name, None) if name else None

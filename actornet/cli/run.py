@@ -103,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
         feed.suspended = lambda: embedded.core.suspended > 0
         begun = time.perf_counter()
         interrupted = _play(embedded, feed, captures, list(outlets.values()), progress)
-        live = embedded.counters()["live_flows"]
+        at_end = embedded.counters()
         embedded.finish()
         for outlet in outlets.values():
             outlet.close()
@@ -111,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
     for capture in captures:
         _warn(capture)
     if not args.quiet:
-        report = {"nf": args.nf, "interrupted": interrupted} | _report(embedded, feed, live, elapsed_s)
+        report = {"nf": args.nf, "interrupted": interrupted} | _report(embedded.counters(), at_end, feed, elapsed_s)
         report["outputs"] = [{"file": path, "packets": outlet.writer.packets} for path, outlet in outlets.items()]
         report["log"] = {"directory": args.log, "lsn": embedded.journal.lsn} if args.log else None
         stream = sys.stderr if "-" in outlets else sys.stdout
@@ -129,8 +129,7 @@ class Outlet:
     def flush(self) -> None:
         """Write what has left since the last call, in order of arrival: the core empties one port behind the other."""
         self.frames.sort(key=itemgetter(0))
-        for time_ns, frame, original_length in self.frames:
-            self.writer.write(time_ns, frame, original_length)
+        self.writer.write_burst(self.frames)
         self.frames.clear()
 
     def close(self) -> None:
@@ -217,7 +216,7 @@ def _play(
 
 @contextmanager
 def _stop_asked() -> Iterator[list[int]]:
-    """A list that Ctrl-C puts something into, so that no handler of the function is cut off; a second one interrupts."""
+    """A list that Ctrl-C puts something into, so that no handler is cut off in its middle; a second one interrupts."""
     asked: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -232,9 +231,8 @@ def _stop_asked() -> Iterator[list[int]]:
         signal.signal(signal.SIGINT, before)
 
 
-def _report(embedded: Embedded, feed: CaptureFeed, live_flows: int, elapsed_s: float) -> dict[str, Any]:
-    """What was done, as --json prints it; `live_flows` are those at the end of the capture, before all are closed."""
-    counts = embedded.counters()
+def _report(counts: dict[str, int], at_end: dict[str, int], feed: CaptureFeed, elapsed_s: float) -> dict[str, Any]:
+    """What was done, as --json prints it; `at_end`: the counts at the capture's end, before flows are closed."""
     ports = {
         port.name: {
             "packets_in": port.packets_in,
@@ -247,12 +245,12 @@ def _report(embedded: Embedded, feed: CaptureFeed, live_flows: int, elapsed_s: f
     span_s = (feed.last_ns - feed.first_ns) / 1e9 if feed.first_ns is not None and feed.last_ns is not None else 0.0
     return {
         "packets": feed.packets,
-        "bytes": feed.bytes,
+        "bytes": feed.total_bytes,
         "ports": ports,
         "flows": {
             "opened": counts["flows_opened"],
-            "closed": counts["flows_opened"] - counts["flows_refused"] - live_flows,
-            "live": live_flows,
+            "closed": at_end["flows_closed"],
+            "live": at_end["live_flows"],
             "refused": counts["flows_refused"],
         },
         "offloaded": counts["offloaded"],
@@ -261,7 +259,7 @@ def _report(embedded: Embedded, feed: CaptureFeed, live_flows: int, elapsed_s: f
         "capture": {"first_ns": feed.first_ns, "last_ns": feed.last_ns, "span_s": span_s},
         "elapsed_s": elapsed_s,
         "packets_per_s": feed.packets / elapsed_s,
-        "bits_per_s": feed.bytes * 8 / elapsed_s,
+        "bits_per_s": feed.total_bytes * 8 / elapsed_s,
     }
 
 

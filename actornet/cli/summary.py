@@ -14,14 +14,17 @@ DROPS = {
     "other_host": "addressed to another host's MAC address",
     "icmp_error_unmatched": "ICMP errors about a packet of no known flow",
     "dropped_by_nf": "a handler of the network function decided so",
+    "rejected_by_nf": "refused by the network function, the sender told so",
     "dropped_by_offload": "an offloaded decision of the network function",
     "ttl_expired": "TTL or hop limit reached 0",
     "flow_table_full": "new flows beyond --flows-max",
     "mailbox_full": "too many packets behind a handler that waits",
     "held_full": "too many packets waited for the log",
+    "held_fenced": "waited for the log of a node that is no longer the primary",
     "handler_error": "a handler raised an exception",
     "no_route": "no port or next hop to leave by",
     "neighbor_full": "too many packets waited for a next hop's MAC address",
+    "neighbor_unresolved": "a next hop did not answer with its MAC address",
     "handoff_full": "another core did not keep up",
     "handoff_stale": "handed to another core that does not want them",
     "tx_failed": "the port could not send",
@@ -50,8 +53,8 @@ def text(report: Report) -> str:
     if report["readdressed"]:
         lines.append(_line("answers", f"{_count(report['readdressed'])} packets addressed as the outside would have"))
     if packets:
-        rate = f"{report['packets_per_s'] / 1e3:,.0f} kpps, {report['bits_per_s'] / 1e9:.2f} Gbit/s"
-        lines.append(_line("rate", f"{rate.replace(',', ' ')} ({_duration(report['elapsed_s'])})"))
+        rate = f"{_count(round(report['packets_per_s'] / 1e3))} kpps, {report['bits_per_s'] / 1e9:.2f} Gbit/s"
+        lines.append(_line("rate", f"{rate} ({_duration(report['elapsed_s'])})"))
     lines += [_line("written", f"{_count(out['packets'])} packets to {out['file']}") for out in report["outputs"]]
     if report["log"]:
         lines.append(_line("log", f"LSN {report['log']['lsn']} in {report['log']['directory']}"))

@@ -2,7 +2,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from actornet.engine.packet cimport Packet
 from actornet.engine.port cimport Port
-from actornet.engine.ring cimport Ring
+from actornet.engine.ring cimport ControlPage, Ring
 from actornet.engine.types cimport an_entry, an_key, an_packet, an_rewrite
 from actornet.engine.verdict cimport Rewrite, Verdict
 from actornet.engine.wire cimport an_table
@@ -54,6 +54,7 @@ cdef class Suspension:
     cdef an_parked *tail
     cdef uint32_t length
     cdef int phase
+    cdef bint on_loop
 
 
 cdef class FlowBase:
@@ -66,6 +67,7 @@ cdef class FlowBase:
     cdef uint32_t held           # its items in the core's held queue
     cdef uint32_t asks
     cdef str reason              # why it closes
+    cdef bytes saved             # last saved state, kept only where fields may change in place
     cdef uint8_t keys
     cdef uint8_t marks
 
@@ -88,7 +90,7 @@ cdef class Core:
     cdef an_parked *held_head
     cdef an_parked *held_tail
     cdef uint32_t held_count
-    cdef uint64_t incarnation_next
+    cdef public uint64_t incarnation_next
     cdef an_adjacency *adjacencies
     cdef uint32_t adjacency_count
     cdef dict adjacency_index
@@ -111,6 +113,8 @@ cdef class Core:
     cdef bint submitted          # since the last flush
     cdef bint volatile_state
     cdef readonly uint64_t suspended
+    cdef readonly uint64_t on_loop    # suspended handlers that wait for asyncio, not for an owner
+    cdef ControlPage page
     cdef object loop
     cdef object task
     cdef Packet view

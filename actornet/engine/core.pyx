@@ -20,6 +20,7 @@ from libc.string cimport memcmp, memcpy, memset
 
 from actornet.engine.handoff cimport Handoff
 from actornet.engine.port cimport Port
+from actornet.engine.ring cimport ControlPage, Ring, an_word_load
 from actornet.engine.types cimport *
 from actornet.engine.verdict cimport (
     VERDICT_DROP, VERDICT_FORWARD, VERDICT_OFFLOADED, VERDICT_REJECT, VERDICT_REWRITE, Forward, Rewrite, Verdict,
@@ -91,6 +92,7 @@ cdef enum:
     C_FLOW_TABLE_FULL
     C_MAILBOX_FULL
     C_HELD_FULL
+    C_HELD_FENCED
     C_HANDLER_ERROR
     C_NO_ROUTE
     C_NEIGHBOR_FULL
@@ -109,15 +111,20 @@ COUNTERS = (
     "flows_opened", "flows_closed", "flows_refused", "flows_restored", "offloaded", "handled", "suspended", "asks", "held",
     "handed_off", "answered", "malformed", "truncated", "not_ip", "fragment", "untracked", "other_host",
     "icmp_error_unmatched", "dropped_by_nf", "rejected_by_nf", "dropped_by_offload", "ttl_expired", "flow_table_full", "mailbox_full",
-    "held_full", "handler_error", "no_route", "neighbor_full", "neighbor_unresolved", "handoff_full", "handoff_stale", "tx_failed",
+    "held_full", "held_fenced", "handler_error", "no_route", "neighbor_full", "neighbor_unresolved", "handoff_full", "handoff_stale", "tx_failed",
     "rx_packets", "rx_bytes", "tx_packets", "tx_bytes", "live_flows",
 )
 """Names of a core's counters, in the order of its counter block. Counts of packets unless the name says otherwise."""
 
+PID_COUNTER = 63
+"""The last word of a core's counter block: its process."""
+
+MUTABLE = (list, dict, set)
+
 DROPS = COUNTERS[COUNTERS.index("malformed"):COUNTERS.index("tx_failed") + 1]
 """The counters that count packets dropped."""
 
-assert len(COUNTERS) == C_COUNT
+assert len(COUNTERS) == C_COUNT <= PID_COUNTER
 
 
 cdef class Ask:
@@ -629,7 +636,7 @@ cdef class Core:
             return None
         flow = self.nf.__new__(self.nf)
         for name, value in self.nf.field_defaults:
-            PyObject_GenericSetAttr(flow, name, value)
+            PyObject_GenericSetAttr(flow, name, value if type(value) not in MUTABLE else value.copy())
         flow.core = self
         flow.first = index
         flow.keys = 1
@@ -694,7 +701,7 @@ cdef class Core:
         verdict = <object>result
         Py_DECREF(verdict)
         if Py_REFCNT(<PyObject *>view) > 2 or flow.marks & (MARK_DIRTY | MARK_CLOSING) or self.volatile_state or (
-                flow.depends > self.committed[0]):
+                flow.depends > an_word_load(self.committed)):
             return self.completed(flow, p, PHASE_PACKET, verdict)
         return self.apply(flow, p, verdict)
 
@@ -771,6 +778,8 @@ cdef class Core:
         s.coroutine = coroutine
         s.phase = phase
         s.waiting_on = waiting_on
+        s.on_loop = not isinstance(waiting_on, Ask) or (<Ask>waiting_on).done
+        self.on_loop += s.on_loop
         if isinstance(waiting_on, Ask):
             if (<Ask>waiting_on).done:
                 return self._resume_soon(flow)
@@ -831,6 +840,8 @@ cdef class Core:
         cdef int phase
         if s is None or s.view is None:
             return 0
+        self.on_loop -= s.on_loop
+        s.on_loop = False
         coroutine, phase, task = s.coroutine, s.phase, s.task
         outer = None
         if task is not None:
@@ -943,12 +954,16 @@ cdef class Core:
         cdef bint saved = False
         if self.link is None:
             return 0
-        if flow.marks & MARK_DIRTY or self.volatile_state:
+        if self.volatile_state and not flow.marks & MARK_DIRTY and flow.saved != flow.saved_state():
+            flow.marks |= MARK_DIRTY  # a list or dict among the fields was changed in place
+        if flow.marks & MARK_DIRTY:
+            if self.volatile_state:
+                flow.saved = flow.saved_state()
             self.submitted = True
             flow.depends = max(flow.depends, self.link.save(flow))
             flow.marks = (flow.marks & ~MARK_DIRTY) | MARK_SAVED
             saved = True
-        if flow.depends > self.committed[0] and (saved or not flow.held):
+        if flow.depends > an_word_load(self.committed) and (saved or not flow.held):
             self.hold(flow, NULL, -1)
         return 0
 
@@ -1165,7 +1180,7 @@ cdef class Core:
     # -- output -----------------------------------------------------------------------------------------------------
 
     cdef int emit(self, FlowBase flow, an_packet *p, int out) except -1:
-        if flow.held or flow.depends > self.committed[0]:
+        if flow.held or flow.depends > an_word_load(self.committed):
             return self.hold(flow, p, out)
         return self.transmit(p, out)
 
@@ -1251,7 +1266,7 @@ cdef class Core:
     cdef int release(self) except -1:
         """Let go what the watermark has passed, in order."""
         cdef an_parked *item
-        cdef uint64_t committed = self.committed[0]
+        cdef uint64_t committed = an_word_load(self.committed)
         cdef FlowBase flow
         while self.held_head != NULL and self.held_head.need <= committed:
             item = self.held_head
@@ -1603,6 +1618,29 @@ cdef class Core:
         return AN_NONE
 
     # -- counters and the watermark ---------------------------------------------------------------------------------
+
+    def share(self, ControlPage page not None, Ring replies not None) -> None:
+        """Take the watermark from, and count in, the node's control page; `replies` is the owner system's ring."""
+        self.page = page
+        self.committed = page.committed_pointer(self.index)
+        self.counters = page.counter_pointer(self.index, 0)
+        memset(self.counters, 0, C_COUNT * sizeof(uint64_t))
+        self.counters[<int>PID_COUNTER] = os.getpid()
+        self.replies = replies
+
+    def drop_held(self) -> None:
+        """Drop what waits for the watermark: this node is no longer the primary, it must not leave (G7)."""
+        cdef an_parked *item
+        while self.held_head != NULL:
+            item = self.held_head
+            self.held_head = item.next
+            (<FlowBase>item.flow).held -= 1
+            Py_XDECREF(<PyObject *>item.flow)
+            if item.out >= 0:
+                self.counters[C_HELD_FENCED] += 1
+            free(item)
+        self.held_tail = NULL
+        self.held_count = 0
 
     def commit_to(self, uint64_t sequence) -> None:
         """Outputs that need `sequence` or less may leave (embedded mode; else the owner system's word in shared memory)."""

@@ -204,6 +204,16 @@ static inline uint32_t an_table_find(const struct an_table *t, const struct an_k
     return AN_NONE;
 }
 
+/* an_table_find() for a key whose entry was guessed by an_table_probe() earlier in the burst: mostly the guess is right, and
+ * the bucket is not read again. Entries may have come and gone in between. */
+static inline uint32_t an_table_find_probed(const struct an_table *t, const struct an_key *key, uint32_t hash,
+                                            uint32_t probed)
+{
+    if (__builtin_expect(probed != AN_NONE && an_key_equal(&t->entries[probed].key, key), 1))
+        return probed;
+    return an_table_find(t, key, hash);
+}
+
 /* A new live entry for a key that is not in the table, alone in its ring, without timer; AN_NONE when the table is full. */
 static inline uint32_t an_table_insert(struct an_table *t, const struct an_key *key, uint32_t hash)
 {
@@ -316,6 +326,7 @@ static inline void an_table_remove(struct an_table *t, uint32_t index)
             int slot = __builtin_ctz(mask);
             if (b->entries[slot] == index) {
                 b->tags[slot] = 0;
+                e->key.version = 0xff; /* equals no key any more */
                 e->state = 0;
                 e->next_key = t->free;
                 t->free = index;

@@ -38,6 +38,7 @@ cdef extern from "flow_table.h" nogil:
     void an_table_prefetch(const an_table *table, uint32_t hash)
     uint32_t an_table_probe(const an_table *table, uint32_t hash)
     uint32_t an_table_find(const an_table *table, const an_key *key, uint32_t hash)
+    uint32_t an_table_find_probed(const an_table *table, const an_key *key, uint32_t hash, uint32_t probed)
     uint32_t an_table_insert(an_table *table, const an_key *key, uint32_t hash)
     void an_table_remove(an_table *table, uint32_t index)
     void an_timer_arm(an_table *table, uint32_t index, uint64_t deadline_ns)
@@ -48,5 +49,4 @@ cdef extern from "flow_table.h" nogil:
 cdef object five_tuple(const an_key *key)
 cdef int key_of(object flow, int port, an_key *out) except -1
 cdef int address_of(object text, uint8_t *out) except -1
-
 cdef object address_text(const uint8_t *address, int version)

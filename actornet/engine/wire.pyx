@@ -188,7 +188,7 @@ def rewrite(
     cdef an_packet packet
     cdef an_rewrite wanted
     cdef uint8_t addresses[32]
-    cdef bytes out = PyBytes_FromStringAndSize(frame, len(frame))
+    cdef bytes out = PyBytes_FromStringAndSize(<const char *>frame, len(frame)) # a copy of its own, rewritten in place
     cdef int version
     packet_of(out, 0, csum_partial, &packet)
     version = packet.key.version
@@ -285,8 +285,9 @@ cdef class Table:
         key_of(flow, port, &key)
         cdef uint32_t hash = self.hash(&key)
         an_table_prefetch(&self.table, hash)
-        an_table_probe(&self.table, hash)
-        cdef uint32_t index = an_table_find(&self.table, &key, hash)
+        cdef uint32_t probed = an_table_probe(&self.table, hash)
+        cdef uint32_t index = an_table_find_probed(&self.table, &key, hash, probed)
+        assert index == an_table_find(&self.table, &key, hash)
         return None if index == AN_NONE else index
 
     def insert(self, flow: FiveTuple, port: int = 0) -> int | None:

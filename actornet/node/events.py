@@ -6,13 +6,34 @@ logging inside Thespian's actors is a remote call to a logger process; only Thes
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import sys
 from collections.abc import MutableMapping
-from typing import Any
+from typing import Any, BinaryIO, TextIO, cast
 
 import msgspec
 import structlog
+
+
+class Outlet:
+    """Standard error, whose reader may go away: what cannot be written is lost, and nothing else happens.
+
+    It has no buffer, so nothing is written twice by a forked process, and nothing unwritable is left for a later flush.
+    """
+
+    def __init__(self) -> None:
+        self._fd = sys.stderr.fileno()
+
+    def write(self, line: str | bytes) -> None:
+        rest = memoryview(line.encode() if isinstance(line, str) else line)
+        with contextlib.suppress(OSError):
+            while rest:
+                rest = rest[os.write(self._fd, rest) :]
+
+    def flush(self) -> None:
+        """Nothing is ever held back."""
 
 
 def configure(**fields: Any) -> None:
@@ -27,9 +48,9 @@ def configure(**fields: Any) -> None:
     structlog.configure(
         processors=[add_fields, *_processors(), _renderer(human)],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr)
+        logger_factory=structlog.WriteLoggerFactory(cast(TextIO, Outlet()))
         if human
-        else structlog.BytesLoggerFactory(sys.stderr.buffer),
+        else structlog.BytesLoggerFactory(cast(BinaryIO, Outlet())),
         cache_logger_on_first_use=False,  # a forked process adds fields of its own
     )
 
@@ -49,7 +70,7 @@ def log_definitions() -> dict[str, Any]:
     return {
         "version": 1,
         "formatters": {"events": {"()": lambda: formatter}},
-        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "events"}},
+        "handlers": {"stderr": {"class": "logging.StreamHandler", "stream": Outlet(), "formatter": "events"}},
         "root": {"handlers": ["stderr"], "level": "WARNING"},
     }
 

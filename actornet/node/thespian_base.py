@@ -9,7 +9,8 @@ What it changes, each for a reason seen with the original:
   opened in a thread that lives as long as the system, usually the main thread.
 - A crash in compiled code ends the process: Thespian's Python handlers for SIGSEGV and its like, which the interpreter
   never gets to run, are replaced by the default action.
-- A child that dies before it has reported to its parent is noticed too.
+- No child's death is missed: neither that of one that has not reported to its parent yet, nor of one that dies while
+  another's death is being handled.
 
 Thespian looks a system base's name up among its own modules and would carry a key among its capabilities, which every
 status shows. So the base is given as an instance, and the key travels to the forked processes in memory, as an
@@ -31,6 +32,7 @@ import signal
 import socket
 import time
 from datetime import timedelta
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -38,7 +40,13 @@ from weakref import WeakKeyDictionary
 from thespian.actors import Actor, ActorAddress, ActorSystem, InvalidActorAddress
 from thespian.system import multiprocTCPBase
 from thespian.system.messages.multiproc import EndpointConnected
-from thespian.system.multiprocCommon import MultiProcAdmin, _startLogger, closeFileNums, detach_child
+from thespian.system.multiprocCommon import (
+    MultiProcAdmin,
+    MultiProcReplicator,
+    _startLogger,
+    closeFileNums,
+    detach_child,
+)
 from thespian.system.timing import ExpirationTimer
 from thespian.system.transport import ExternalInterfaceTransportInit, ReceiveEnvelope, SendStatus
 from thespian.system.transport.IPBase import TCPv4ActorAddress
@@ -201,11 +209,10 @@ class Transport(TCPTransport):  # type: ignore[misc]
         self.refused = 0
         self._refused_logged_at = 0.0
         self._sessions: WeakKeyDictionary[socket.socket, Session] = WeakKeyDictionary()
-        self._crash_signals_due = False
+        self._is_child = isinstance(init, Endpoint)
         instance = assigned = parent = None
         if isinstance(init, Endpoint):
             init.enter()
-            self._crash_signals_due = True
             instance, assigned, parent, admin = init.args[:4]
         elif isinstance(init, ExternalInterfaceTransportInit):
             admin = self.getAdminAddr(args[0])
@@ -231,10 +238,13 @@ class Transport(TCPTransport):  # type: ignore[misc]
         return Endpoint(*endpoint.args, parent_pid=os.getpid() if tied else None)
 
     def run(self, incomingHandler: Any, maximumDuration: Any = None) -> Any:
-        if self._crash_signals_due:  # Thespian set its handlers after it made this transport
-            self._crash_signals_due = False
+        if self._is_child:  # Thespian has set up the rest of the process after it made this transport
+            self._is_child = False
             for crash in CRASH_SIGNALS:
                 signal.signal(crash, signal.SIG_DFL)
+            manager = getattr(incomingHandler, "__self__", None)
+            if isinstance(manager, MultiProcReplicator):
+                manager._childExited = partial(_forget_child, manager)
         return super().run(incomingHandler, maximumDuration)
 
     def _updateStatusResponse(self, resp: Any) -> None:
@@ -384,6 +394,15 @@ class Transport(TCPTransport):  # type: ignore[misc]
         _log().warning(
             "unauthenticated control input refused", peer=f"{host}:{port}", reason=str(refusal), refused=self.refused
         )
+
+
+def _forget_child(manager: MultiProcReplicator, address: Any) -> None:
+    """Forget one child that has ended; Thespian's own forgets with it those whose deaths it has not reported yet."""
+    manager._child_procs = [
+        info
+        for info in getattr(manager, "_child_procs", [])
+        if getattr(info, "childRealAddr", info.childAddr) != address or manager._checkChildLiveness(info)
+    ]
 
 
 def process_of(parent: Actor, child: Any) -> multiprocessing.process.BaseProcess:

@@ -215,6 +215,7 @@ cdef class AfPacketPort(Port):
         if self.active:
             self.active = False
             self._set_gate(True)
+            self._take_statistics()
 
     def _set_gate(self, bint closed):
         assert self.socket is not None, "the port is closed"

@@ -14,7 +14,7 @@ cdef class CaptureFeed:
     cdef readonly Playback playback
     cdef readonly bint exhausted
     cdef readonly uint64_t packets
-    cdef readonly uint64_t bytes
+    cdef readonly uint64_t total_bytes
     cdef readonly object first_ns
     cdef readonly object last_ns
 

@@ -9,7 +9,7 @@ class CaptureFeed:
     suspended: Callable[[], bool] | None
     exhausted: bool
     packets: int
-    bytes: int
+    total_bytes: int
     first_ns: int | None
     last_ns: int | None
     def __init__(

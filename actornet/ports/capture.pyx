@@ -78,7 +78,7 @@ cdef class CaptureFeed:
             port.packets_in += 1
             port.bytes_in += p.length
             self.packets += 1
-            self.bytes += p.length
+            self.total_bytes += p.length
             if self.first_ns is None:
                 self.first_ns = head[0]
             self.last_ns = head[0]

@@ -1,8 +1,8 @@
 """Capture files: pcap and pcapng read, pcap written, both also gzip-compressed, to and from files or pipes.
 
-Formats: draft-ietf-opsawg-pcap and draft-ietf-opsawg-pcapng. A file is read a chunk at a time, never mapped: it may be a
-pipe, or shrink while it is read. Every frame comes out as Ethernet; what was captured without an Ethernet header (Linux
-"cooked", raw IP, BSD loopback) gets one with both addresses zero.
+Formats: draft-ietf-opsawg-pcap and draft-ietf-opsawg-pcapng. A file is read a chunk at a time, never mapped: it may be
+a pipe, or shrink while it is read. Every frame comes out as Ethernet; what was captured without an Ethernet header
+(Linux "cooked", raw IP, BSD loopback) gets one with both addresses zero.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import stat
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from math import gcd
 from pathlib import Path
 from struct import Struct
@@ -116,9 +116,10 @@ def read_capture(path: str | os.PathLike[str]) -> Capture:
 class Capture:
     """One pass over a capture's packets: yields (time in ns since the epoch, Ethernet frame, original length in bytes).
 
-    A frame shorter than its original length was cut by the capture's snap length (`snapped` counts them). Records larger
-    than any frame are passed over (`oversized`). Damage never raises: what stands before it is delivered, then the
-    iteration ends and `damage` says what is wrong at which byte. Times outside 0..2^63-1 ns are clamped to that range.
+    A frame shorter than its original length was cut by the capture's snap length (`snapped` counts them). Records
+    larger than any frame are passed over (`oversized`). Damage never raises: what stands before it is delivered, then
+    the iteration ends and `damage` says what is wrong at which byte. Times outside 0..2^63-1 ns are clamped to it.
+    `position_bytes` of `total_bytes` of the file have been read; a pipe's total is None.
     """
 
     def __init__(self, path: str) -> None:
@@ -167,7 +168,7 @@ class Capture:
             raise CaptureError(f"{self.name}: the pcap header ends at byte {len(head)} of 24; copy the file again")
         major, link_type = Struct(order + "4xH14xI").unpack_from(head)
         if major != 2:
-            raise CaptureError(f"{self.name}: pcap version {major} is unknown, only 2 exists; the header may be damaged")
+            raise CaptureError(f"{self.name}: pcap version {major} is unknown, only 2 exists; is the header damaged?")
         return self._packets(head, order, unit_ns, self._link(link_type & 0xFFFF))
 
     def _link(self, link_type: int) -> Link:
@@ -410,14 +411,13 @@ class CaptureWriter:
     """Writes Ethernet frames as pcap, gzip-compressed if the name ends in `.gz`, to standard output if it is `-`.
 
     A regular file stands under its name only when it is complete: until `close` it has `.part` behind its name, and
-    `discard` (or an exception in a `with` block) removes that. Every method raises CaptureError if the disk is full or the
-    file cannot be written; nothing is left then, and `close` does nothing.
+    `discard` (or an exception in a `with` block) removes that. Every method raises CaptureError if the disk is full or
+    the file cannot be written; nothing is left then, and `close` does nothing.
     """
 
     def __init__(self, path: str | os.PathLike[str], nanoseconds: bool = True) -> None:
         self.name = os.fspath(path)
         self.packets = 0
-        self.bytes = 0
         self._divisor = 1 if nanoseconds else 1000
         self._pack = Struct("<IIII").pack
         magic = 0xA1B23C4D if nanoseconds else 0xA1B2C3D4
@@ -447,14 +447,22 @@ class CaptureWriter:
 
     def write(self, time_ns: int, frame: bytes | memoryview, original_length: int | None = None) -> None:
         """Append a frame; `original_length` is its length on the wire if that was more than `frame` holds."""
-        length = len(frame)
-        buffer = self._buffer
-        buffer += self._pack(
-            time_ns // NS & 0xFFFFFFFF, time_ns % NS // self._divisor, length, max(length, original_length or 0)
-        )
-        buffer += frame
-        self.packets += 1
-        self.bytes += length
+        self.write_burst([(time_ns, frame, original_length or 0)])
+
+    def write_burst(self, frames: Sequence[tuple[int, bytes | memoryview, int]]) -> None:
+        """Append frames, each with its time in ns and its length on the wire."""
+        buffer, pack, divisor = self._buffer, self._pack, self._divisor
+        for time_ns, frame, original_length in frames:
+            length = len(frame)
+            seconds, fraction_ns = divmod(time_ns, NS)
+            buffer += pack(
+                seconds & 0xFFFFFFFF,
+                fraction_ns // divisor,
+                length,
+                original_length if original_length > length else length,
+            )
+            buffer += frame
+        self.packets += len(frames)
         if len(buffer) >= CHUNK_BYTES:
             self.flush()
 

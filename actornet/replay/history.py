@@ -134,19 +134,25 @@ class History:
     def base(self) -> tuple[Replica, int]:
         """A replica at the oldest LSN whose state the log has, and the chain there."""
         lsn = self.log.base_lsn
-        return self._restored(self.log.snapshot(lsn) if lsn else None)
+        if not lsn:
+            return Replica(self._load), CHAIN_START
+        snapshot = self.log.snapshot(lsn)
+        return self.restore(snapshot), snapshot.chain
 
     def nearest(self, lsn: int) -> tuple[Replica, int]:
         """A replica at the newest LSN up to `lsn` whose state the log has, and the chain there."""
         base = self.log.base_lsn
         if lsn < base:
-            raise LogError(f"log {self.log.directory} begins with the state at LSN {base}: it cannot tell that at {lsn}")
+            raise LogError(f"log {self.log.directory} begins with the state at LSN {base}: that at {lsn} is gone")
         try:
-            return self._restored(self.log.snapshot_latest(lsn))
+            snapshot = self.log.snapshot_latest(lsn)
         except LogDamagedError:
-            if base:
-                raise
-            return self._restored(None)
+            snapshot = None
+        return self.base() if snapshot is None else (self.restore(snapshot), snapshot.chain)
+
+    def restore(self, snapshot: Snapshot) -> Replica:
+        """The replica that a snapshot was taken of."""
+        return Replica.restore(snapshot.data, self._load)
 
     def replay(self, replica: Replica, chain: int, last: int) -> Iterator[Entry]:
         """Re-execute the records after `replica.lsn` up to `last`, checking each; yields each when it is executed.
@@ -186,11 +192,6 @@ class History:
         except OwnerError:
             value = outcome[1]  # against its type hint, which the primary did not mind either
         return Reply(value, "", hash_actual, agrees)
-
-    def _restored(self, snapshot: Snapshot | None) -> tuple[Replica, int]:
-        if snapshot is None:
-            return Replica(self._load), CHAIN_START
-        return Replica.restore(snapshot.data, self._load), snapshot.chain
 
     def _load(self, path: str) -> type[Owner[Any]]:
         try:

@@ -10,7 +10,8 @@ import msgspec
 
 from actornet.errors import ActornetError, DivergenceError, FencedError, LogDamagedError, LogError
 from actornet.log.record import Kind
-from actornet.log.store import Log
+from actornet.log.snapshot import Snapshot
+from actornet.owner import path_of
 from actornet.replay.history import History
 from actornet.replication.replica import Replica
 
@@ -61,20 +62,20 @@ def _verify(history: History, done: Verification, progress: Callable[[int, int],
     last = log.last_lsn
     replica, done.chain = history.base()
     done.base_lsn = done.lsn = replica.lsn
-    kinds: Counter[Kind] = Counter()
     snapshots = set(log.snapshots())
     done.snapshots = len(snapshots & {replica.lsn})
+    kinds: Counter[Kind] = Counter()
     try:
         for entry in history.replay(replica, done.chain, last):
             assert entry.record is not None
-            done.lsn = entry.lsn
-            kinds[entry.record.kind] += 1
-            done.chain = entry.record.chain
             if entry.lsn in snapshots:
-                _verify_snapshot(log, replica, done.chain)
+                _verify_snapshot(history, log.snapshot(entry.lsn), replica, entry.record.chain)
                 done.snapshots += 1
+            kinds[entry.record.kind] += 1
+            done.lsn, done.chain = entry.lsn, entry.record.chain
             if progress is not None:
                 progress(entry.lsn, last)
+        assert replica.lsn == last
     finally:
         done.kinds = {kind.name: kinds[kind] for kind in Kind if kinds[kind]}
         done.owners = {name: path_of(type(owner)) for name, owner in replica.owners.items()}
@@ -82,6 +83,10 @@ def _verify(history: History, done: Verification, progress: Callable[[int, int],
         done.epoch = replica.epoch
 
 
-def _verify_snapshot(log: Log, replica: Replica, chain: int) -> None:
-    snapshot = log.snapshot(replica.lsn)
-    restored = Replica.restore(snapshot.data)
+def _verify_snapshot(history: History, snapshot: Snapshot, replica: Replica, chain: int) -> None:
+    where = f"the snapshot at LSN {snapshot.lsn}"
+    if snapshot.chain != chain:
+        raise LogDamagedError(f"{where} continues chain {snapshot.chain:016x}, the record there has {chain:016x}")
+    expected, actual = history.restore(snapshot).state_hash(), replica.state_hash()
+    if expected != actual:
+        raise DivergenceError(f"divergence at {where}: state hash: expected {expected:016x}, actual {actual:016x}")

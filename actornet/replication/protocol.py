@@ -4,16 +4,16 @@ Theory of operation
 -------------------
 The owner system of each node drives one machine (`primary.Primary` or `backup.Backup`): it feeds in what happened (a
 message, a logged batch, a lost link, the time) and carries out the actions that come back, in their order. Time is
-always the argument `now_ns`, of a monotonic clock. `tick` wants to be called every HEARTBEAT_MS, after what waits in the
-socket has been read.
+always the argument `now_ns`, of a monotonic clock. `tick` wants to be called every HEARTBEAT_MS, after what waits in
+the socket has been read.
 
 *Log first, then send.* The primary sends only what is in its own log. So its log is also its send buffer (what does not
 fit into the window is read from it later), and no backup has a record that a restarted primary lacks.
 
 *Watermark* (G3). Output that depends on LSN n leaves once the watermark has reached n: in durability mode `solo`, what
 is logged; in `received`, `durable`, `applied`, what is logged here and acknowledged so by the backup, while a backup
-counts. Without one the policy `without_backup` decides: `wait` (the watermark stands still), `solo` (a new epoch begins,
-and from its record on the log suffices), `stop`. Before a first backup has counted, `stop` waits too. After a
+counts. Without one the policy `without_backup` decides: `wait` (the watermark stands still), `solo` (a new epoch
+begins, and from its record on the log suffices), `stop`. Before a first backup has counted, `stop` waits too. After a
 takeover the new primary goes on alone, whatever the policy: that is what it was promoted for.
 
 *Joining.* A backup says where its log ends, and gets what it lacks, from the log's tail or by snapshot. Once everything
@@ -22,13 +22,13 @@ ever left is unknown to it. From there on it counts, and only then is it told so
 be in sync has all that was ever committed, and may promote itself without replaying anything (G6).
 
 *Takeover.* A backup in sync whose primary is silent for SILENCE_MS promotes itself. When the link breaks it asks once
-more first: a dead process refuses the connection at once, a live primary welcomes the backup again. A backup that is not
-in sync never promotes itself; an operator may force it.
+more first: a dead process refuses the connection at once, a live primary welcomes the backup again. A backup that is
+not in sync never promotes itself; an operator may force it.
 
 *Epochs* (G7). A primary that goes on (restarted, or alone) takes the next epoch; a takeover begins the next term, that
 is the next multiple of TERM_EPOCHS. So both sides of a broken link may begin an epoch, yet never the same one, and the
-takeover's is the higher. A primary that hears of a higher epoch is fenced: it neither commits nor emits. A message of an
-older epoch is refused and answered with Fence.
+takeover's is the higher. A primary that hears of a higher epoch is fenced: it neither commits nor emits. A message of
+an older epoch is refused and answered with Fence.
 
 *A primary that comes back* may have logged records that nobody else got. They were never committed if they are of the
 very epoch that the takeover ended; then it is told where to cut its log. Any other divergence is refused and left
@@ -153,6 +153,7 @@ def diagram(role: Role) -> str:
 Durability = Literal["solo", "received", "durable", "applied"]
 WithoutBackup = Literal["wait", "solo", "stop"]
 
+
 def epoch_going_on(epoch: int) -> int:
     """The epoch of a primary that starts on a log of `epoch` (0: empty), or goes on alone.
 
@@ -241,7 +242,7 @@ class StopNode(msgspec.Struct, frozen=True):
 
 
 class Compare(msgspec.Struct, frozen=True):
-    """Answer by `compared(match(end, ...))`."""
+    """Answer by `compared(match(end, ...), end)`."""
 
     end: Position
 
@@ -251,10 +252,11 @@ class TakeSnapshot(msgspec.Struct, frozen=True):
 
 
 class Read(msgspec.Struct, frozen=True):
-    """Read the records first_lsn..last_lsn, or the first of them; answer by `tail`, now or later."""
+    """Read records first_lsn..last_lsn, the first and more up to `bytes_max`; answer by `tail`, now or later."""
 
     first_lsn: int
     last_lsn: int
+    bytes_max: int
 
 
 class NewEpoch(msgspec.Struct, frozen=True):
@@ -297,8 +299,8 @@ class Refused(msgspec.Struct, frozen=True):
 
 
 class Rewind(msgspec.Struct, frozen=True):
-    """The log's records after `fork_lsn` were never committed. If it has `fork_chain` there, cut it after that and begin
-    anew with the state at that LSN, in a new Backup; otherwise this is as Refused."""
+    """The log's records after `fork_lsn` were never committed. If it has `fork_chain` there, cut it after that and
+    begin anew with the state at that LSN, in a new Backup; otherwise this is as Refused."""
 
     fork_lsn: int
     fork_chain: int

@@ -57,9 +57,9 @@ _KIND_OF: dict[type, Kind] = {
     FlowBody: Kind.FLOW,
     CloseBody: Kind.CLOSE,
     ControlBody: Kind.CONTROL,
-    HashBody: Kind.HASH,
 }
 _SNAPSHOT_VERSION = 1
+_WORD = (1 << 64) - 1
 _ERROR_TEXT_MAX = 500
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
@@ -82,9 +82,10 @@ class Snapshot(msgspec.Struct, array_like=True):
 class Replica:
     """The replicated state at `lsn`, in `epoch`.
 
-    `load` finds an owner class by its path. `time_ns` is the last record's time: a primary never makes an earlier one.
-    `term` is the current epoch's first record. `flows` and `asks` (recorded replies that no saved state covers, oldest
-    first) are keyed by five-tuple and port.
+    `load` finds an owner class by its path. `term` is the current epoch's first record. `time_ns` is the last record's
+    time: a primary makes no earlier one, so that owners never see time run backwards when a clock is set, or another
+    node's goes on. `flows` and `asks` (recorded replies that no saved state covers, oldest first) are keyed by
+    five-tuple and port.
     """
 
     def __init__(self, load: Callable[[str], type[Owner[Any]]] = import_owner) -> None:
@@ -129,6 +130,8 @@ class Replica:
                 if known is not None:
                     return None, known
         lsn = self.lsn + 1
+        if time_ns < self.time_ns:
+            time_ns = self.time_ns
         reply = self._reply(owner, message, args, lsn, time_ns)
         body = AskBody(flow, port, incarnation, number, owner, message, args, xxh3_64_intdigest(reply))
         self.lsn = lsn
@@ -141,7 +144,7 @@ class Replica:
 
     def begin_epoch(self, epoch: int, body: EpochBody, time_ns: int) -> Record:
         """Begin a primary's term. Raises FencedError unless the epoch is higher than all before."""
-        record = Record(self.lsn + 1, epoch, time_ns, Kind.EPOCH, 0, body)
+        record = Record(self.lsn + 1, epoch, max(time_ns, self.time_ns), Kind.EPOCH, 0, body)
         self.apply(record)
         return record
 
@@ -157,17 +160,18 @@ class Replica:
             return None
         return self.execute(OwnerBody(name, path, dict(settings)), 0, time_ns)
 
-    def hash_state(self, time_ns: int) -> Record:
-        """Record the state's hash, for every replica to check. Takes about 1 us per flow and item of owners' states."""
-        return self.execute(HashBody(self.state_hash()), 0, time_ns)
-
-    def execute(
-        self, body: OwnerBody | FlowBody | CloseBody | ControlBody | HashBody, core: int, time_ns: int
-    ) -> Record:
+    def execute(self, body: OwnerBody | FlowBody | CloseBody | ControlBody, core: int, time_ns: int) -> Record:
         """Do what the body says, and return its record."""
-        record = Record(self.lsn + 1, self.epoch, time_ns, _KIND_OF[type(body)], core, body)
+        record = Record(self.lsn + 1, self.epoch, max(time_ns, self.time_ns), _KIND_OF[type(body)], core, body)
         self.apply(record)
         return record
+
+    def hash_state(self, time_ns: int) -> Record:
+        """Record the state's hash, for every replica to check. Takes about 1 us per flow and item of owners' states."""
+        body = HashBody(self.state_hash())
+        self.lsn += 1
+        self.time_ns = max(time_ns, self.time_ns)
+        return Record(self.lsn, self.epoch, self.time_ns, Kind.HASH, 0, body)
 
     # Everyone's side.
 
@@ -380,9 +384,6 @@ class Replica:
         if owner not in self.owners:
             return _error_reply("UsageError", f"there is no owner {owner!r}")
         return _error_reply("UsageError", f"owner {owner!r} has no message {message!r}")
-
-
-_WORD = (1 << 64) - 1
 
 
 def _remember(recorded: list[Recorded], body: AskBody, reply: bytes) -> None:

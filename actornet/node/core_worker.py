@@ -1,0 +1,336 @@
+"""A core's process: the packet engine on live ports, with owners in another process.
+
+While nothing is to do it sleeps in epoll on its ports and rings. While a handler waits for asyncio, asyncio's own loop
+does that sleeping; otherwise a plain epoll does, which wakes sooner.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import select
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import structlog
+
+from actornet.engine.core import COUNTERS, Ask, Core
+from actornet.engine.five_tuple import FiveTuple
+from actornet.engine.ring import ACTIVE, FENCED, PASSIVE
+from actornet.errors import OwnerError
+from actornet.flow import FlowActor
+from actornet.journal import owners_of, restore_flow
+from actornet.limits import FLOWS_MAX_DEFAULT, HANDLER_ERRORS_LOGGED_PER_S
+from actornet.log.record import FlowBody
+from actornet.node import exchange
+from actornet.node.deployment import PortTable
+from actornet.node.exchange import (
+    AskReply,
+    AskRequest,
+    Attach,
+    Attached,
+    CloseRequest,
+    Forget,
+    Redirect,
+    Restore,
+    SaveRequest,
+)
+from actornet.node.fabric import Fabric, FabricSpec
+from actornet.node.network_function import load_nf
+from actornet.ports.af_packet import AfPacketPort
+from actornet.ports.host import Host, parse_mac
+
+_encode_args = msgspec.msgpack.Encoder().encode
+_log = structlog.get_logger()
+
+IDLE_SLEEP_S = 0.1
+"""Longest sleep: timers of flows and the monitor's beat need a turn now and then."""
+
+ASYNCIO_SLICE_NS = 1_000_000
+"""Under load, asyncio's loop gets a turn this often."""
+
+
+class CoreSpec(msgspec.Struct, frozen=True):
+    """What a core worker needs to know."""
+
+    index: int
+    nf: str
+    settings: dict[str, Any]
+    ports: dict[str, PortTable]
+    fanout_group: int
+    fabric: FabricSpec
+    flows_max: int = FLOWS_MAX_DEFAULT
+
+
+class RingLink:
+    """How a core reaches the owner system: requests into one ring, replies out of another.
+
+    `ask`, `save` and `close` return the sequence number that the commit word must reach before outputs may leave.
+    """
+
+    def __init__(self, nf: type[FlowActor], fabric: Fabric, index: int, stop: threading.Event) -> None:
+        self.nf = nf
+        self.core: Core | None = None
+        self.attached = False
+        self._requests = fabric.requests[index]
+        self._replies = fabric.replies[index]
+        self._stop = stop
+        self._sequence = 0
+        self._asks: dict[int, Ask] = {}
+        self._backlog: list[bytes] = []
+        self._values = {
+            (reference.name, name): message.reply_value
+            for reference in owners_of(nf).values()
+            for name, message in reference.owner.messages.items()
+        }
+
+    def attach(self) -> None:
+        self._replies.clear()
+        self._push(exchange.encode(Attach(os.getpid())))
+        self._requests.wake()
+
+    def ask(self, actor: FlowActor, ask: Ask, message: str, args: tuple[Any, ...]) -> int:
+        self._push(
+            exchange.encode(
+                AskRequest(
+                    actor.flow, actor.port_index, actor.incarnation, actor.asks, ask.owner, message, _encode_args(args)
+                )
+            )
+        )
+        self._sequence += 1
+        self._asks[self._sequence] = ask
+        return self._sequence
+
+    def save(self, actor: FlowActor) -> int:
+        body = FlowBody(actor.flow, actor.port_index, actor.incarnation, actor.asks, actor.saved_state())
+        self._push(exchange.encode(SaveRequest(body)))
+        self._sequence += 1
+        return self._sequence
+
+    def close(self, actor: FlowActor, reason: str) -> int:
+        self._push(exchange.encode(CloseRequest(actor.flow, actor.port_index, actor.incarnation, reason)))
+        self._sequence += 1
+        return self._sequence
+
+    def flush(self) -> None:
+        """Called once per burst: wake the owner system if it sleeps."""
+        self._requests.wake()
+
+    def poll(self) -> None:
+        """Treat what the owner system sent."""
+        while messages := self._backlog or self._replies.pop_many(256):
+            self._backlog = []
+            for data in messages:
+                self._heard(data)
+
+    def _heard(self, data: bytes) -> None:
+        core = self.core
+        assert core is not None
+        message = exchange.decode_answer(data)
+        if not self.attached:
+            # Before Attached only flows count; what was meant for a process before this one does not.
+            if isinstance(message, Attached) and message.pid == os.getpid():
+                core.incarnation_next = message.incarnation_first
+                self.attached = True
+            elif isinstance(message, Restore):
+                restore_flow(core, self.nf, message.body)
+            elif isinstance(message, Redirect):
+                self._redirect(core, message)
+            return
+        match message:
+            case AskReply():
+                ask = self._asks.pop(message.sequence)
+                try:
+                    ask.resolve(self._values[ask.owner, ask.message](message.reply))
+                except OwnerError as error:
+                    ask.fail(error)
+            case Restore():
+                restore_flow(core, self.nf, message.body)
+            case Forget():
+                core.forget(message.flow, core.ports[message.port].name)
+            case Redirect():
+                self._redirect(core, message)
+            case Attached():
+                pass
+
+    def _redirect(self, core: Core, message: Redirect) -> None:
+        port = core.ports[message.port].name
+        if message.core >= 0:
+            core.redirect(message.flow, port, message.core)
+        else:
+            core.redirect_end(message.flow, port)
+
+    def _push(self, data: bytes) -> None:
+        """The ring is bounded: when it is full the core waits here, which is how back-pressure reaches its queue."""
+        while not self._requests.push(data):
+            self._requests.wake()
+            self._backlog += self._replies.pop_many(256)  # the owner system may be waiting for room there
+            if self._stop.is_set():
+                raise InterruptedError("the node stops")
+            time.sleep(50e-6)
+
+
+class CoreWorker:
+    """One core's loop."""
+
+    def __init__(self, spec: CoreSpec, stop: threading.Event, ready: Callable[[], None]) -> None:
+        self.spec = spec
+        self.stop = stop
+        self.fabric = Fabric.attach(spec.fabric)
+        self.page = self.fabric.page
+        self.loop = asyncio.new_event_loop()
+        self.nf, _ = load_nf(spec.nf, spec.settings)
+        self.link = RingLink(self.nf, self.fabric, spec.index, stop)
+        self.ports = [self._port(name, table) for name, table in spec.ports.items()]
+        self.core = Core(
+            self.nf,
+            self.ports,
+            index=spec.index,
+            cores=len(self.fabric.requests),
+            flows_max=spec.flows_max,
+            loop=self.loop,
+            link=self.link,
+            host=Host() if any(port.interface is not None for port in self.ports) else None,
+        )
+        self.core.siblings = self.fabric.siblings(spec.index)
+        self.core.on_error = self._handler_error
+        self.core.share(self.page, self.fabric.replies[spec.index])
+        self.link.core = self.core
+        self._role = PASSIVE
+        self._turns = 0
+        self._ready: Callable[[], None] | None = ready
+        self._errors_logged: dict[int, int] = {}
+        self._rings = [self.fabric.replies[spec.index]]
+        self._rings += [sibling.incoming for sibling in self.core.siblings if sibling is not None]
+        self._epoll = select.epoll()
+        self._filenos = [port.fileno() for port in self.ports] + [ring.fileno() for ring in self._rings]
+        for fileno in self._filenos:
+            self._epoll.register(fileno, select.EPOLLIN)
+
+    def run(self) -> None:
+        self.link.attach()
+        gc.collect()
+        gc.freeze()
+        self.loop.call_soon(self._slice)
+        self.loop.run_forever()
+        self.loop.close()
+        for port in self.ports:
+            port.close()
+
+    def status(self) -> dict[str, Any]:
+        """Counters and gauges; called from the control thread."""
+        counts = dict(zip(COUNTERS, self.page.core_counters(self.spec.index), strict=False))
+        ports = {port.name: {"state": getattr(port, "state", ""), **port.counters} for port in self.ports}
+        return {"counters": counts, "ports": ports, "waiting": self.core.suspended, "held": self.core.held}
+
+    def _slice(self) -> None:
+        """Turns of the core until asyncio's loop is due, or has what we wait for."""
+        end_ns = time.monotonic_ns() + ASYNCIO_SLICE_NS
+        while True:
+            taken = self._turn()
+            if self.stop.is_set():
+                self._finish()
+                self.loop.stop()
+                return
+            if taken == 0:
+                if self.core.on_loop:
+                    self._sleep_in_asyncio()
+                    return
+                self._sleep()
+            if time.monotonic_ns() >= end_ns:
+                break
+        self.loop.call_soon(self._slice)
+
+    def _turn(self) -> int:
+        self._turns += 1
+        self.page.set_core_beat(self.spec.index, self._turns)
+        if self.page.role != self._role and self.link.attached:
+            self._change_role(self.page.role)
+        taken: int = self.core.breathe()
+        return taken
+
+    def _change_role(self, role: int) -> None:
+        if role == ACTIVE:
+            self.link.poll()  # every flow that was sent before the role changed is here before its packets (G6)
+            for port in self.ports:
+                port.activate()
+            self.core.announce()
+        elif role == FENCED or self._role == ACTIVE:
+            for port in self.ports:
+                port.deactivate()
+            self.core.drop_held()
+        self._role = role
+
+    def _sleep(self) -> None:
+        if self._ready is not None and self.link.attached:
+            self._ready()
+            self._ready = None
+        if all([ring.sleep_begin() for ring in self._rings]):
+            self._epoll.poll(IDLE_SLEEP_S)
+        for ring in self._rings:
+            ring.sleep_end()
+
+    def _sleep_in_asyncio(self) -> None:
+        if not all([ring.sleep_begin() for ring in self._rings]):
+            self._woken()
+            return
+        for fileno in self._filenos:
+            self.loop.add_reader(fileno, self._wake_once)
+        self._timer = self.loop.call_later(IDLE_SLEEP_S, self._wake_once)
+        # A handler that was driven on by asyncio may have left work that needs a turn.
+        self._on_loop_before = self.core.on_loop
+
+    def _wake_once(self) -> None:
+        self._timer.cancel()
+        for fileno in self._filenos:
+            self.loop.remove_reader(fileno)
+        self._woken()
+
+    def _woken(self) -> None:
+        for ring in self._rings:
+            ring.sleep_end()
+        self.loop.call_soon(self._slice)
+
+    def _finish(self) -> None:
+        """Orderly stop: no new packets; the flows stay in the log for whoever goes on."""
+        for port in self.ports:
+            port.deactivate()
+        deadline = time.monotonic() + 0.5
+        while self.core.held and time.monotonic() < deadline and self.page.role == ACTIVE:
+            self.core.breathe()
+            time.sleep(0.001)
+
+    def _port(self, name: str, table: PortTable) -> AfPacketPort:
+        import ipaddress
+
+        port = AfPacketPort(
+            name,
+            table.interface,
+            fanout_group=self.spec.fanout_group,
+            cores=len(self.fabric.requests),
+            core=self.spec.index,
+            mac=parse_mac(table.mac) if table.mac else None,
+        )
+        if table.address is not None:
+            port.interface = ipaddress.ip_interface(table.address)
+        if table.gateway is not None:
+            port.gateway = ipaddress.ip_address(table.gateway)
+        return port
+
+    def _handler_error(self, flow: FiveTuple | None, handler: str, error: BaseException) -> None:
+        second = int(time.monotonic())
+        logged = self._errors_logged.get(second, 0)
+        self._errors_logged = {second: logged + 1}
+        if logged < HANDLER_ERRORS_LOGGED_PER_S:
+            _log.error("handler failed", nf=self.nf.__name__, handler=handler, flow=str(flow), exc_info=error)
+
+
+def run(spec: CoreSpec, stop: threading.Event, report: Any) -> None:
+    """The core worker's data plane; see `actornet.node.plan.WorkerPlan`."""
+    worker = CoreWorker(spec, stop, report.ready)
+    report.on_status(worker.status)
+    worker.run()

@@ -1,0 +1,109 @@
+"""What cores and the owner system say to each other through their rings; each message is one msgpack array.
+
+A core's requests are counted from 1 since it attached: the count is the sequence number that replies and the commit word
+of the control page speak of.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from actornet.engine.five_tuple import FiveTuple
+from actornet.errors import RingError
+from actornet.log.record import FlowBody
+
+
+class Attach(msgspec.Struct, array_like=True, tag=0):
+    """A core has (re)started: it wants its flows, and answers to nothing that was sent before."""
+
+    pid: int
+
+
+class AskRequest(msgspec.Struct, array_like=True, tag=1, gc=False):
+    """A flow's message to an owner; `args` is a msgpack list."""
+
+    flow: FiveTuple
+    port: int
+    incarnation: int
+    number: int
+    owner: str
+    message: str
+    args: bytes
+
+
+class SaveRequest(msgspec.Struct, array_like=True, tag=2, gc=False):
+    """A flow's state to log."""
+
+    body: FlowBody
+
+
+class CloseRequest(msgspec.Struct, array_like=True, tag=3, gc=False):
+    """A flow has closed."""
+
+    flow: FiveTuple
+    port: int
+    incarnation: int
+    reason: str
+
+
+class Attached(msgspec.Struct, array_like=True, tag=10):
+    """All flows have been sent; new ones take incarnations from `incarnation_first` on."""
+
+    pid: int
+    incarnation_first: int
+
+
+class AskReply(msgspec.Struct, array_like=True, tag=11, gc=False):
+    """The reply to the request with this sequence number."""
+
+    sequence: int
+    reply: bytes
+
+
+class Restore(msgspec.Struct, array_like=True, tag=12, gc=False):
+    """A flow of this core, as the log has it."""
+
+    body: FlowBody
+
+
+class Forget(msgspec.Struct, array_like=True, tag=13, gc=False):
+    """The log says that this flow has closed."""
+
+    flow: FiveTuple
+    port: int
+
+
+class Redirect(msgspec.Struct, array_like=True, tag=14, gc=False):
+    """Packets of this key belong to a flow on core `core`; -1: no longer."""
+
+    flow: FiveTuple
+    port: int
+    core: int
+
+
+Request = Attach | AskRequest | SaveRequest | CloseRequest
+Answer = Attached | AskReply | Restore | Forget | Redirect
+
+encode = msgspec.msgpack.Encoder().encode
+_decode_request = msgspec.msgpack.Decoder(Request).decode
+_decode_answer = msgspec.msgpack.Decoder(Answer).decode
+
+
+def decode_request(data: bytes) -> Request:
+    """Raises RingError for bytes that are none."""
+    try:
+        return _decode_request(data)
+    except msgspec.DecodeError as error:
+        raise RingError(
+            f"request ring: a message cannot be read ({error}); the node's processes differ in version"
+        ) from None
+
+
+def decode_answer(data: bytes) -> Answer:
+    """Raises RingError for bytes that are none."""
+    try:
+        return _decode_answer(data)
+    except msgspec.DecodeError as error:
+        raise RingError(
+            f"reply ring: a message cannot be read ({error}); the node's processes differ in version"
+        ) from None

@@ -1,0 +1,57 @@
+"""What a node runs, made from its deployment: the shared memory and one plan per process."""
+
+from __future__ import annotations
+
+import os
+import zlib
+
+from actornet.engine.core import PID_COUNTER
+from actornet.engine.ring import ControlPage
+from actornet.node.core_worker import CoreSpec
+from actornet.node.deployment import Deployment
+from actornet.node.fabric import Fabric
+from actornet.node.network_function import load_nf
+from actornet.node.owner_system import OWNER_PID_COUNTER, OwnerSpec
+from actornet.node.plan import NodePlan, WorkerPlan
+
+
+def plan(deployment: Deployment) -> NodePlan:
+    """The node's plan; called in the supervisor's process, which keeps the memory. UsageError: no such NF or setting."""
+    load_nf(deployment.nf, deployment.settings)
+    fabric = Fabric.create(deployment.cores)
+    cpus = deployment.cpus or sorted(os.sched_getaffinity(0))
+    owner = OwnerSpec(
+        name=deployment.name,
+        role=deployment.role,
+        nf=deployment.nf,
+        settings=deployment.settings,
+        ports=list(deployment.ports),
+        log=str(deployment.log),
+        link=deployment.link,
+        durability=deployment.durability,
+        without_backup=deployment.without_backup,
+        fabric=fabric.spec,
+    )
+    workers = [WorkerPlan("owner-system", "owner", "actornet.node.owner_system:run", owner)]
+    for index in range(deployment.cores):
+        core = CoreSpec(
+            index=index,
+            nf=deployment.nf,
+            settings=deployment.settings,
+            ports=deployment.ports,
+            fanout_group=zlib.crc32(f"{deployment.name}/{os.getpid()}".encode()) & 0xFFFF,
+            fabric=fabric.spec,
+        )
+        workers.append(
+            WorkerPlan(f"core-{index}", "core", "actornet.node.core_worker:run", core, cpus[index % len(cpus)])
+        )
+    return NodePlan(workers, "actornet.node.factory:beats", (fabric.page.fd, deployment.cores), keep=fabric)
+
+
+def beats(spec: tuple[int, int]) -> list[tuple[str, int, int]]:
+    """(worker's name, pid, beat) of each worker that has begun to turn, from the control page."""
+    fd, cores = spec
+    page = ControlPage(fd, cores)
+    found = [("owner-system", page.owner_counters()[OWNER_PID_COUNTER], page.owner_beat)]
+    found += [(f"core-{core}", page.core_counters(core)[PID_COUNTER], page.core_beat(core)) for core in range(cores)]
+    return [entry for entry in found if entry[1]]

@@ -1,0 +1,637 @@
+"""The owner system's process: it hosts the owners, gives every message its LSN, writes the log, talks to the peer.
+
+One loop does everything in turn: requests of the cores are executed and answered, what they logged is committed in one
+transaction and sent to the backup, acknowledgements move the watermark, and the cores are told how far it has come (G3).
+On a backup the same loop applies the primary's records instead, and hands each flow to the core that would serve it, so
+that at a takeover nothing is left to do but to begin a new epoch (G6).
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import Any
+
+import msgspec
+import structlog
+
+from actornet.engine.five_tuple import FiveTuple
+from actornet.engine.ring import ACTIVE, FENCED, PASSIVE, Ring
+from actornet.engine.wire import rss_core
+from actornet.errors import FencedError, LinkError, LogError, NodeError
+from actornet.flow import FlowActor
+from actornet.journal import Journal, fingerprint, path_of
+from actornet.limits import HEARTBEAT_MS, LOG_SYNC_S, REPLY_BACKLOG_MAX, REQUESTS_PER_TURN
+from actornet.log.record import CloseBody, ControlBody, FlowBody, decode
+from actornet.log.store import Log
+from actornet.node import exchange
+from actornet.node.exchange import (
+    Answer, AskReply, AskRequest, Attach, Attached, CloseRequest, Forget, Redirect, Restore, SaveRequest,
+)
+from actornet.node.fabric import Fabric, FabricSpec
+from actornet.node.link import LinkClient, LinkServer
+from actornet.node.network_function import load_nf
+from actornet.replication.backup import Backup
+from actornet.replication.primary import Primary
+from actornet.replication.protocol import (
+    Apply, Close, Compare, Durability, Fenced, Identity, InstallSnapshot, NewEpoch, Note, Position, Promote, Read,
+    Refused, Remember, Rewind, Send, StopNode, TakeSnapshot, WithoutBackup, epoch_going_on, match,
+)
+
+_log = structlog.get_logger()
+
+OWNER_PID_COUNTER = 31
+"""The last word of the owner system's counter block: its process."""
+
+FlowKey = tuple[FiveTuple, int]
+
+
+class OwnerSpec(msgspec.Struct, frozen=True):
+    """What the owner system needs to know."""
+
+    name: str
+    role: str
+    nf: str
+    settings: dict[str, Any]
+    ports: list[str]
+    log: str
+    link: str | None
+    durability: Durability
+    without_backup: WithoutBackup
+    fabric: FabricSpec
+
+
+class CoreLine:
+    """The owner system's end of one core's rings.
+
+    `pending` has (LSN, sequence number) of the core's requests above the watermark, in order.
+    """
+
+    def __init__(self, requests: Ring, replies: Ring) -> None:
+        self.requests = requests
+        self.replies = replies
+        self.sequence = 0
+        self.pending: deque[tuple[int, int]] = deque()
+        self.backlog: deque[bytes] = deque()
+
+    def send(self, answer: Answer) -> None:
+        """Into the reply ring, or, while that is full, behind it."""
+        data = exchange.encode(answer)
+        if self.backlog or not self.replies.push(data):
+            self.backlog.append(data)
+            if len(self.backlog) > REPLY_BACKLOG_MAX:
+                raise NodeError(
+                    f"ring {self.replies.name}: {REPLY_BACKLOG_MAX} messages wait for the core; it does not keep up"
+                )
+
+    def flush(self) -> None:
+        while self.backlog and self.replies.push(self.backlog[0]):
+            self.backlog.popleft()
+        self.replies.wake()
+
+
+class LogSyncer:
+    """Brings the log to the disk now and then, off the owner system's loop; an I/O error there ends the node."""
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self._due = threading.Event()
+        self._ended = False
+        self.error: LogError | None = None
+        self._thread = threading.Thread(target=self._run, name="log-sync", daemon=True)
+        self._thread.start()
+
+    def soon(self) -> None:
+        self._due.set()
+
+    def close(self) -> None:
+        self._ended = True
+        self._due.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._ended and self.error is None:
+            self._due.wait(LOG_SYNC_S)
+            self._due.clear()
+            try:
+                self._log.sync()
+            except LogError as error:
+                self.error = error  # never tried again: after a failed sync the kernel may have dropped the pages
+
+
+class OwnerSystem:
+    """One node's owner system, in either role."""
+
+    def __init__(self, spec: OwnerSpec, key: bytes, stop: threading.Event) -> None:
+        self.spec = spec
+        self.stop = stop
+        self.key = key
+        self.nf, self.settings = load_nf(spec.nf, spec.settings)
+        self.fabric = Fabric.attach(spec.fabric)
+        self.page = self.fabric.page
+        self.page.owner_count(OWNER_PID_COUNTER, os.getpid())
+        self.lines = [
+            CoreLine(requests, replies)
+            for requests, replies in zip(self.fabric.requests, self.fabric.replies, strict=True)
+        ]
+        self.log = Log(spec.log, name=spec.name, nf=path_of(self.nf))
+        self.journal = Journal(self.log)
+        self.syncer = LogSyncer(self.log)
+        self.identity = Identity(spec.name, path_of(self.nf), fingerprint(self.nf))
+        self.link: LinkServer | LinkClient | None = None
+        self.machine: Primary | Backup
+        self.takeover: dict[str, Any] | None = None
+        self._ending: str | None = None
+        self._failure: Exception | None = None
+        self._was_in_sync = False
+        self._redirects: dict[FlowKey, list[tuple[FiveTuple, int, int]]] = {}
+        self._commands: deque[tuple[str, dict[str, Any], Future[Any]]] = deque()
+        self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._epoll = select.epoll()
+        self._epoll.register(self._wake_fd, select.EPOLLIN)
+        for line in self.lines:
+            self._epoll.register(line.requests.fileno(), select.EPOLLIN)
+
+    # -- life -------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Take up the role; on return the cores may attach."""
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), -15)  # heartbeats must not wait for a busy core
+        if self.spec.role == "primary":
+            self._lead(epoch_going_on(max(self.journal.epoch, self.log.epoch)), "started", takeover=False)
+            self._listen()
+        else:
+            self.page.role = PASSIVE
+            self.page.epoch = self.journal.epoch
+            self._follow()
+            if self.spec.link is None:
+                raise LinkError("[backup] has no `link`: name the address at which the primary listens")
+            self.link = LinkClient(self.spec.link, self.key, self._epoll)
+
+    def run(self, ready: Callable[[], None]) -> None:
+        """The loop, until the node stops. Raises what ends the node in error."""
+        self.start()
+        ready()
+        try:
+            while self._ending is None:
+                self._turn()
+                if self.stop.is_set():
+                    self._stop_cleanly()
+        finally:
+            self._close()
+        if self._failure is not None:
+            raise self._failure
+
+    def _turn(self) -> None:
+        if all([line.requests.sleep_begin() for line in self.lines]):
+            self._epoll.poll(HEARTBEAT_MS / 1000)
+        for line in self.lines:
+            line.requests.sleep_end()
+        self._step()
+
+    def _step(self) -> None:
+        """Everything that waits, once."""
+        self.page.owner_beat += 1
+        for core, line in enumerate(self.lines):
+            if line.backlog:
+                line.flush()
+            elif data := line.requests.pop_many(REQUESTS_PER_TURN):
+                for message in data:
+                    self._request(core, line, message)
+                line.replies.wake()
+        self._commit()
+        self._hear_peer()
+        self._obey()
+        self._act(self.machine.tick(time.monotonic_ns()))
+        if self.link is not None:
+            self.link.flush()
+        self._publish()
+        if self.syncer.error is not None:
+            raise self.syncer.error
+
+    # -- requests of the cores --------------------------------------------------------------------------------------
+
+    def _request(self, core: int, line: CoreLine, data: bytes) -> None:
+        request = exchange.decode_request(data)
+        now_ns = time.time_ns()
+        match request:
+            case AskRequest():
+                reply = self.journal.ask(
+                    core,
+                    request.flow,
+                    request.port,
+                    request.incarnation,
+                    request.number,
+                    request.owner,
+                    request.message,
+                    request.args,
+                    now_ns,
+                )
+                line.sequence += 1
+                line.send(AskReply(line.sequence, reply))
+            case SaveRequest():
+                self.journal.execute(request.body, core, now_ns)
+                line.sequence += 1
+                self._redirect(request.body)
+            case CloseRequest():
+                self._redirect_end((request.flow, request.port))
+                self.journal.execute(
+                    CloseBody(request.flow, request.port, request.incarnation, request.reason), core, now_ns
+                )
+                line.sequence += 1
+            case Attach():
+                self._attach(core, line, request.pid)
+                return
+        line.pending.append((self.journal.lsn, line.sequence))
+
+    def _attach(self, core: int, line: CoreLine, pid: int) -> None:
+        """A core has (re)started: send its flows."""
+        line.sequence = 0
+        line.pending.clear()
+        line.backlog.clear()
+        self.page.set_committed(core, 0)
+        flows = 0
+        for body in self.journal.replica.flows.values():
+            if self._home(body.flow) == core:
+                line.send(Restore(body))
+                flows += 1
+            for key, port, home in self._redirects.get((body.flow, body.port), ()):
+                if home == core:
+                    line.send(Redirect(key, port, self._home(body.flow)))
+        line.send(Attached(pid, (self.journal.lsn << 20) + 1))
+        line.flush()
+        _log.info("core attached", core=core, pid=pid, flows=flows)
+
+    # -- flows and the cores that serve them ------------------------------------------------------------------------
+
+    def _home(self, flow: FiveTuple) -> int:
+        return rss_core(flow, len(self.lines)) if len(self.lines) > 1 else 0
+
+    def _redirect(self, body: FlowBody) -> None:
+        """Where a bound key's packets come to another core than their flow's, tell that core, before they can come."""
+        if len(self.lines) == 1:
+            return
+        flow_core = self._home(body.flow)
+        keys = [
+            (key, self.spec.ports.index(port), self._home(key)) for key, port in FlowActor.bound_keys(body.state)
+        ]
+        keys = [entry for entry in keys if entry[2] != flow_core]
+        known = self._redirects.get((body.flow, body.port), [])
+        for key, port, home in keys:
+            if (key, port, home) not in known:
+                self.lines[home].send(Redirect(key, port, flow_core))
+                self.lines[home].replies.wake()
+        if keys:
+            self._redirects[body.flow, body.port] = keys
+
+    def _redirect_end(self, flow: FlowKey) -> None:
+        for key, port, home in self._redirects.pop(flow, ()):
+            self.lines[home].send(Redirect(key, port, -1))
+
+    # -- log, watermark ---------------------------------------------------------------------------------------------
+
+    def _commit(self) -> None:
+        batch = self.journal.commit()
+        if batch and isinstance(self.machine, Primary):
+            self._act(self.machine.logged([data for _, data in batch], time.monotonic_ns()))
+
+    def _publish(self) -> None:
+        """Tell the cores how far the watermark has come."""
+        page = self.page
+        page.lsn_logged = self.log.last_lsn
+        page.lsn_applied = self.journal.lsn
+        if not isinstance(self.machine, Primary) or page.role != ACTIVE:
+            return
+        page.watermark = watermark = self.machine.watermark
+        for core, line in enumerate(self.lines):
+            pending, committed = line.pending, 0
+            while pending and pending[0][0] <= watermark:
+                committed = pending.popleft()[1]
+            if committed:
+                page.set_committed(core, committed)
+                line.replies.wake()
+
+    # -- roles ------------------------------------------------------------------------------------------------------
+
+    def _lead(self, epoch: int, reason: str, *, takeover: bool) -> None:
+        """Become the primary of `epoch`."""
+        self.machine = Primary(
+            self.identity,
+            self.spec.durability,
+            self.spec.without_backup,
+            epoch=epoch,
+            first_lsn=max(1, self.log.first_lsn or self.log.last_lsn + 1),
+            logged_lsn=self.log.last_lsn,
+            takeover=takeover,
+            now_ns=time.monotonic_ns(),
+        )
+        self._begin_epoch(epoch, reason)
+        self.page.role = ACTIVE
+        self._publish()
+        for line in self.lines:
+            line.flush()
+
+    def _begin_epoch(self, epoch: int, reason: str) -> None:
+        self.journal.begin_epoch(epoch, f"{self.spec.name}/{self.spec.role}", self.nf, self.settings, reason, time.time_ns())
+        self.page.epoch = epoch
+        self._commit()
+        self.syncer.soon()
+
+    def _follow(self) -> None:
+        self.machine = Backup(
+            self.identity,
+            self.spec.durability,
+            epoch=max(self.journal.epoch, self.log.epoch),
+            durable_lsn=0,
+            now_ns=time.monotonic_ns(),
+        )
+
+    def _listen(self) -> None:
+        if self.spec.link is not None:
+            self.link = LinkServer(self.spec.link, self.key, self._epoll)
+
+    def _promote(self, action: Promote) -> None:
+        """Take over: the flows are in the cores' tables and the owners' states are current (G6)."""
+        began_ns = time.monotonic_ns()
+        waiting = sum(len(line.backlog) for line in self.lines)
+        self._lead(action.epoch, action.reason, takeover=True)
+        self.takeover = {
+            "reason": action.reason,
+            "epoch": action.epoch,
+            "lsn": self.journal.lsn,
+            "flows": len(self.journal.replica.flows),
+            "records_replayed": 0,
+            "flows_waiting_for_cores": waiting,
+            "took_us": (time.monotonic_ns() - began_ns) // 1000,
+        }
+        _log.warning("took over", **self.takeover)
+        if self.link is not None:
+            self.link.close()
+            self.link = None
+        try:
+            self._listen()
+        except LinkError as error:
+            _log.warning("no new backup can join here", error=str(error))
+
+    # -- the peer ---------------------------------------------------------------------------------------------------
+
+    def _hear_peer(self) -> None:
+        if self.link is None:
+            return
+        link = self.link
+        for event in link.events(time.monotonic_ns()):
+            now_ns = time.monotonic_ns()
+            if event.kind == "connected":
+                self._act(
+                    self.machine.connected(now_ns)
+                    if isinstance(self.machine, Primary)
+                    else self.machine.connected(self._end(), now_ns)
+                )
+            elif event.kind == "disconnected":
+                self._act(self.machine.disconnected(event.reason, now_ns))
+            else:
+                self._act(self.machine.receive(event.message, now_ns))
+            if self.link is not link:
+                return  # the role changed
+
+    def _end(self) -> Position:
+        lsn = self.log.last_lsn
+        return Position(lsn, self.log.last_chain, self.journal.epoch) if lsn else Position()
+
+    def _position(self, lsn: int) -> Position:
+        record = decode(self.log.read(lsn), lsn)
+        return Position(lsn, record.chain, record.epoch)
+
+    def _act(self, actions: Iterable[Any]) -> None:
+        """Carry out what the protocol decided, in its order."""
+        for action in actions:
+            self._carry_out(action)
+
+    def _carry_out(self, action: Any) -> None:
+        now_ns = time.monotonic_ns()
+        machine = self.machine
+        match action:
+            case Send():
+                if self.link is not None:
+                    self.link.send(action.message)
+            case Close():
+                if self.link is not None:
+                    self.link.drop(action.reason)
+            case Note():
+                self._was_in_sync |= action.event in ("in sync", "backup in sync")
+                (_log.warning if action.alarm else _log.info)(action.event, detail=action.detail)
+            case Apply():
+                self._apply(action)
+            case Compare() if isinstance(machine, Primary):
+                found = match_log(action.end, self.log, self._position)
+                self._act(machine.compared(found, action.end))
+            case TakeSnapshot() if isinstance(machine, Primary):
+                self._commit()
+                lsn, chain, data = self.journal.snapshot()
+                self._act(machine.snapshot(Position(lsn, chain, self.journal.epoch), data, now_ns))
+            case Read() if isinstance(machine, Primary):
+                self._act(machine.tail(read_batch(self.log, action), now_ns))
+            case NewEpoch():
+                self._begin_epoch(action.epoch, f"going on alone: {action.reason}")
+                _log.warning("going on without a backup", epoch=action.epoch, reason=action.reason)
+            case InstallSnapshot() if isinstance(machine, Backup):
+                self._install(action)
+                self._act(machine.applied(self.journal.lsn, now_ns))
+            case Remember():
+                self.log.epoch_raise(action.epoch)
+            case Promote():
+                self._promote(action)
+            case Fenced():
+                self.page.role = FENCED
+                for line in self.lines:
+                    line.flush()
+                with suppress(FencedError):
+                    self.log.epoch_raise(action.epoch)
+                self._fail(FencedError(f"epoch {action.epoch} exists: this node is no longer the primary"))
+            case Refused():
+                _log.error("the primary refuses this backup", reason=action.reason)
+                if not self._was_in_sync:
+                    self._fail(LinkError(f"the primary at {self.spec.link} refuses this backup: {action.reason}"))
+            case Rewind():
+                self._rewind(action)
+            case StopNode():
+                self._ending = self._ending or action.reason
+                _log.info("stopping", reason=action.reason)
+
+    def _fail(self, error: Exception) -> None:
+        self._failure = self._failure or error
+        self._ending = self._ending or str(error)
+
+    # -- following --------------------------------------------------------------------------------------------------
+
+    def _apply(self, action: Apply) -> None:
+        machine = self.machine
+        assert isinstance(machine, Backup)
+        before = self.journal.replica.flows
+        for body in self.journal.apply(action.records):
+            match body:
+                case FlowBody() if before.get((body.flow, body.port)) is body:
+                    self.lines[self._home(body.flow)].send(Restore(body))
+                    self._redirect(body)
+                case CloseBody():
+                    self._redirect_end((body.flow, body.port))
+                    self.lines[self._home(body.flow)].send(Forget(body.flow, body.port))
+        self.journal.commit()
+        for line in self.lines:
+            line.flush()
+        if self.spec.durability == "durable":
+            self.log.sync()
+            self._act(machine.durable(self.journal.lsn, time.monotonic_ns()))
+        self.page.epoch = self.journal.epoch
+        self._act(machine.applied(self.journal.lsn, time.monotonic_ns()))
+
+    def _install(self, action: InstallSnapshot) -> None:
+        """The primary's whole state in place of our own, which is older: that log is set aside, not overwritten (G8)."""
+        for flow, port in list(self.journal.replica.flows):
+            self.lines[self._home(flow)].send(Forget(flow, port))
+        self._redirects.clear()
+        if self.log.last_lsn:
+            self._set_log_aside()
+        self.journal.install(action.end.lsn, action.end.chain, action.data)
+        for body in self.journal.replica.flows.values():
+            self.lines[self._home(body.flow)].send(Restore(body))
+            self._redirect(body)
+        for line in self.lines:
+            line.flush()
+
+    def _rewind(self, action: Rewind) -> None:
+        """Drop what this node logged as primary and nobody else got; it was never committed."""
+        if self.log.last_lsn < action.fork_lsn or self._position(action.fork_lsn).chain != action.fork_chain:
+            self._fail(LinkError(f"the primary at {self.spec.link} refuses this backup: {action.reason}"))
+            return
+        removed = self.log.truncate(action.fork_lsn)
+        _log.warning("uncommitted records dropped", records=removed, after_lsn=action.fork_lsn)
+        for flow, port in list(self.journal.replica.flows):
+            self.lines[self._home(flow)].send(Forget(flow, port))
+        self.journal = Journal(self.log)
+        for body in self.journal.replica.flows.values():
+            self.lines[self._home(body.flow)].send(Restore(body))
+        self._follow()
+
+    def _set_log_aside(self) -> None:
+        epoch, name = self.log.epoch, self.log.name
+        self.syncer.close()
+        aside = self.log.set_aside()
+        _log.warning("older log set aside", directory=str(aside))
+        self.log = Log(self.spec.log, name=name, nf=path_of(self.nf))
+        self.log.epoch_raise(epoch)
+        self.journal.log = self.log
+        self.syncer = LogSyncer(self.log)
+
+    # -- operators --------------------------------------------------------------------------------------------------
+
+    def command(self, command: str, arguments: dict[str, Any]) -> Any:
+        """Called from the control thread: have the loop carry out a command and wait for its answer."""
+        answer: Future[Any] = Future()
+        self._commands.append((command, arguments, answer))
+        os.eventfd_write(self._wake_fd, 1)
+        return answer.result(timeout=5)
+
+    def _obey(self) -> None:
+        if not self._commands:
+            return
+        with suppress(BlockingIOError):
+            os.eventfd_read(self._wake_fd)
+        while self._commands:
+            command, arguments, answer = self._commands.popleft()
+            try:
+                answer.set_result(self._command(command, arguments))
+            except Exception as error:
+                answer.set_exception(error)
+
+    def _command(self, command: str, arguments: dict[str, Any]) -> Any:
+        if command != "promote":
+            raise NodeError(f"the owner system knows no command {command!r}")
+        if isinstance(self.machine, Primary):
+            raise NodeError("this node is the primary already")
+        actions = self.machine.promote(force=bool(arguments.get("force")))
+        for action in actions:
+            if isinstance(action, Refused):
+                raise NodeError(action.reason)
+        self._act(actions)
+        return self.takeover
+
+    def status(self) -> dict[str, Any]:
+        """Called from the control thread."""
+        machine, page = self.machine, self.page
+        primary = isinstance(machine, Primary)
+        return {
+            "role": "primary" if primary else "backup",
+            "state": machine.state.value,
+            "epoch": page.epoch,
+            "lsn": self.journal.lsn,
+            "logged_lsn": page.lsn_logged,
+            "watermark": page.watermark if primary else None,
+            "lag_records": machine.lag,
+            "durability": self.spec.durability,
+            "without_backup": self.spec.without_backup,
+            "flows": len(self.journal.replica.flows),
+            "owners": sorted(self.journal.replica.owners),
+            "takeover": self.takeover,
+        }
+
+    def _stop_cleanly(self) -> None:
+        """Everything that cores still sent is logged; a backup in sync takes over (handover)."""
+        deadline = time.monotonic() + 2.0
+        self._step()
+        if isinstance(self.machine, Primary) and self.page.role == ACTIVE:
+            self.journal.execute(ControlBody("clean stop", ""), 0, time.time_ns())
+            self._commit()
+        self.page.role = PASSIVE
+        actions = self.machine.stop(time.monotonic_ns()) if isinstance(self.machine, Primary) else self.machine.stop()
+        self._act(actions)
+        while self._ending is None and isinstance(self.machine, Primary) and time.monotonic() < deadline:
+            self._epoll.poll(0.005)
+            self._hear_peer()
+            self._act(self.machine.tick(time.monotonic_ns()))
+            if self.link is not None:
+                self.link.flush()
+        self._ending = self._ending or "stopped"
+
+    def _close(self) -> None:
+        if self.link is not None:
+            self.link.flush()
+            self.link.close()
+        self.journal.commit()
+        if self._failure is None:
+            self.journal.save_snapshot()
+        self.syncer.close()
+        if self.syncer.error is None:
+            self.log.sync()
+        self.log.close()
+
+
+def match_log(end: Position, log: Log, position: Callable[[int], Position]) -> Any:
+    """Where a backup's log stands towards this one."""
+    return match(end, max(1, log.first_lsn), log.last_lsn, position)
+
+
+def read_batch(log: Log, action: Read) -> list[bytes]:
+    """The records that the protocol wants to send next, no more than fit into a batch."""
+    records, size = [], 0
+    for _, data in log.scan(action.first_lsn, action.last_lsn):
+        if records and size + len(data) > action.bytes_max:
+            break
+        records.append(data)
+        size += len(data)
+    return records
+
+
+def run(spec: OwnerSpec, stop: threading.Event, report: Any) -> None:
+    """The owner system's data plane; see `actornet.node.plan.WorkerPlan`."""
+    system = OwnerSystem(spec, report.key, stop)
+    report.on_status(system.status)
+    report.on_command(system.command)
+    system.run(report.ready)

@@ -1,0 +1,189 @@
+"""The deployment file: what it resolves to, and how it is refused."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from actornet.errors import UsageError
+from actornet.limits import CORES_MAX
+from actornet.node.deployment import ReplicationTable, load_deployment, read_key, roles_of
+
+WHOLE = """
+name = "edge"
+nf = "actors.nat:SourceNAT"
+cores = 2
+key_file = "edge.key"
+[settings]
+address = "203.0.113.1"
+[ports.lan]
+interface = "lan0"
+address = "10.0.0.1/24"
+[ports.wan]
+interface = "wan0"
+address = "203.0.113.1/24"
+gateway = "203.0.113.254"
+mac = "02:00:5e:00:53:01"
+[replication]
+durability = "received"
+without_backup = "wait"
+[primary]
+log = "/var/lib/actornet/edge-a"
+link = "10.9.0.1:7400"
+control = "127.0.0.1:7411"
+[backup]
+log = "log-b"
+link = "10.9.0.1:7400"
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    file = tmp_path / "edge.toml"
+    file.write_text(WHOLE)
+    return file
+
+
+def test_primary(file):
+    deployment = load_deployment(file, "primary")
+    assert (deployment.name, deployment.role, deployment.nf) == ("edge", "primary", "actors.nat:SourceNAT")
+    assert (deployment.cores, deployment.cpus) == (2, None)
+    assert deployment.key_file == file.parent / "edge.key"
+    assert deployment.settings == {"address": "203.0.113.1"}
+    assert list(deployment.ports) == ["lan", "wan"]
+    assert deployment.ports["lan"].driver == "af_packet" and deployment.ports["lan"].gateway is None
+    assert deployment.ports["wan"].mac == "02:00:5e:00:53:01"
+    assert (deployment.durability, deployment.without_backup) == ("received", "wait")
+    assert deployment.log == Path("/var/lib/actornet/edge-a")
+    assert (deployment.link, deployment.control) == ("10.9.0.1:7400", "127.0.0.1:7411")
+    assert roles_of(file) == ["primary", "backup"]
+
+
+def test_backup_has_defaults_and_paths_relative_to_the_file(file, monkeypatch, tmp_path_factory):
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    deployment = load_deployment(Path(os.path.relpath(file)), "backup")
+    assert deployment.log == file.parent / "log-b"
+    assert deployment.control == "127.0.0.1:7402"
+
+
+def test_flags_override(file):
+    overrides = {
+        "cores": 1,
+        "cpus": [3],
+        "settings.address": "192.0.2.1",
+        "settings.first": "2000",
+        "ports.lan.interface": "veth1",
+        "ports.dmz.interface": "dmz0",
+        "replication.durability": "solo",
+        "primary.log": "/elsewhere",
+    }
+    deployment = load_deployment(file, "primary", overrides)
+    assert (deployment.cores, deployment.cpus) == (1, [3])
+    assert deployment.settings == {"address": "192.0.2.1", "first": "2000"}
+    assert deployment.ports["lan"].interface == "veth1" and deployment.ports["lan"].address == "10.0.0.1/24"
+    assert list(deployment.ports) == ["lan", "wan", "dmz"]
+    assert deployment.durability == "solo" and deployment.without_backup == "wait"
+    assert deployment.log == Path("/elsewhere")
+
+
+def test_flags_alone_are_enough():
+    flags = {
+        "nf": "nat.py:NAT",
+        "key_file": "/etc/edge.key",
+        "ports.lan.interface": "lan0",
+        "primary.log": "/log",
+        "replication.durability": "solo",
+    }
+    deployment = load_deployment(None, "primary", flags)
+    assert (deployment.name, deployment.link, deployment.control) == ("node", None, "127.0.0.1:7401")
+    assert deployment.without_backup == ReplicationTable().without_backup
+    with pytest.raises(UsageError, match=r"^the flags: .*`nf`"):
+        load_deployment(None, "primary", {"cores": 1})
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"core": 2}, "unknown key `core`: did you mean `cores`?"),
+        ({"ports.lan.adress": "x"}, "unknown key `ports.lan.adress`: did you mean `ports.lan.address`?"),
+        ({"replication.mode": "x"}, "unknown key `replication.mode`: known are durability, without_backup"),
+        ({"primary.logs": "x"}, "unknown key `primary.logs`: did you mean `primary.log`?"),
+        ({"cores": "two"}, "`cores`: Expected `int`, got `str`"),
+        ({"cores": 0}, f"`cores` = 0: choose 1 to {CORES_MAX}"),
+        ({"cpus": [1]}, "`cpus` = [1]: name as many different CPUs as there are `cores` (2)"),
+        ({"cpus": [1, 1]}, "`cpus` = [1, 1]: name as many"),
+        ({"name": "a b"}, "`name` = 'a b': use letters"),
+        ({"nf": "actors.nat"}, "`nf` = 'actors.nat': write \"module:Class\""),
+        ({"replication.durability": "sometimes"}, "`replication.durability`: Invalid enum value 'sometimes'"),
+        ({"ports": {}}, "`ports` has 0 tables: describe 1 to 16"),
+        ({"ports.lan": "lan0"}, "`ports`: Expected `object`, got `str`"),
+        ({"ports.lan.interface": "wan0"}, "`ports.lan.interface` = 'wan0': two ports cannot share an interface"),
+        ({"ports.lan.interface": "a-very-long-name"}, "`ports.lan.interface` = 'a-very-long-name': no such name"),
+        ({"ports.lan.driver": "dpdk"}, "Invalid enum value 'dpdk'"),
+        ({"ports.lan.address": "10.0.0.1"}, "`ports.lan.address` = '10.0.0.1': add the prefix length"),
+        (
+            {"ports.lan.address": "10.0.0.0.1/8"},
+            "`ports.lan.address` = '10.0.0.0.1/8': write an address and its prefix",
+        ),
+        ({"ports.wan.gateway": "10.0.0.9"}, "it has to be another host of the port's network 203.0.113.0/24"),
+        ({"ports.wan.gateway": "203.0.113.1"}, "it has to be another host"),
+        ({"ports.wan.gateway": "none"}, "`ports.wan.gateway` = 'none': write an IP address"),
+        ({"ports.dmz": {"interface": "d", "gateway": "10.0.0.1"}}, "`ports.dmz.gateway`: only a routed port has one"),
+        ({"ports.wan.mac": "01:00:5e:00:53:01"}, "`ports.wan.mac` = '01:00:5e:00:53:01': write a unicast MAC"),
+        ({"primary.control": "0.0.0.0:1"}, "`primary.control`: control address '0.0.0.0:1' is not"),
+        ({"primary.link": "somewhere"}, "`primary.link` = 'somewhere': write an IP address and a port"),
+        ({"primary.log": "log-b"}, "`backup.log` = 'log-b': it is the primary's too"),
+        ({"name.x": 1}, "`name` is not a table"),
+    ],
+)
+def test_mistakes_are_named_by_file_and_key_in_one_line(file, change, error):
+    with pytest.raises(UsageError) as raised:
+        load_deployment(file, "primary", change)
+    assert str(raised.value).startswith(f"{file}: ")
+    assert error in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_missing_parts(file):
+    file.write_text(WHOLE.replace("[backup]", "[spare]"))
+    with pytest.raises(UsageError, match="unknown key `spare`: known are nf, key_file"):
+        load_deployment(file, "primary")
+    file.write_text(WHOLE.partition("[backup]")[0])
+    with pytest.raises(UsageError, match=r"there is no \[backup\] table: add one"):
+        load_deployment(file, "backup")
+    file.write_text(WHOLE.replace('link = "10.9.0.1:7400"', ""))
+    with pytest.raises(UsageError, match=r"`primary\.link` is missing"):
+        load_deployment(file, "primary")
+    assert load_deployment(file, "primary", {"replication.durability": "solo"}).link is None
+    with pytest.raises(UsageError, match=r"`backup\.link` is missing"):
+        load_deployment(file, "backup", {"replication.durability": "solo"})
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    with pytest.raises(UsageError, match=r"none\.toml does not exist"):
+        load_deployment(tmp_path / "none.toml", "primary")
+    with pytest.raises(UsageError, match="cannot be read: Is a directory"):
+        load_deployment(tmp_path, "primary")
+    for content in (b"name = ", b"\xff\xfe"):
+        (tmp_path / "bad.toml").write_bytes(content)
+        with pytest.raises(UsageError, match=r"bad\.toml is not TOML: "):
+            load_deployment(tmp_path / "bad.toml", "primary")
+
+
+def test_the_key_is_read_only_when_it_is_secret_and_long_enough(tmp_path):
+    """G10: an authentication with a known or guessable key is none."""
+    key_file = tmp_path / "edge.key"
+    with pytest.raises(UsageError, match="does not exist: make one with `head -c 32"):
+        read_key(key_file)
+    key_file.write_bytes(b"k" * 32 + b"\n")
+    key_file.chmod(0o640)
+    assert read_key(key_file) == b"k" * 32
+    key_file.chmod(0o644)
+    with pytest.raises(UsageError, match="is open to every user: chmod 600"):
+        read_key(key_file)
+    key_file.chmod(0o600)
+    key_file.write_bytes(b"k" * 31 + b"\n")
+    with pytest.raises(UsageError, match="has 31 bytes, at least 32 are needed"):
+        read_key(key_file)
+    with pytest.raises(UsageError, match="cannot be read: Is a directory"):
+        read_key(tmp_path)
