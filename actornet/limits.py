@@ -61,6 +61,9 @@ LOG_PAGE_RECORDS = 1024
 LOG_PRUNE_RECORDS = 1 << 14
 """Records that one call of prune or one transaction of truncate removes; bounds the pause of the writer."""
 
+FLOWS_MAX = 1 << 28
+"""Largest flow table that can be asked for."""
+
 PLAYBACK_FLOWS_MAX = 1 << 20
 """Tuples whose outside address a capture's playback remembers; the oldest beyond it is forgotten."""
 

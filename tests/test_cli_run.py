@@ -34,6 +34,13 @@ class Plain:
     pass
 """
 
+USB = bytes.fromhex(
+    "0a0d0d0a1c0000004d3c2b1a01000000ffffffffffffffff1c000000"  # section
+    "0100000014000000bd0000000000000014000000"  # interface of link type 189
+    "0300000014000000040000000000000014000000"  # a packet of it
+)
+"""A pcapng file whose link type comes to light only at its first packet."""
+
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
@@ -190,14 +197,17 @@ def test_a_handler_that_raises_is_told_of_once(here, capsys):
         (["mynf:Pass", "--read", "lan=" + SIP, "--inside", "10.0.0.0/8"], 2, "--inside and --as-is are for captures"),
         (["mynf:Pass", "--read", "lan=" + SIP, "--read", SIP], 2, "name the port of every capture"),
         (["mynf:Pass", "--read", "-", "--read", "-"], 2, "standard input can be read once"),
+        (["mynf:Pass", "--read", SIP, "--write", "left=a.pcap"], 2, "the ports are lan and wan"),
+        (["mynf:Pass", "--read", "usb.pcapng", "--write", "out.pcap"], 1, "link type 189 (Linux USB)"),
         (["mynf:Pass", "--read", ""], 2, "names no file"),
-        (["mynf:Pass", "--read", SIP, "--flows-max", "0"], 2, "--flows-max 0: a flow table has at least one entry"),
+        (["mynf:Pass", "--read", SIP, "--flows-max", "0"], 2, "--flows-max 0: a flow table has 1..268435456 keys"),
         (["mynf:Pass", "--read", SIP, "--write", "-", "--json"], 2, "both want standard output"),
         (["mynf:Pass", "--read", SIP, "--quiet", "--json"], 2, "exclude each other"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
 )
 def test_mistakes_are_told_in_one_line(here, capsys, argv, code, message):
+    Path("usb.pcapng").write_bytes(USB)
     Path("json.py").write_text(PASS)
     Path("my-nf.py").write_text(PASS)
     Path("broken.py").write_text("print(\n")

@@ -79,6 +79,13 @@ class Ledger(Owner[Book]):
         self.state.tokens = max(0, self.state.tokens - tokens)
         return self.state.tokens
 
+    def roll(self) -> int:
+        return self.random.randrange(1 << 30)
+
+    def untag(self, name: str) -> list[str]:
+        self.state.tags -= {name}
+        return sorted(self.state.tags)
+
     def time(self) -> float:
         return self.now
 
@@ -299,6 +306,31 @@ def test_time_and_chance_are_the_records() -> None:
     backup_of(primary)
 
 
+def test_chance_is_seeded_by_the_epoch() -> None:
+    """G4: another seed, another draw; an epoch's record brings its own."""
+
+    def drawn(first: int, second: int) -> list[Any]:
+        primary = Primary()
+        replies = []
+        for epoch, seed in ((2, first), (3, second)):
+            primary.keep(primary.replica.begin_epoch(epoch, epoch_body(seed), SECOND))
+            replies += [primary.ask("roll") for _ in range(4)]
+        return replies
+
+    assert drawn(1, 2) == drawn(1, 2)
+    assert drawn(1, 2)[:4] == drawn(1, 3)[:4]
+    assert drawn(1, 2)[4:] != drawn(1, 3)[4:]
+
+
+def test_outside_a_handler_there_is_no_time() -> None:
+    primary = Primary()
+    primary.ask("fail")
+    for _ in range(2):
+        with pytest.raises(UsageError, match="only while a message is handled"):
+            _ = primary.replica.owners["book"].now
+        primary.ask("time")
+
+
 def test_time_never_runs_backwards() -> None:
     """G4: a clock that was set back, or is another primary's, gives no earlier record."""
     replica = Primary().replica
@@ -337,6 +369,8 @@ def test_a_flow_that_asks_otherwise_is_answered_anew() -> None:
     primary.ask("tag", "a", flow=FLOW)
     assert primary.ask("tag", "b", flow=FLOW, incarnation=2) == [0, ["a", "a'", "b", "b'"]]
     assert [body.args for body, _ in primary.replica.asks[FLOW, 1]] == [pack("b")]
+    assert primary.ask("untag", "b", flow=FLOW, incarnation=2) == [0, ["a", "a'", "b'"]]
+    assert primary.ask("untag", "b", flow=FLOW, incarnation=2, owner="nobody")[0] == 1
     backup_of(primary)
 
 
@@ -557,7 +591,6 @@ def test_an_owner_that_cannot_start_leaves_no_record() -> None:
 
 def test_settings_are_taken_as_the_log_has_them() -> None:
     """G4: what the caller does to the settings later does not reach the primary's owner."""
-    primary = Primary()
     given = [1, 2]
 
     class Plain(Owner[Book]):
@@ -566,9 +599,10 @@ def test_settings_are_taken_as_the_log_has_them() -> None:
     replica = Replica(lambda path: Plain)
     replica.begin_epoch(1, epoch_body(), SECOND)
     replica.create_owner("plain", "x:Plain", {"free": given}, SECOND)
+    before = replica.state_hash()
     given.append(3)
     assert replica.owners["plain"].state.free == [1, 2]
-    assert primary.replica.owners["book"].state.free == [1, 2, 3, 4]
+    assert replica.state_hash() == before
 
 
 def test_every_changed_byte_of_a_snapshot_is_found() -> None:

@@ -38,6 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ActornetError as error:
         print(f"actornet: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
+    except MemoryError as error:
+        print(f"actornet: out of memory: {error or 'use a smaller --flows-max'}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:

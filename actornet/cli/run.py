@@ -22,7 +22,7 @@ from actornet.embedded import Embedded
 from actornet.engine.core import DROPS
 from actornet.engine.five_tuple import FiveTuple
 from actornet.errors import UsageError
-from actornet.limits import FLOWS_MAX_DEFAULT, HANDLER_STALL_S
+from actornet.limits import FLOWS_MAX, FLOWS_MAX_DEFAULT, HANDLER_STALL_S
 from actornet.ports.capture import CaptureFeed, CapturePort
 from actornet.ports.pcap import Capture, CaptureWriter, read_capture
 from actornet.ports.playback import INSIDE_DEFAULT, Playback
@@ -32,6 +32,9 @@ INTERRUPTED = 130
 PAUSE_S = 0.0002
 HANDLER_ERRORS_TOLD_MAX = 5
 _PORT_FILE = re.compile(r"(?:([A-Za-z_][\w-]*)=)?(.+)", re.DOTALL)
+
+PortFile = tuple[str | None, str]
+"""A port's name, if given, and a path."""
 
 EPILOG = f"""\
 Without a port name, captures hold both directions: packets whose source is inside arrive at port {LAN}, others at
@@ -73,19 +76,16 @@ def run(args: argparse.Namespace) -> int:
     reads, writes = [_port_file(text) for text in args.read], [_port_file(text) for text in args.write]
     _check(args, reads, writes)
     settings = dict(_setting(text) for text in args.set)
+    names = _port_names(reads, writes)
     nf = load_nf(args.nf)
-    names = _port_names([port for port, _ in reads + writes if port is not None])
     with ExitStack() as stack:
         captures = [stack.enter_context(read_capture(path)) for _, path in reads]
-        playback = None
-        if reads[0][0] is None:
-            playback = Playback(args.inside or INSIDE_DEFAULT, names.index(LAN), names.index(WAN), args.as_is)
-        feed = CaptureFeed(
-            [(capture, names.index(port or LAN)) for capture, (port, _) in zip(captures, reads, strict=True)], playback
-        )
-        outlets = {path: Outlet(path) for _, path in writes}
-        for outlet in outlets.values():
-            stack.enter_context(outlet.writer)
+        outlets: dict[str, Outlet] = {}
+        for _, path in writes:
+            if path not in outlets:
+                outlets[path] = Outlet(path)
+                stack.enter_context(outlets[path].writer)
+        feed = _feed(args, [(port, capture) for (port, _), capture in zip(reads, captures, strict=True)], names)
         for name in names:
             CapturePort(name, feed, [outlets[path].frames for port, path in writes if port in (None, name)])
         progress = Progress(_total_bytes(captures), wanted=not args.quiet)
@@ -155,7 +155,7 @@ class HandlerErrors:
             print(f"actornet: warning: {handler} of flow {flow} raised {text} ({where})", file=sys.stderr)
 
 
-def _port_file(text: str) -> tuple[str | None, str]:
+def _port_file(text: str) -> PortFile:
     match = _PORT_FILE.fullmatch(text)
     if match is None:
         raise UsageError(f"{text!r} names no file; write FILE or PORT=FILE")
@@ -169,7 +169,7 @@ def _setting(text: str) -> tuple[str, str]:
     return name, value
 
 
-def _check(args: argparse.Namespace, reads: list[tuple[str | None, str]], writes: list[tuple[str | None, str]]) -> None:
+def _check(args: argparse.Namespace, reads: list[PortFile], writes: list[PortFile]) -> None:
     named = [port is not None for port, _ in reads]
     if any(named) and not all(named):
         raise UsageError("--read: name the port of every capture (lan=a.pcap) or of none")
@@ -177,18 +177,30 @@ def _check(args: argparse.Namespace, reads: list[tuple[str | None, str]], writes
         raise UsageError("--inside and --as-is are for captures without a port name; leave them out")
     if [path for _, path in reads].count("-") > 1:
         raise UsageError("--read: standard input can be read once")
-    if args.flows_max < 1:
-        raise UsageError(f"--flows-max {args.flows_max}: a flow table has at least one entry")
+    if not 1 <= args.flows_max <= FLOWS_MAX:
+        raise UsageError(f"--flows-max {args.flows_max}: a flow table has 1..{FLOWS_MAX} keys")
     if args.json and args.quiet:
         raise UsageError("--json and --quiet exclude each other")
     if args.json and any(path == "-" for _, path in writes):
         raise UsageError("--json and --write - both want standard output; write to a file")
 
 
-def _port_names(named: list[str]) -> list[str]:
+def _port_names(reads: list[PortFile], writes: list[PortFile]) -> list[str]:
     """lan and wan, unless the user has other names."""
-    names = list(dict.fromkeys(named))
-    return [LAN, WAN] if set(names) <= {LAN, WAN} else names
+    names = list(dict.fromkeys(port for port, _ in reads + writes if port is not None))
+    if set(names) <= {LAN, WAN}:
+        return [LAN, WAN]
+    if reads[0][0] is None:
+        raise UsageError(f"--write: the ports are {LAN} and {WAN}; name others by --read PORT=FILE")
+    return names
+
+
+def _feed(args: argparse.Namespace, captures: list[tuple[str | None, Capture]], names: list[str]) -> CaptureFeed:
+    """Captures without a port name are played back, the others delivered as they are."""
+    playback = None
+    if captures[0][0] is None:
+        playback = Playback(args.inside or INSIDE_DEFAULT, names.index(LAN), names.index(WAN), args.as_is)
+    return CaptureFeed([(capture, names.index(port or LAN)) for port, capture in captures], playback)
 
 
 def _play(

@@ -14,7 +14,7 @@ DROPS = {
     "other_host": "addressed to another host's MAC address",
     "icmp_error_unmatched": "ICMP errors about a packet of no known flow",
     "dropped_by_nf": "a handler of the network function decided so",
-    "rejected_by_nf": "refused by the network function, the sender told so",
+    "rejected_by_nf": "refused by the network function; on a routed port the sender is told",
     "dropped_by_offload": "an offloaded decision of the network function",
     "ttl_expired": "TTL or hop limit reached 0",
     "flow_table_full": "new flows beyond --flows-max",

@@ -15,6 +15,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import resource
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -339,11 +340,11 @@ class Log:
         return aside
 
     def problems(self) -> list[str]:
-        """What is wrong with the structure of the file, if nobody writes it; records and snapshots are not looked into.
+        """What is wrong with the structure of the file; records and snapshots are not looked into.
 
-        Takes a second per 600,000 records.
+        A reader does not look while somebody writes. Takes a second per 600,000 records.
         """
-        if self._is_written():
+        if self.readonly and self._is_written():
             return []
         try:
             return [str(problem) for problem in lmdb.verify.verify(str(self.directory))]  # type: ignore[no-untyped-call]
@@ -520,18 +521,21 @@ class Log:
     def _failure(self, error: lmdb.Error, bytes_wanted: int) -> LogError:
         where = f"log {self.directory}"
         if isinstance(error, lmdb.MapFullError):
-            size = self._map_bytes >> 20
-            return LogFullError(f"{where} is full: it may have {size} MiB; prune it, or open it with a larger map")
+            size = f"{self._map_bytes / (1 << 20):g} MiB"
+            return LogFullError(f"{where} is full: it may have {size}; prune it, or open it with a larger map")
         if error.code in _DISK_FULL or (error.code == errno.EIO and not self._has_room(bytes_wanted)):
-            return LogFullError(f"{where} is full: its disk has no room left; free some")
+            return LogFullError(f"{where} is full: its disk, or what this process may use of it, is used up; free some")
         if isinstance(error, _FILE_DAMAGED):
             return LogDamagedError(f"{where}: its file is damaged ({error}); keep it and restore from the other node")
         return LogError(f"{where}: {error}")
 
     def _has_room(self, bytes_wanted: int) -> bool:
-        """A disk that fills up in the middle of a write shows as an I/O error."""
+        """A disk, or a limit on file sizes, that ends in the middle of a write shows as an I/O error."""
+        wanted = bytes_wanted + (1 << 20)
         disk = os.statvfs(self.directory)
-        return disk.f_bavail * disk.f_frsize > bytes_wanted + (1 << 20)
+        limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+        fits = limit == resource.RLIM_INFINITY or (self.directory / "data.mdb").stat().st_size + wanted <= limit
+        return fits and disk.f_bavail * disk.f_frsize >= wanted
 
 
 def _lsn(key: bytes) -> int:

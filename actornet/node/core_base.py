@@ -126,6 +126,10 @@ class Inbox(Actor):  # type: ignore[misc]
             self.messages.put(message)
 
 
+_SPECIAL = (ActorSystemMessage, Retry)
+_INTERNAL = (Sink, Inbox)
+
+
 class Ref:
     """An actor and its place in the system; the actor knows it as `_myRef`."""
 
@@ -254,8 +258,9 @@ class CoreSystemBase:
         return address
 
     def tell(self, target: Any, message: Any) -> None:
+        if self._wakeups:
+            self._realize_wakeups(None)
         self._pending.append((target, message, self._external.address))
-        self._realize_wakeups(None)
         self._run(None, None)
 
     def ask(self, target: Any, message: Any, timeout: timedelta | float | None) -> Any:
@@ -270,9 +275,10 @@ class CoreSystemBase:
 
     def shutdown(self) -> None:
         """Forget every actor, message and wakeup."""
-        for ref in self._refs.values():
-            if not isinstance(ref.instance, Sink | Inbox):
+        for address, ref in list(self._refs.items()):
+            if not isinstance(ref.instance, _INTERNAL):
                 ref.instance = None
+                del self._refs[address]
         self._pending.clear()
         self._wakeups.clear()
         self._global_names.clear()
@@ -359,7 +365,7 @@ class CoreSystemBase:
                 self._realize_wakeups(None)
             target, message, sender = pending.popleft()
             ref = refs.get(target._aaddr)
-            if ref is None or ref.instance is None or isinstance(message, ActorSystemMessage | Retry):
+            if ref is None or ref.instance is None or isinstance(message, _SPECIAL):
                 self._deliver(target, message, sender)
             else:
                 try:
@@ -405,7 +411,7 @@ class CoreSystemBase:
         else:
             if exited and message.childAddress in ref.children:
                 ref.children.remove(message.childAddress)
-        if isinstance(content, ActorExitRequest) and not isinstance(ref.instance, Sink | Inbox):
+        if isinstance(content, ActorExitRequest) and not isinstance(ref.instance, _INTERNAL):
             self._kill(ref)
 
     def _retry(self, target: Any, message: Any, sender: Any, tries: int) -> None:
@@ -479,15 +485,11 @@ class CoreSystemBase:
     def _listen(self, inbox: Inbox, timeout: timedelta | float | None) -> Any:
         """The next message in `inbox`; None at the time-out, or earlier if nothing can come any more."""
         deadline = None if timeout is None else self._clock() + timePeriodSeconds(timeout)
-        while inbox.messages.empty():
-            if deadline is not None and self._clock() >= deadline:
-                return None
+        while deadline is None or self._clock() < deadline:
             self._run(None if deadline is None else DEADLINE_CHECK_MESSAGES, inbox)
-            if self._pending or not inbox.messages.empty():
-                continue
-            if not self._pass_time(deadline):
-                return None
-        return inbox.messages.get()
+            if not inbox.messages.empty() or not (self._pending or self._pass_time(deadline)):
+                break
+        return None if inbox.messages.empty() else inbox.messages.get()
 
     def _pass_time(self, deadline: float | None) -> bool:
         """Wait for the next wakeup or an owner's reply; False if neither comes before the deadline."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import ipaddress
 import os
 import select
 import threading
@@ -42,7 +43,7 @@ from actornet.node.exchange import (
 from actornet.node.fabric import Fabric, FabricSpec
 from actornet.node.network_function import load_nf
 from actornet.ports.af_packet import AfPacketPort
-from actornet.ports.host import Host, parse_mac
+from actornet.ports.host import Host
 
 _encode_args = msgspec.msgpack.Encoder().encode
 _log = structlog.get_logger()
@@ -305,15 +306,13 @@ class CoreWorker:
             time.sleep(0.001)
 
     def _port(self, name: str, table: PortTable) -> AfPacketPort:
-        import ipaddress
-
         port = AfPacketPort(
             name,
             table.interface,
             fanout_group=self.spec.fanout_group,
             cores=len(self.fabric.requests),
             core=self.spec.index,
-            mac=parse_mac(table.mac) if table.mac else None,
+            mac=bytes.fromhex(table.mac.replace(":", "")) if table.mac else None,
         )
         if table.address is not None:
             port.interface = ipaddress.ip_interface(table.address)

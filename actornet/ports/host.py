@@ -1,8 +1,8 @@
 """What a routed port answers for itself: ARP, neighbour discovery and ping; and how to reach its neighbours.
 
 RFC 826 (ARP), RFC 5227 (announcements), RFC 4861 (IPv6 neighbour discovery), RFC 792 and 4443 (ICMP), RFC 1812 section
-4.3 (what a router says, and when it is silent). No I/O and no clock: frames go in and out, and time is an argument. None
-of this is on the way of a flow's packets; frames are parsed and built with dpkt.
+4.3 (what a router says, and when it is silent). No I/O and no clock: frames go in and out, and time is an argument.
+None of this is on the way of a flow's packets; frames are parsed and built with dpkt.
 """
 
 from __future__ import annotations
@@ -88,11 +88,11 @@ class Host:
         if interface is None or mac is None or interface.version != address.version:
             return None
         key = (port.name, address)
-        asked_ns = self._requested_ns.pop(key, None)
-        recent = asked_ns is not None and 0 <= now_ns - asked_ns < NS_PER_S
-        _put(self._requested_ns, key, asked_ns if recent and asked_ns is not None else now_ns)
-        if recent:
+        asked_ns = self._requested_ns.get(key)
+        if asked_ns is not None and 0 <= now_ns - asked_ns < NS_PER_S:
             return None
+        self._requested_ns.pop(key, None)
+        _put(self._requested_ns, key, now_ns)
         if isinstance(address, IPv4Address):
             return _arp(mac, BROADCAST, dpkt.arp.ARP_OP_REQUEST, interface.ip, bytes(6), address)
         group = IPv6Address(bytes.fromhex("ff0200000000000000000001ff") + address.packed[13:])
@@ -154,7 +154,7 @@ class Host:
         if dpkt.in_cksum(packet[:header_bytes]) or dpkt.in_cksum(packet[header_bytes:]):
             return None
         source = IPv4Address(packet[12:16])
-        if not _is_host(port, source):
+        if source == interface.ip or not _is_host(port, source):
             return None
         echo = dpkt.icmp.ICMP(packet[header_bytes:])
         reply = dpkt.icmp.ICMP(type=ECHO_REPLY, data=echo.data)
@@ -168,7 +168,7 @@ class Host:
             return None
         source, destination = IPv6Address(packet[8:24]), IPv6Address(packet[24:40])
         kind, code, body = packet[40], packet[41], packet[44:]
-        if code or source.is_multicast:
+        if code or source == interface.ip or source.is_multicast:
             return None
         if kind == ECHO6 and destination == interface.ip and _is_host(port, source):
             return _icmp6(mac, frame[6:12], interface.ip, source, ECHO6_REPLY, body, TTL)
@@ -187,6 +187,8 @@ class Host:
             return None
         interface, mac = port.interface, port.mac
         assert interface is not None and mac is not None
+        if source.is_unspecified and SOURCE_LINK_ADDRESS in options:
+            return None
         if not source.is_unspecified:
             self._learn(port, source, options.get(SOURCE_LINK_ADDRESS, b""))
         if target != interface.ip:
@@ -200,9 +202,9 @@ class Host:
     def icmp_error(self, port: Port, frame: bytes, kind: int, code: int, now_ns: int) -> bytes | None:
         """An ICMP error of this type and code about a packet that came in at `port`, to its sender.
 
-        The type and code are ICMP's for both versions of IP: TIME_EXCEEDED, or UNREACHABLE with code 0, 1, 3 or 13. None
-        where RFC 1812 section 4.3.2.7 and RFC 4443 section 2.4 forbid an error (about an error, a fragment but the first,
-        anything not from or to a single host), and beyond ICMP_ERRORS_PER_S.
+        The type and code are ICMP's for both versions of IP: TIME_EXCEEDED, or UNREACHABLE with code 0, 1, 3 or 13.
+        None where RFC 1812 section 4.3.2.7 and RFC 4443 section 2.4 forbid an error (about an error, a fragment but the
+        first, anything not from or to a single host), and beyond ICMP_ERRORS_PER_S.
         """
         interface, mac = port.interface, port.mac
         if interface is None or mac is None or len(frame) < 14 or frame[0] & 1 or frame[6] & 1:
@@ -335,9 +337,7 @@ def _icmp6(
     pseudo = source.packed + destination.packed + (len(body) + 4).to_bytes(4, "big") + b"\0\0\0\x3a"
     checksum = dpkt.in_cksum(pseudo + bytes((kind, code, 0, 0)) + body)
     icmp = dpkt.icmp6.ICMP6(type=kind, code=code, sum=checksum, data=body)
-    ip = dpkt.ip6.IP6(
-        src=source.packed, dst=destination.packed, nxt=dpkt.ip.IP_PROTO_ICMP6, hlim=hops, plen=len(icmp)
-    )
+    ip = dpkt.ip6.IP6(src=source.packed, dst=destination.packed, nxt=dpkt.ip.IP_PROTO_ICMP6, hlim=hops, plen=len(icmp))
     return _frame(mac, to, dpkt.ethernet.ETH_TYPE_IP6, ip.pack_hdr() + bytes(icmp))
 
 
@@ -353,7 +353,7 @@ def _option(kind: int, mac: bytes) -> bytes:
 
 def _options(data: bytes) -> dict[int, bytes] | None:
     """Type -> content of neighbour discovery options; None if they are malformed."""
-    options = {}
+    options: dict[int, bytes] = {}
     while data:
         length = data[1] * 8 if len(data) >= 2 else 0
         if length == 0 or length > len(data):

@@ -40,6 +40,7 @@ CLONE_NEWNET = 0x40000000
 END_S = 2.0
 """How long processes have to end after SIGTERM."""
 
+
 class Lab:
     """Namespaces, interfaces and processes that all go away when the `with` block ends, however it ends.
 

@@ -15,7 +15,7 @@ from actornet.node.owner_system import OWNER_PID_COUNTER, OwnerSpec
 from actornet.node.plan import NodePlan, WorkerPlan
 
 
-def plan(deployment: Deployment) -> NodePlan:
+def assemble(deployment: Deployment) -> NodePlan:
     """The node's plan; called in the supervisor's process, which keeps the memory. UsageError: no such NF or setting."""
     load_nf(deployment.nf, deployment.settings)
     fabric = Fabric.create(deployment.cores)
@@ -45,7 +45,7 @@ def plan(deployment: Deployment) -> NodePlan:
         workers.append(
             WorkerPlan(f"core-{index}", "core", "actornet.node.core_worker:run", core, cpus[index % len(cpus)])
         )
-    return NodePlan(workers, "actornet.node.factory:beats", (fabric.page.fd, deployment.cores), keep=fabric)
+    return NodePlan(workers, "actornet.node.assembly:beats", (fabric.page.fd, deployment.cores), keep=fabric)
 
 
 def beats(spec: tuple[int, int]) -> list[tuple[str, int, int]]:

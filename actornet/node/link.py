@@ -1,0 +1,592 @@
+"""The link: one TCP connection between the owner systems of a primary (server) and its backup (client).
+
+Theory of operation. Both ends prove first that they hold the deployment's key, K; N is each side's random nonce:
+
+    client -> server   greeting:  magic, version, Nc
+    server -> client   challenge: magic, version, Ns, HMAC-SHA256(K; "server proof", transcript)
+    client -> server   proof:     HMAC-SHA256(K; "client proof", transcript)
+    server -> client   a first frame: empty when the client is accepted, otherwise the reason why not
+    either way         frames: length (4 bytes), MAC (16 bytes), payload (one message)
+
+The transcript is version, Nc, Ns. A frame's MAC is keyed BLAKE2b over its number in its direction, its length and its
+payload; the key is HMAC-SHA256(HMAC-SHA256(K; "session", transcript); direction), extract and expand as in RFC 5869. So a
+frame is good once, at its place in one direction of one connection: it can be neither altered, replayed, reordered, cut
+nor reflected. Frames are not encrypted: whoever can read the wire can read the records.
+
+Nothing here blocks and no clock is read: `events(now_ns)` does what can be done now. It is to be called when the link's
+file descriptor is readable, and every few milliseconds besides. Strangers cost little: at most HANDSHAKES_MAX of
+them, HANDSHAKE_MS each, a hundred bytes of memory, and a counter.
+"""
+
+from __future__ import annotations
+
+import errno
+import hmac
+import os
+import select
+import socket
+import struct
+from collections.abc import Iterator
+from hashlib import blake2b
+from typing import Any, Literal
+
+import msgspec
+
+from actornet.errors import LinkError, UsageError
+from actornet.limits import (
+    HANDSHAKE_MS,
+    HANDSHAKES_MAX,
+    LINK_FRAME_BYTES_MAX,
+    LINK_QUEUE_BYTES_MAX,
+    RECONNECT_MS_MAX,
+    RECONNECT_MS_MIN,
+)
+from actornet.replication.messages import VERSION, AnyMessage, decode, encode
+
+KEY_BYTES_MIN = 32
+_MAGIC = b"actornet"
+_NONCE_BYTES = _PROOF_BYTES = 32
+_HEADER = struct.Struct(">I16s")
+_COVERED = struct.Struct(">QI")
+_PREFIX = _MAGIC + struct.pack(">H", VERSION)
+_GREETING_BYTES = len(_PREFIX) + _NONCE_BYTES
+_CHALLENGE_BYTES = _GREETING_BYTES + _PROOF_BYTES
+_READ_BYTES = 1 << 16
+_USER_TIMEOUT_MS = 5_000
+_MS = 1_000_000
+_ENDED = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
+_CLOSED = ("closed", "closed by the peer")
+_WRONG_KEY = ("key", "the other end has another key: both nodes need the deployment's key file")
+
+
+class Connected(msgspec.Struct, frozen=True):
+    """Both ends have shown the key."""
+
+    peer: str
+    kind: Literal["connected"] = "connected"
+
+
+class Disconnected(msgspec.Struct, frozen=True):
+    """The connection broke, or could not be set up."""
+
+    reason: str
+    kind: Literal["disconnected"] = "disconnected"
+
+
+class Received(msgspec.Struct, frozen=True):
+    """The peer sent a message."""
+
+    message: AnyMessage
+    kind: Literal["received"] = "received"
+
+
+LinkEvent = Connected | Disconnected | Received
+
+
+class _BrokenError(LinkError):
+    """`counter` names the count that it adds to."""
+
+    def __init__(self, counter: str, reason: str) -> None:
+        super().__init__(reason)
+        self.counter = counter
+
+
+class Channel:
+    """One connection's bytes, without the socket: what arrived goes into `feed`, what is to be sent is in `output`."""
+
+    def __init__(self, key: bytes, *, server: bool) -> None:
+        self.output = bytearray()
+        self.proven = False
+        """The peer has shown the key; a server has yet to `admit` it."""
+        self.open = False
+        """Frames may be sent and received."""
+        self._key = key
+        self._server = server
+        self._nonce = os.urandom(_NONCE_BYTES)
+        self._expected_proof = b""
+        self._input = bytearray()
+        self._sent = self._received = 0
+        if not server:
+            self.output += _PREFIX + self._nonce
+
+    def feed(self, data: bytes | memoryview) -> None:
+        """Take what arrived; then ask for `payloads`."""
+        self._input += data
+
+    def payloads(self) -> Iterator[bytes]:
+        """The payloads of the frames that are complete. LinkError where the bytes go wrong: no more can be had then."""
+        while not self.open:
+            if not self._shake_hands():
+                return
+        while (payload := self._next_frame()) is not None:
+            yield payload
+
+    def ended(self) -> _BrokenError:
+        """What it means that the peer sends no more bytes."""
+        if not self.open:
+            return _BrokenError("torn", "closed by the peer during the handshake: do both ends have the same key?")
+        return _BrokenError("torn", "closed by the peer in mid-frame") if self._input else _BrokenError(*_CLOSED)
+
+    def seal(self, payload: bytes) -> None:
+        """Frame a payload into `output`."""
+        assert len(payload) <= LINK_FRAME_BYTES_MAX
+        self.output += _HEADER.pack(len(payload), _mac(self._send_mac, self._sent, payload))
+        self.output += payload
+        self._sent += 1
+
+    def admit(self, refusal: str = "") -> None:
+        """The server's last word in the handshake."""
+        assert self._server and self.proven
+        self.seal(refusal.encode())
+        self.open = not refusal
+
+    def _next_frame(self) -> bytes | None:
+        if len(self._input) < _HEADER.size:
+            return None
+        length, mac = _HEADER.unpack_from(self._input)
+        if length > LINK_FRAME_BYTES_MAX:
+            raise _BrokenError("oversize", f"a frame claims {length} bytes; {LINK_FRAME_BYTES_MAX} is the most")
+        frame = self._take(_HEADER.size + length)
+        if not frame:
+            return None
+        payload = frame[_HEADER.size :]
+        if not hmac.compare_digest(mac, _mac(self._receive_mac, self._received, payload)):
+            raise _BrokenError("mac", f"frame {self._received} was altered, replayed or reordered: its MAC is wrong")
+        self._received += 1
+        return payload
+
+    def _shake_hands(self) -> bool:
+        """One step of the handshake; whether another may follow."""
+        if self._server:
+            return False if self.proven else self._check_proof() if self._expected_proof else self._challenge()
+        return self._read_admission() if self.proven else self._prove()
+
+    def _challenge(self) -> bool:
+        greeting = self._take_greeting(_GREETING_BYTES)
+        if not greeting:
+            return False
+        proof = self._derive(greeting, self._nonce)
+        self.output += _PREFIX + self._nonce + proof
+        return True
+
+    def _prove(self) -> bool:
+        challenge = self._take_greeting(_CHALLENGE_BYTES)
+        if not challenge:
+            return False
+        expected, theirs = self._derive(self._nonce, challenge[:_NONCE_BYTES]), challenge[_NONCE_BYTES:]
+        if not hmac.compare_digest(self._expected_proof, theirs):
+            raise _BrokenError(*_WRONG_KEY)
+        self.output += expected
+        self.proven = True
+        return True
+
+    def _check_proof(self) -> bool:
+        proof = self._take(_PROOF_BYTES)
+        if not proof:
+            return False
+        if not hmac.compare_digest(self._expected_proof, proof):
+            raise _BrokenError(*_WRONG_KEY)
+        self.proven = True
+        return False
+
+    def _read_admission(self) -> bool:
+        refusal = self._next_frame()
+        if refusal:
+            raise _BrokenError("refused", f"the other end refuses: {refusal.decode(errors='replace')[:200]}")
+        self.open = refusal is not None
+        return self.open
+
+    def _derive(self, client_nonce: bytes, server_nonce: bytes) -> bytes:
+        """Set the session's keys and the proof that the peer owes; returns the own proof."""
+        transcript = struct.pack(">H", VERSION) + client_nonce + server_nonce
+        session = _hmac(self._key, b"session" + transcript)
+        to_server, to_client = _hmac(session, b"client to server"), _hmac(session, b"server to client")
+        self._send_mac = blake2b(key=to_client if self._server else to_server, digest_size=16)
+        self._receive_mac = blake2b(key=to_server if self._server else to_client, digest_size=16)
+        server, client = _hmac(self._key, b"server proof" + transcript), _hmac(self._key, b"client proof" + transcript)
+        self._expected_proof = client if self._server else server
+        return server if self._server else client
+
+    def _take_greeting(self, size: int) -> bytes:
+        """What follows magic and version, which are checked as soon as they are there; nothing while incomplete."""
+        start = bytes(self._input[: len(_PREFIX)])
+        if start[: len(_MAGIC)] != _MAGIC[: len(start)]:
+            raise _BrokenError("garbage", "the other end is no actornet link")
+        if len(start) == len(_PREFIX) and start != _PREFIX:
+            version = int.from_bytes(start[len(_MAGIC) :], "big")
+            if self._server:
+                self.output += _PREFIX  # so that the client, too, can name both versions
+            raise _BrokenError("version", f"the other end speaks version {version} of the link, this one {VERSION}")
+        return self._take(size)[len(_PREFIX) :]
+
+    def _take(self, size: int) -> bytes:
+        """Exactly the next `size` bytes, or none."""
+        if len(self._input) < size:
+            return b""
+        data = bytes(self._input[:size])
+        del self._input[:size]
+        return data
+
+
+def _hmac(key: bytes, data: bytes) -> bytes:
+    return hmac.digest(key, data, "sha256")
+
+
+def _mac(keyed: blake2b, number: int, payload: bytes) -> bytes:
+    mac = keyed.copy()
+    mac.update(_COVERED.pack(number, len(payload)))
+    mac.update(payload)
+    return mac.digest()
+
+
+class _Connection:
+    """A socket and its channel."""
+
+    def __init__(self, sock: socket.socket, channel: Channel, peer: str, epoll: select.epoll, now_ns: int) -> None:
+        self.channel = channel
+        self.peer = peer
+        self.fd = sock.fileno()
+        self.since_ns = now_ns
+        self._socket = sock
+        self._epoll = epoll
+        self._mask = select.EPOLLIN | select.EPOLLRDHUP
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _USER_TIMEOUT_MS)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1)
+        epoll.register(self.fd, self._mask)
+
+    def receive(self, ready: int, buffer: memoryview) -> Iterator[bytes]:
+        """What arrived: up to `buffer`, or all of it if the peer has ended. LinkError: why no more will come."""
+        while True:
+            try:
+                size = self._socket.recv_into(buffer)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                raise _BrokenError("reset", _describe(error)) from None
+            if size == 0:
+                raise self.channel.ended()
+            self.channel.feed(buffer[:size])
+            yield from self.channel.payloads()
+            if not ready & _ENDED:
+                return
+
+    def flush(self) -> None:
+        """Send what the socket takes. An error shows, after what has arrived, in `receive`."""
+        output = self.channel.output
+        try:
+            while output:
+                del output[: self._socket.send(output)]
+        except BlockingIOError:
+            pass
+        except OSError:
+            output.clear()
+        mask = select.EPOLLIN | select.EPOLLRDHUP | (select.EPOLLOUT if output else 0)
+        if mask != self._mask:
+            self._mask = mask
+            self._epoll.modify(self.fd, mask)
+
+    def close(self, buffer: memoryview) -> None:
+        """Send what the socket takes, then close. What is unread is read first: else the kernel sends a reset."""
+        self.flush()
+        try:
+            while self._socket.recv_into(buffer) == len(buffer):
+                pass
+        except OSError:
+            pass
+        self._epoll.unregister(self.fd)
+        self._socket.close()
+
+
+_COUNTERS = (
+    *("accepted", "closed", "reset", "torn", "garbage", "version", "key", "mac", "oversize", "message", "refused"),
+    *("late", "queue_full", "busy", "handshakes_full"),
+)
+
+
+class _Link:
+    """What server and client have in common: at most one connection whose peer has shown the key.
+
+    `counters` tell how connections ended: by the peer (`closed`, `reset`, `torn` in mid-frame), for what the peer sent
+    (`garbage`, `version`, `key`, `mac`, `oversize`, `message`, `refused`), did not send (`late`) or did not read
+    (`queue_full`), or for other peers (`busy`, `handshakes_full`).
+    """
+
+    def __init__(self, address: str, key: bytes, epoll: select.epoll | None) -> None:
+        if len(key) < KEY_BYTES_MIN:
+            raise UsageError(f"the deployment's key has {len(key)} bytes; it needs {KEY_BYTES_MIN} or more")
+        self.address = address
+        self.closed_reason = "not connected yet"
+        self.counters = dict.fromkeys(_COUNTERS, 0)
+        self._key = key
+        self._family, self._address = _resolve(address)
+        self._connection: _Connection | None = None
+        self._overflowed = False
+        self._buffer = memoryview(bytearray(_READ_BYTES))
+        self._epoll = select.epoll()
+        self._outer_epoll = epoll
+        if epoll is not None:
+            epoll.register(self._epoll.fileno(), select.EPOLLIN)
+
+    def fileno(self) -> int:
+        """Readable when `events` has something to do; the same for the link's whole life."""
+        return self._epoll.fileno()
+
+    @property
+    def connected(self) -> bool:
+        """A peer has shown the key, and the connection stands."""
+        return self._connection is not None and self._connection.channel.open
+
+    @property
+    def peer(self) -> str:
+        """The address of the connected peer."""
+        return self._connection.peer if self._connection is not None else ""
+
+    @property
+    def queued_bytes(self) -> int:
+        """What waits for the socket."""
+        return len(self._connection.channel.output) if self._connection is not None else 0
+
+    def send(self, message: AnyMessage) -> None:
+        """Queue a message for the next `flush`. Without a connection it is dropped, as it is when one breaks."""
+        if self._connection is None or not self._connection.channel.open or self._overflowed:
+            return
+        if len(self._connection.channel.output) > LINK_QUEUE_BYTES_MAX:
+            self._overflowed = True
+            return
+        self._connection.channel.seal(encode(message))
+
+    def flush(self) -> None:
+        """Send what is queued, as far as the socket takes it; `events` sends the rest."""
+        if self._connection is not None and self._connection.channel.output:
+            self._connection.flush()
+
+    def drop(self, reason: str) -> None:
+        """Close the connection, after what was sent; no Disconnected follows."""
+        if self._connection is not None:
+            self._connection.close(self._buffer)
+            self._connection = None
+            self.closed_reason = reason
+        self._overflowed = False
+
+    def close(self) -> None:
+        """End the link."""
+        self.drop("closed")
+        if self._outer_epoll is not None and not self._epoll.closed:
+            self._outer_epoll.unregister(self._epoll.fileno())
+        self._epoll.close()
+
+    def _receive(self, connection: _Connection, ready: int) -> list[LinkEvent]:
+        """What came on an open connection."""
+        events: list[LinkEvent] = []
+        try:
+            if self._overflowed:
+                raise _BrokenError("queue_full", f"the peer left more than {LINK_QUEUE_BYTES_MAX} bytes unread")
+            events.extend(Received(_decode(payload)) for payload in connection.receive(ready, self._buffer))
+            if connection.channel.output:
+                connection.flush()
+        except _BrokenError as error:
+            events.append(self._lose(error))
+        return events
+
+    def _lose(self, error: _BrokenError) -> Disconnected:
+        self.counters[error.counter] += 1
+        self.drop(str(error))
+        self.closed_reason = str(error)
+        return Disconnected(str(error))
+
+
+class LinkServer(_Link):
+    """Listens at `address` ("host:port"; port 0: any, see `address` then) for one peer at a time.
+
+    `epoll`, if given, learns of the link's file descriptor. LinkError: the address cannot be listened at.
+    """
+
+    def __init__(self, address: str, key: bytes, epoll: select.epoll | None = None) -> None:
+        super().__init__(address, key, epoll)
+        self._strangers: dict[int, _Connection] = {}  # have not shown the key yet; oldest first
+        self._listener = socket.socket(self._family, socket.SOCK_STREAM)
+        try:
+            self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._listener.setblocking(False)
+            self._listener.bind(self._address)
+            self._listener.listen(HANDSHAKES_MAX)
+        except OSError as error:
+            self._listener.close()
+            super().close()
+            raise LinkError(f"cannot listen at {address}: {_describe(error)}") from None
+        self.address = _name(self._listener.getsockname())
+        self._epoll.register(self._listener.fileno(), select.EPOLLIN)
+
+    def events(self, now_ns: int) -> list[LinkEvent]:
+        """What happened; reads a bounded amount, so call again."""
+        events: list[LinkEvent] = []
+        ready = dict(self._epoll.poll(0))
+        if self._connection is not None and (self._connection.fd in ready or self._overflowed):
+            events += self._receive(self._connection, ready.pop(self._connection.fd, 0))
+        for fd, mask in ready.items():
+            if fd == self._listener.fileno():
+                self._accept(now_ns)
+            elif fd in self._strangers:
+                events += self._shake_hands(self._strangers[fd], mask)
+        for stranger in list(self._strangers.values()):
+            if now_ns - stranger.since_ns > HANDSHAKE_MS * _MS:
+                self._turn_away(stranger, "late")
+        return events
+
+    def close(self) -> None:
+        """Stop listening, and end the connection."""
+        for stranger in self._strangers.values():
+            stranger.close(self._buffer)
+        self._strangers.clear()
+        self._listener.close()
+        super().close()
+
+    def _accept(self, now_ns: int) -> None:
+        for _ in range(HANDSHAKES_MAX):
+            try:
+                sock, address = self._listener.accept()
+            except OSError:  # no more, or gone again
+                return
+            sock.setblocking(False)
+            if len(self._strangers) == HANDSHAKES_MAX:
+                self._turn_away(next(iter(self._strangers.values())), "handshakes_full")
+            stranger = _Connection(sock, Channel(self._key, server=True), _name(address), self._epoll, now_ns)
+            self._strangers[stranger.fd] = stranger
+
+    def _shake_hands(self, stranger: _Connection, ready: int) -> list[LinkEvent]:
+        try:
+            for _ in stranger.receive(ready, self._buffer[:_CHALLENGE_BYTES]):
+                raise AssertionError("no frames before the end of the handshake")
+            stranger.flush()
+        except _BrokenError as error:
+            self._turn_away(stranger, error.counter)
+            return []
+        if not stranger.channel.proven:
+            return []
+        if self._connection is not None:
+            stranger.channel.admit(refusal=f"{self._connection.peer} is connected already")
+            self._turn_away(stranger, "busy")
+            return []
+        stranger.channel.admit()
+        stranger.flush()
+        del self._strangers[stranger.fd]
+        self._connection = stranger
+        self.counters["accepted"] += 1
+        return [Connected(stranger.peer), *self._receive(stranger, ready)]
+
+    def _turn_away(self, stranger: _Connection, counter: str) -> None:
+        self.counters[counter] += 1
+        del self._strangers[stranger.fd]
+        stranger.close(self._buffer)
+
+
+class LinkClient(_Link):
+    """Connects to `address` ("host:port"), again and again until closed.
+
+    After a break it tries at once, then with pauses of RECONNECT_MS_MIN to RECONNECT_MS_MAX. `epoll` as for LinkServer.
+    """
+
+    def __init__(self, address: str, key: bytes, epoll: select.epoll | None = None) -> None:
+        super().__init__(address, key, epoll)
+        self._pause_ms = 0
+        self._due_ns: int | None = 0  # of the next attempt; None: as soon as a pause from now is over
+        self._at_once_ns = -RECONNECT_MS_MAX * _MS  # last attempt right after a break
+
+    def events(self, now_ns: int) -> list[LinkEvent]:
+        """What happened; reads a bounded amount, so call again."""
+        events = self._service(now_ns)
+        if self._connection is None:
+            if self._due_ns is None:
+                self._due_ns = now_ns + self._pause_ms * _MS
+            if now_ns >= self._due_ns:
+                events += self._connect(now_ns)
+                events += self._service(now_ns)  # on one host a refusal is there already
+        return events
+
+    def drop(self, reason: str) -> None:
+        """Close the connection, after what was sent; no Disconnected follows. A pause does."""
+        super().drop(reason)
+        self._pause_ms = min(max(2 * self._pause_ms, RECONNECT_MS_MIN), RECONNECT_MS_MAX)
+        self._due_ns = None
+
+    def _service(self, now_ns: int) -> list[LinkEvent]:
+        connection = self._connection
+        if connection is None:
+            return []
+        ready = dict(self._epoll.poll(0))
+        if connection.channel.open:
+            events = self._receive(connection, ready[connection.fd]) if ready or self._overflowed else []
+            if self._connection is None:
+                self._retry_at_once(now_ns)
+            elif self._pause_ms and now_ns - connection.since_ns > RECONNECT_MS_MAX * _MS:
+                self._pause_ms = 0
+            return events
+        try:
+            if now_ns - connection.since_ns > HANDSHAKE_MS * _MS:
+                raise _BrokenError("late", f"no answer from {self.address} within {HANDSHAKE_MS} ms")
+            return self._shake_hands(connection, ready[connection.fd]) if ready else []
+        except _BrokenError as error:
+            return [self._lose(error)]
+
+    def _shake_hands(self, connection: _Connection, ready: int) -> list[LinkEvent]:
+        """Go on with the handshake, and with what follows it in the same bytes."""
+        events: list[LinkEvent] = []
+        payloads = connection.receive(ready, self._buffer)
+        try:
+            events.extend(Received(_decode(payload)) for payload in payloads)
+            connection.flush()
+        except _BrokenError as error:
+            if not connection.channel.open:
+                raise
+            events.append(self._lose(error))
+        if connection.channel.open:
+            self.counters["accepted"] += 1
+            events.insert(0, Connected(connection.peer))
+        return events
+
+    def _retry_at_once(self, now_ns: int) -> None:
+        """The peer's end broke: whether it died shows soonest by asking. But not again and again."""
+        if now_ns - self._at_once_ns >= RECONNECT_MS_MAX * _MS:
+            self._at_once_ns = self._due_ns = now_ns
+
+    def _connect(self, now_ns: int) -> list[LinkEvent]:
+        sock = socket.socket(self._family, socket.SOCK_STREAM)
+        sock.setblocking(False)
+        failure = sock.connect_ex(self._address)
+        if failure not in (0, errno.EINPROGRESS):
+            sock.close()
+            return [self._lose(_BrokenError("reset", _describe(OSError(failure, os.strerror(failure)))))]
+        channel = Channel(self._key, server=False)
+        self._connection = _Connection(sock, channel, self.address, self._epoll, now_ns)
+        self._connection.flush()
+        return []
+
+
+def _decode(payload: bytes) -> AnyMessage:
+    try:
+        return decode(payload)
+    except LinkError as error:
+        raise _BrokenError("message", str(error)) from None
+
+
+def _resolve(address: str) -> tuple[socket.AddressFamily, tuple[Any, ...]]:
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdecimal() or int(port) > 65_535:
+        raise UsageError(f"link address {address!r} is not of the form host:port")
+    try:
+        family, _, _, _, resolved = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
+    except OSError as error:
+        raise LinkError(f"link address {address!r}: {_describe(error)}") from None
+    return family, resolved
+
+
+def _name(address: tuple[str, int] | tuple[str, int, int, int]) -> str:
+    return f"[{address[0]}]:{address[1]}" if ":" in address[0] else f"{address[0]}:{address[1]}"
+
+
+def _describe(error: OSError) -> str:
+    return (error.strerror or str(error)).lower()
