@@ -70,7 +70,7 @@ class Primary:
         if replica is None:
             term = EpochBody("edge-a", NF, {"address": "203.0.113.1"}, "ab12" * 8, 77, "start")
             self.take(self.replica.begin_epoch(1, term, TIME_NS))
-            settings = {"address": "203.0.113.1", "first": 1024, "last": 65535}
+            settings = {"address": "203.0.113.1", "first": 1001, "last": 1200}
             self.take(self.replica.create_owner("wan-ports", PATH, settings, TIME_NS))
             self.flush()
 

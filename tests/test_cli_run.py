@@ -223,7 +223,7 @@ def test_mistakes_are_told_in_one_line(here, capsys, argv, code, message):
 def test_locked_log_is_told_in_one_line(here, capsys):
     from actornet.log.store import Log
 
-    Log("log", name="run", nf="mynf:Pass")
+    Log("log", name="embedded", nf="mynf:Pass")
     code, line = refused(capsys, "run", "mynf:Pass", "--read", SIP, "--log", "log")
     assert code == 1
     assert "log" in line

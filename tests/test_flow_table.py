@@ -1,6 +1,7 @@
 """The flow table and its timer wheel, against a dict and a sorted list."""
 
 import random
+from ipaddress import IPv6Address
 
 import pytest
 
@@ -16,7 +17,7 @@ COLLISIONS = {"none": 0xFFFFFFFF, "buckets": 0xFFFF0003, "tags": 0x0000FFFF, "bo
 
 def flow(number: int) -> FiveTuple:
     if number % 5 == 0:
-        return FiveTuple(17, f"2001:db8::{number:x}", number % 7, "2001:db8::", 53)
+        return FiveTuple(17, str(IPv6Address(0x20010DB8 << 96 | number << 64 | 1)), number % 7, "2001:db8::", 53)
     return FiveTuple(6, f"10.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}", number % 7, "192.0.2.1", 80)
 
 

@@ -97,7 +97,6 @@ def run(args: argparse.Namespace) -> int:
             flows_max=args.flows_max,
             virtual_time=True,
             on_error=HandlerErrors(progress),
-            name="run",
         )
         stack.callback(embedded.finish)
         feed.suspended = lambda: embedded.core.suspended > 0

@@ -6,7 +6,7 @@
 
 Ordinary Thespian actors behave as on simpleSystemBase, which is the oracle of the tests: everything runs in the thread
 that calls tell, ask, listen or run_pending; messages are delivered one at a time in the order in which they were sent,
-without copying; a message whose handling raises is tried three times and then returned to its sender as a PoisonMessage.
+without copying; a message whose handling raises is tried three times, then its sender gets it back as a PoisonMessage.
 Unlike there, sends and wakeups cost the same however many are pending, and `ask` keeps its time-out while actors talk.
 
 Owners and flow actors have addresses too. What is sent there goes to the engine; what an owner answers comes back as an
@@ -184,8 +184,8 @@ class Ref:
 class CoreSystemBase:
     """A system base for one thread.
 
-    `clock` gives the time in seconds for wakeups and time-outs. `drive(timeout_s)` passes the time while an external ask
-    waits, and may return early: a core lets it run its own loop, so that owners' replies and virtual time go on.
+    `clock` gives the time in seconds for wakeups and time-outs. `drive(timeout_s)` passes the time while an external
+    ask waits, and may return early: a core lets it run its own loop, so that owners' replies and virtual time go on.
     """
 
     def __init__(
@@ -224,8 +224,8 @@ class CoreSystemBase:
     def run_pending(self, now: float | None = None, messages_max: int | None = None) -> float | None:
         """Deliver what is due at `now` (the clock's time by default), at most `messages_max` messages.
 
-        Returns when to call again if nothing is sent meanwhile: the time of the next wakeup, `now` if messages are left,
-        None if there is neither.
+        Returns when to call again if nothing is sent meanwhile: the time of the next wakeup, `now` if messages are
+        left, None if there is neither.
         """
         at = self._clock() if now is None else now
         self._realize_wakeups(at)
@@ -318,7 +318,7 @@ class CoreSystemBase:
             check = getattr(loaded, "actorSystemCapabilityCheck", None)
             if check is not None and not check(self.capabilities, requirements or {}):
                 return None
-            return withPossibleInitArgs(capabilities=self.capabilities, requirements=requirements).create(loaded)  # type: ignore[no-any-return]
+            return withPossibleInitArgs(capabilities=self.capabilities, requirements=requirements).create(loaded)
         except ImportError:
             raise
         except Exception:

@@ -1,33 +1,17 @@
-"""The link: one TCP connection between the owner systems of a primary (server) and its backup (client).
-
-Theory of operation. Both ends prove first that they hold the deployment's key, K; N is each side's random nonce:
-
-    client -> server   greeting:  magic, version, Nc
-    server -> client   challenge: magic, version, Ns, HMAC-SHA256(K; "server proof", transcript)
-    client -> server   proof:     HMAC-SHA256(K; "client proof", transcript)
-    server -> client   a first frame: empty when the client is accepted, otherwise the reason why not
-    either way         frames: length (4 bytes), MAC (16 bytes), payload (one message)
-
-The transcript is version, Nc, Ns. A frame's MAC is keyed BLAKE2b over its number in its direction, its length and its
-payload; the key is HMAC-SHA256(HMAC-SHA256(K; "session", transcript); direction), extract and expand as in RFC 5869. So a
-frame is good once, at its place in one direction of one connection: it can be neither altered, replayed, reordered, cut
-nor reflected. Frames are not encrypted: whoever can read the wire can read the records.
+"""The link: one authenticated TCP connection between the owner systems of a primary (server) and its backup (client).
 
 Nothing here blocks and no clock is read: `events(now_ns)` does what can be done now. It is to be called when the link's
-file descriptor is readable, and every few milliseconds besides. Strangers cost little: at most HANDSHAKES_MAX of
-them, HANDSHAKE_MS each, a hundred bytes of memory, and a counter.
+file descriptor is readable, and every few milliseconds besides. Strangers cost little: there are at most HANDSHAKES_MAX
+at a time, for HANDSHAKE_MS each, with a hundred bytes of memory and a counter. `channel` has the protocol.
 """
 
 from __future__ import annotations
 
 import errno
-import hmac
 import os
 import select
 import socket
-import struct
 from collections.abc import Iterator
-from hashlib import blake2b
 from typing import Any, Literal
 
 import msgspec
@@ -36,27 +20,18 @@ from actornet.errors import LinkError, UsageError
 from actornet.limits import (
     HANDSHAKE_MS,
     HANDSHAKES_MAX,
-    LINK_FRAME_BYTES_MAX,
     LINK_QUEUE_BYTES_MAX,
     RECONNECT_MS_MAX,
     RECONNECT_MS_MIN,
 )
-from actornet.replication.messages import VERSION, AnyMessage, decode, encode
+from actornet.node.channel import STRANGER_BYTES, Channel, ChannelError
+from actornet.replication.messages import AnyMessage, decode, encode
 
 KEY_BYTES_MIN = 32
-_MAGIC = b"actornet"
-_NONCE_BYTES = _PROOF_BYTES = 32
-_HEADER = struct.Struct(">I16s")
-_COVERED = struct.Struct(">QI")
-_PREFIX = _MAGIC + struct.pack(">H", VERSION)
-_GREETING_BYTES = len(_PREFIX) + _NONCE_BYTES
-_CHALLENGE_BYTES = _GREETING_BYTES + _PROOF_BYTES
 _READ_BYTES = 1 << 16
 _USER_TIMEOUT_MS = 5_000
 _MS = 1_000_000
 _ENDED = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
-_CLOSED = ("closed", "closed by the peer")
-_WRONG_KEY = ("key", "the other end has another key: both nodes need the deployment's key file")
 
 
 class Connected(msgspec.Struct, frozen=True):
@@ -81,162 +56,6 @@ class Received(msgspec.Struct, frozen=True):
 
 
 LinkEvent = Connected | Disconnected | Received
-
-
-class _BrokenError(LinkError):
-    """`counter` names the count that it adds to."""
-
-    def __init__(self, counter: str, reason: str) -> None:
-        super().__init__(reason)
-        self.counter = counter
-
-
-class Channel:
-    """One connection's bytes, without the socket: what arrived goes into `feed`, what is to be sent is in `output`."""
-
-    def __init__(self, key: bytes, *, server: bool) -> None:
-        self.output = bytearray()
-        self.proven = False
-        """The peer has shown the key; a server has yet to `admit` it."""
-        self.open = False
-        """Frames may be sent and received."""
-        self._key = key
-        self._server = server
-        self._nonce = os.urandom(_NONCE_BYTES)
-        self._expected_proof = b""
-        self._input = bytearray()
-        self._sent = self._received = 0
-        if not server:
-            self.output += _PREFIX + self._nonce
-
-    def feed(self, data: bytes | memoryview) -> None:
-        """Take what arrived; then ask for `payloads`."""
-        self._input += data
-
-    def payloads(self) -> Iterator[bytes]:
-        """The payloads of the frames that are complete. LinkError where the bytes go wrong: no more can be had then."""
-        while not self.open:
-            if not self._shake_hands():
-                return
-        while (payload := self._next_frame()) is not None:
-            yield payload
-
-    def ended(self) -> _BrokenError:
-        """What it means that the peer sends no more bytes."""
-        if not self.open:
-            return _BrokenError("torn", "closed by the peer during the handshake: do both ends have the same key?")
-        return _BrokenError("torn", "closed by the peer in mid-frame") if self._input else _BrokenError(*_CLOSED)
-
-    def seal(self, payload: bytes) -> None:
-        """Frame a payload into `output`."""
-        assert len(payload) <= LINK_FRAME_BYTES_MAX
-        self.output += _HEADER.pack(len(payload), _mac(self._send_mac, self._sent, payload))
-        self.output += payload
-        self._sent += 1
-
-    def admit(self, refusal: str = "") -> None:
-        """The server's last word in the handshake."""
-        assert self._server and self.proven
-        self.seal(refusal.encode())
-        self.open = not refusal
-
-    def _next_frame(self) -> bytes | None:
-        if len(self._input) < _HEADER.size:
-            return None
-        length, mac = _HEADER.unpack_from(self._input)
-        if length > LINK_FRAME_BYTES_MAX:
-            raise _BrokenError("oversize", f"a frame claims {length} bytes; {LINK_FRAME_BYTES_MAX} is the most")
-        frame = self._take(_HEADER.size + length)
-        if not frame:
-            return None
-        payload = frame[_HEADER.size :]
-        if not hmac.compare_digest(mac, _mac(self._receive_mac, self._received, payload)):
-            raise _BrokenError("mac", f"frame {self._received} was altered, replayed or reordered: its MAC is wrong")
-        self._received += 1
-        return payload
-
-    def _shake_hands(self) -> bool:
-        """One step of the handshake; whether another may follow."""
-        if self._server:
-            return False if self.proven else self._check_proof() if self._expected_proof else self._challenge()
-        return self._read_admission() if self.proven else self._prove()
-
-    def _challenge(self) -> bool:
-        greeting = self._take_greeting(_GREETING_BYTES)
-        if not greeting:
-            return False
-        proof = self._derive(greeting, self._nonce)
-        self.output += _PREFIX + self._nonce + proof
-        return True
-
-    def _prove(self) -> bool:
-        challenge = self._take_greeting(_CHALLENGE_BYTES)
-        if not challenge:
-            return False
-        expected, theirs = self._derive(self._nonce, challenge[:_NONCE_BYTES]), challenge[_NONCE_BYTES:]
-        if not hmac.compare_digest(self._expected_proof, theirs):
-            raise _BrokenError(*_WRONG_KEY)
-        self.output += expected
-        self.proven = True
-        return True
-
-    def _check_proof(self) -> bool:
-        proof = self._take(_PROOF_BYTES)
-        if not proof:
-            return False
-        if not hmac.compare_digest(self._expected_proof, proof):
-            raise _BrokenError(*_WRONG_KEY)
-        self.proven = True
-        return False
-
-    def _read_admission(self) -> bool:
-        refusal = self._next_frame()
-        if refusal:
-            raise _BrokenError("refused", f"the other end refuses: {refusal.decode(errors='replace')[:200]}")
-        self.open = refusal is not None
-        return self.open
-
-    def _derive(self, client_nonce: bytes, server_nonce: bytes) -> bytes:
-        """Set the session's keys and the proof that the peer owes; returns the own proof."""
-        transcript = struct.pack(">H", VERSION) + client_nonce + server_nonce
-        session = _hmac(self._key, b"session" + transcript)
-        to_server, to_client = _hmac(session, b"client to server"), _hmac(session, b"server to client")
-        self._send_mac = blake2b(key=to_client if self._server else to_server, digest_size=16)
-        self._receive_mac = blake2b(key=to_server if self._server else to_client, digest_size=16)
-        server, client = _hmac(self._key, b"server proof" + transcript), _hmac(self._key, b"client proof" + transcript)
-        self._expected_proof = client if self._server else server
-        return server if self._server else client
-
-    def _take_greeting(self, size: int) -> bytes:
-        """What follows magic and version, which are checked as soon as they are there; nothing while incomplete."""
-        start = bytes(self._input[: len(_PREFIX)])
-        if start[: len(_MAGIC)] != _MAGIC[: len(start)]:
-            raise _BrokenError("garbage", "the other end is no actornet link")
-        if len(start) == len(_PREFIX) and start != _PREFIX:
-            version = int.from_bytes(start[len(_MAGIC) :], "big")
-            if self._server:
-                self.output += _PREFIX  # so that the client, too, can name both versions
-            raise _BrokenError("version", f"the other end speaks version {version} of the link, this one {VERSION}")
-        return self._take(size)[len(_PREFIX) :]
-
-    def _take(self, size: int) -> bytes:
-        """Exactly the next `size` bytes, or none."""
-        if len(self._input) < size:
-            return b""
-        data = bytes(self._input[:size])
-        del self._input[:size]
-        return data
-
-
-def _hmac(key: bytes, data: bytes) -> bytes:
-    return hmac.digest(key, data, "sha256")
-
-
-def _mac(keyed: blake2b, number: int, payload: bytes) -> bytes:
-    mac = keyed.copy()
-    mac.update(_COVERED.pack(number, len(payload)))
-    mac.update(payload)
-    return mac.digest()
 
 
 class _Connection:
@@ -266,7 +85,7 @@ class _Connection:
             except BlockingIOError:
                 return
             except OSError as error:
-                raise _BrokenError("reset", _describe(error)) from None
+                raise ChannelError("reset", _describe(error)) from None
             if size == 0:
                 raise self.channel.ended()
             self.channel.feed(buffer[:size])
@@ -384,15 +203,15 @@ class _Link:
         events: list[LinkEvent] = []
         try:
             if self._overflowed:
-                raise _BrokenError("queue_full", f"the peer left more than {LINK_QUEUE_BYTES_MAX} bytes unread")
+                raise ChannelError("queue_full", f"the peer left more than {LINK_QUEUE_BYTES_MAX} bytes unread")
             events.extend(Received(_decode(payload)) for payload in connection.receive(ready, self._buffer))
             if connection.channel.output:
                 connection.flush()
-        except _BrokenError as error:
+        except ChannelError as error:
             events.append(self._lose(error))
         return events
 
-    def _lose(self, error: _BrokenError) -> Disconnected:
+    def _lose(self, error: ChannelError) -> Disconnected:
         self.counters[error.counter] += 1
         self.drop(str(error))
         self.closed_reason = str(error)
@@ -459,10 +278,10 @@ class LinkServer(_Link):
 
     def _shake_hands(self, stranger: _Connection, ready: int) -> list[LinkEvent]:
         try:
-            for _ in stranger.receive(ready, self._buffer[:_CHALLENGE_BYTES]):
+            for _ in stranger.receive(ready, self._buffer[:STRANGER_BYTES]):
                 raise AssertionError("no frames before the end of the handshake")
             stranger.flush()
-        except _BrokenError as error:
+        except ChannelError as error:
             self._turn_away(stranger, error.counter)
             return []
         if not stranger.channel.proven:
@@ -527,9 +346,9 @@ class LinkClient(_Link):
             return events
         try:
             if now_ns - connection.since_ns > HANDSHAKE_MS * _MS:
-                raise _BrokenError("late", f"no answer from {self.address} within {HANDSHAKE_MS} ms")
+                raise ChannelError("late", f"no answer from {self.address} within {HANDSHAKE_MS} ms")
             return self._shake_hands(connection, ready[connection.fd]) if ready else []
-        except _BrokenError as error:
+        except ChannelError as error:
             return [self._lose(error)]
 
     def _shake_hands(self, connection: _Connection, ready: int) -> list[LinkEvent]:
@@ -539,7 +358,7 @@ class LinkClient(_Link):
         try:
             events.extend(Received(_decode(payload)) for payload in payloads)
             connection.flush()
-        except _BrokenError as error:
+        except ChannelError as error:
             if not connection.channel.open:
                 raise
             events.append(self._lose(error))
@@ -559,7 +378,7 @@ class LinkClient(_Link):
         failure = sock.connect_ex(self._address)
         if failure not in (0, errno.EINPROGRESS):
             sock.close()
-            return [self._lose(_BrokenError("reset", _describe(OSError(failure, os.strerror(failure)))))]
+            return [self._lose(ChannelError("reset", _describe(OSError(failure, os.strerror(failure)))))]
         channel = Channel(self._key, server=False)
         self._connection = _Connection(sock, channel, self.address, self._epoll, now_ns)
         self._connection.flush()
@@ -570,7 +389,7 @@ def _decode(payload: bytes) -> AnyMessage:
     try:
         return decode(payload)
     except LinkError as error:
-        raise _BrokenError("message", str(error)) from None
+        raise ChannelError("message", str(error)) from None
 
 
 def _resolve(address: str) -> tuple[socket.AddressFamily, tuple[Any, ...]]:

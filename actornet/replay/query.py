@@ -18,7 +18,7 @@ class Query:
 
     def __init__(self, owner: str | None = None, flow: str | None = None, kind: str | None = None) -> None:
         self.owner = owner
-        self.words = [re.compile(rf"(?<![\w.]){re.escape(word)}(?![\w.])") for word in (flow or "").split()]
+        self.words = [_whole(word) for word in (flow or "").split()]
         try:
             self.kind = Kind[kind.upper()] if kind else None
         except KeyError:
@@ -36,6 +36,13 @@ class Query:
             text = str(flow)
             return flow is not None and all(word.search(text) for word in self.words)
         return True
+
+
+def _whole(word: str) -> re.Pattern[str]:
+    """Finds the word where it is no part of a longer address, port or name."""
+    before = r"(?<![\w.])" if word[0].isalnum() else ""
+    after = r"(?![\w.])" if word[-1].isalnum() else ""
+    return re.compile(before + re.escape(word) + after)
 
 
 def owner_of(record: Record) -> str | None:

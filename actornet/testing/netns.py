@@ -13,14 +13,17 @@ address on the boxes' `lan0` and `wan0` and says nothing there: these belong to 
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import re
 import shutil
 import signal
+import socket
+import struct
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
@@ -37,6 +40,8 @@ NAME = re.compile(r"an(\d+)-\d+-[a-z]+")
 """Process that made the namespace, number of its lab, name in the lab."""
 
 CLONE_NEWNET = 0x40000000
+SIOCGIFFLAGS, IFF_UP, IFF_RUNNING = 0x8913, 0x01, 0x40
+LINKS_S = 2.0
 END_S = 2.0
 """How long processes have to end after SIGTERM."""
 
@@ -44,18 +49,25 @@ END_S = 2.0
 class Lab:
     """Namespaces, interfaces and processes that all go away when the `with` block ends, however it ends.
 
-    `spaces` are names within the lab; `links` are `ip link add` arguments and `setup` has `ip` commands for each
-    namespace, in all of which `{name}` stands for a namespace's full name. Raises ActornetError if not root or without
-    `ip`.
+    `spaces` are names within the lab. `links` are `ip link add` arguments, and `interfaces` and `addresses` have `ip`
+    commands for a namespace, before and after its links are up; `{name}` stands for a namespace's full name in all of
+    them. Raises ActornetError if not root or without `ip`.
     """
 
     _numbers = count(1)
 
-    def __init__(self, spaces: Iterable[str], links: Iterable[str], setup: dict[str, Sequence[str]]) -> None:
+    def __init__(
+        self,
+        spaces: Iterable[str],
+        links: Iterable[str],
+        interfaces: Mapping[str, Sequence[str]],
+        addresses: Mapping[str, Sequence[str]],
+    ) -> None:
         number = next(self._numbers)
         self.names = {space: f"an{os.getpid()}-{number}-{space}" for space in spaces}
         self._links = [link.format_map(self.names) for link in links]
-        self._setup = {space: [line.format_map(self.names) for line in setup.get(space, ())] for space in self.names}
+        self._interfaces = interfaces
+        self._addresses = addresses
         self._processes: list[subprocess.Popen[Any]] = []
 
     @classmethod
@@ -72,11 +84,8 @@ class Lab:
                 "eth0 netns {client} type veth peer name lan0 netns {box}",
                 "eth0 netns {server} type veth peer name wan0 netns {box}",
             ),
-            {
-                "client": _end("eth0", client, gateway),
-                "server": _end("eth0", server),
-                "box": [*_silent("lan0"), *_silent("wan0")],
-            },
+            {"client": _up("eth0"), "server": _up("eth0"), "box": _up("lan0", "wan0", options="arp off")},
+            {"client": _address("eth0", client, gateway), "server": _address("eth0", server)},
         )
 
     @classmethod
@@ -86,6 +95,7 @@ class Lab:
         Each of `a` and `b` has `lan0`, `wan0` and `link0` (10.9.0.1/24 and 10.9.0.2/24).
         """
         bridge = "type bridge stp_state 0 forward_delay 0 mcast_snooping 0"
+        node = [*_up("lan0", "wan0", options="arp off"), *_up("link0")]
         return cls(
             ("client", "switch", "a", "b", "server"),
             (
@@ -93,21 +103,28 @@ class Lab:
                 f"wan netns {{switch}} {bridge}",
                 "eth0 netns {client} type veth peer name client netns {switch}",
                 "eth0 netns {server} type veth peer name server netns {switch}",
-                *(f"lan0 netns {{{node}}} type veth peer name {node}-lan netns {{switch}}" for node in "ab"),
-                *(f"wan0 netns {{{node}}} type veth peer name {node}-wan netns {{switch}}" for node in "ab"),
+                "lan0 netns {a} type veth peer name a-lan netns {switch}",
+                "wan0 netns {a} type veth peer name a-wan netns {switch}",
+                "lan0 netns {b} type veth peer name b-lan netns {switch}",
+                "wan0 netns {b} type veth peer name b-wan netns {switch}",
                 "link0 netns {a} type veth peer name link0 netns {b}",
             ),
             {
-                "client": _end("eth0", "10.0.0.2/24", "10.0.0.1"),
-                "server": _end("eth0", "203.0.113.254/24"),
+                "client": _up("eth0"),
+                "server": _up("eth0"),
+                "a": node,
+                "b": node,
                 "switch": [
-                    *(f"link set {port} master lan" for port in ("client", "a-lan", "b-lan")),
-                    *(f"link set {port} master wan" for port in ("server", "a-wan", "b-wan")),
-                    *(line for port in ("client", "a-lan", "b-lan", "lan") for line in _up(port)),
-                    *(line for port in ("server", "a-wan", "b-wan", "wan") for line in _up(port)),
+                    *_up("lan", "wan"),
+                    *_up("client", "a-lan", "b-lan", options="master lan"),
+                    *_up("server", "a-wan", "b-wan", options="master wan"),
                 ],
-                "a": [*_silent("lan0"), *_silent("wan0"), *_end("link0", "10.9.0.1/24")],
-                "b": [*_silent("lan0"), *_silent("wan0"), *_end("link0", "10.9.0.2/24")],
+            },
+            {
+                "client": _address("eth0", "10.0.0.2/24", "10.0.0.1"),
+                "server": _address("eth0", "203.0.113.254/24"),
+                "a": _address("link0", "10.9.0.1/24"),
+                "b": _address("link0", "10.9.0.2/24"),
             },
         )
 
@@ -119,8 +136,13 @@ class Lab:
         try:
             _ip([f"netns add {name}" for name in self.names.values()])
             _ip([f"link add {link}" for link in self._links])
-            for space, commands in self._setup.items():
-                _ip(["link set lo up", *commands], "-n", self.names[space])
+            for space in self.names:
+                self.ip(space, "link set lo up", *self._interfaces.get(space, ()))
+            for space in self.names:
+                self.call(space, _await_links)
+            # This also waits for the kernel's lock, so that what the links' coming up sets off is done.
+            for space, commands in self._addresses.items():
+                self.ip(space, *commands)
         except BaseException:
             self.close()
             raise
@@ -198,18 +220,33 @@ class Lab:
         _ip(commands, "-n", self.names[space])
 
 
-def _end(interface: str, address: str, gateway: str | None = None) -> list[str]:
-    commands = [*_up(interface), f"addr add {address} dev {interface}"]
+def _address(interface: str, address: str, gateway: str | None = None) -> list[str]:
+    commands = [f"addr add {address} dev {interface}"]
     return [*commands, f"route add default via {gateway}"] if gateway else commands
 
 
-def _silent(interface: str) -> list[str]:
-    return [f"link set {interface} arp off", *_up(interface)]
+def _up(*interfaces: str, options: str = "") -> list[str]:
+    """Without IPv6 link-local addresses, so without router solicitation and duplicate address detection."""
+    return [
+        command
+        for interface in interfaces
+        for command in (f"link set {interface} {options} addrgenmode none", f"link set {interface} up")
+    ]
 
 
-def _up(interface: str) -> list[str]:
-    """Without an IPv6 link-local address, so without router solicitation and duplicate address detection."""
-    return [f"link set {interface} addrgenmode none", f"link set {interface} up"]
+def _await_links() -> None:
+    """Wait until this namespace's interfaces carry frames: until then the kernel throws away what they send."""
+    deadline = time.monotonic() + LINKS_S
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        for _, interface in socket.if_nameindex():
+            while True:
+                request = fcntl.ioctl(any_socket, SIOCGIFFLAGS, struct.pack("16s24x", interface.encode()))
+                (flags,) = struct.unpack("16xH22x", request)
+                if not flags & IFF_UP or flags & IFF_RUNNING:
+                    break
+                if time.monotonic() > deadline:
+                    raise ActornetError(f"interface {interface} has no link after {LINKS_S:g} s")
+                time.sleep(0.001)
 
 
 def _ip(commands: Iterable[str], *options: str) -> None:

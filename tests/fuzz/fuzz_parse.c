@@ -1,0 +1,257 @@
+/* Mutates frames of captures, and makes some up, and runs each through the packet engine's headers. Every frame lies in an
+ * allocation of exactly its size, so that AddressSanitizer sees the first byte read or written beyond it.
+ *
+ *   cc -g -O1 -std=gnu11 -fsanitize=address,undefined -fno-sanitize-recover=undefined -Iactornet/engine \
+ *      -o fuzz_parse tests/fuzz/fuzz_parse.c && ./fuzz_parse ITERATIONS SEED [capture.pcap ...]
+ *
+ * Checked besides: offsets stay inside the frame, a rewrite keeps right checksums right and wrong ones wrong, it writes
+ * what it was asked to, and the flow table finds what was put in. The same seed runs the same frames; a failure names its
+ * iteration. Prints how many frames had which reason.
+ */
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "flow_table.h"
+#include "rewrite.h"
+#include "toeplitz.h"
+
+#define SEEDS_MAX 8192
+#define FRAME_BYTES_MAX 65553
+
+static struct frame {
+    uint32_t length;
+    uint8_t *data;
+} seeds[SEEDS_MAX];
+static uint32_t seeds_count;
+static uint64_t state, iteration;
+
+static uint64_t next_random(void) /* splitmix64 */
+{
+    uint64_t z = state += 0x9e3779b97f4a7c15u;
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+    return z ^ z >> 31;
+}
+
+static uint32_t below(uint32_t bound)
+{
+    return (uint32_t)(next_random() % bound);
+}
+
+#define CHECK(condition)                                                                                                 \
+    do {                                                                                                                 \
+        if (!(condition)) {                                                                                              \
+            fprintf(stderr, "fuzz_parse: iteration %llu: %s\n", (unsigned long long)iteration, #condition);              \
+            abort();                                                                                                     \
+        }                                                                                                                \
+    } while (0)
+
+static void read_capture(const char *path)
+{
+    uint32_t header[6], record[4];
+    FILE *file = fopen(path, "rb");
+    if (!file || fread(header, sizeof header, 1, file) != 1 || header[0] != 0xa1b2c3d4 || header[5] != 1) {
+        fprintf(stderr, "fuzz_parse: %s is no little-endian pcap file of Ethernet frames\n", path);
+        exit(2);
+    }
+    while (seeds_count < SEEDS_MAX && fread(record, sizeof record, 1, file) == 1 && record[2] <= FRAME_BYTES_MAX) {
+        struct frame *f = &seeds[seeds_count];
+        f->length = record[2];
+        f->data = malloc(f->length ? f->length : 1);
+        if (fread(f->data, 1, f->length, file) != f->length)
+            break;
+        seeds_count++;
+    }
+    fclose(file);
+}
+
+/* A frame to mutate: one of a capture, or noise behind a header that leads the parser somewhere. */
+static uint32_t make_frame(uint8_t *data)
+{
+    static const uint16_t types[] = {0x0800, 0x86dd, 0x8100, 0x88a8};
+    static const uint8_t protocols[] = {0, 1, 6, 17, 43, 44, 47, 51, 58, 60};
+    if (seeds_count && below(4)) {
+        const struct frame *f = &seeds[below(seeds_count)];
+        memcpy(data, f->data, f->length);
+        return f->length;
+    }
+    uint32_t length = below(200);
+    for (uint32_t i = 0; i < length; i++)
+        data[i] = below(3) ? (uint8_t)next_random() : 0;
+    uint32_t at = 12;
+    for (int tags = (int)below(4) - 1; at + 6 < length && tags >= 0; tags--, at += 4)
+        an_store16(data + at, an_swap16(types[below(4)]));
+    if (at + 60 < length) {
+        int six = (int)below(2);
+        uint32_t l3 = at + 2, room = length - l3;
+        an_store16(data + at, an_swap16(types[six]));
+        data[l3] = six ? 0x60 : below(4) ? 0x45 : (uint8_t)(0x40 | below(16));
+        an_store16(data + l3 + (six ? 4 : 2), an_swap16((uint16_t)(six ? room - 40 : room)));
+        data[l3 + (six ? 6 : 9)] = protocols[below(sizeof protocols)];
+        if (!six && below(4))
+            an_store16(data + l3 + 6, 0);
+        for (uint32_t i = l3 + (six ? 40 : 20); six && i < length; i += 8)
+            data[i] = protocols[below(sizeof protocols)];
+    }
+    return length;
+}
+
+/* An ICMP error about the IP packet in `data`, so that embedded headers are mutated too. */
+static uint32_t make_icmp_error(uint8_t *data, uint32_t length)
+{
+    struct an_packet p = {.data = data, .length = length};
+    an_parse(&p);
+    if (p.key.version == 0)
+        return length;
+    int six = p.key.version == 6;
+    uint32_t header_bytes = six ? 40 : 20, embedded = length - p.l3;
+    if (embedded > 300)
+        embedded = 300;
+    if (below(2) && embedded > header_bytes + 8)
+        embedded = header_bytes + 8 + below(embedded - header_bytes - 8);
+    uint8_t outer[48] = {0};
+    memcpy(outer, data + p.l3, header_bytes);
+    outer[0] = six ? 0x60 : 0x45;
+    an_store16(outer + (six ? 4 : 2), an_swap16((uint16_t)(8 + embedded + (six ? 0 : 20))));
+    outer[six ? 6 : 9] = six ? AN_ICMPV6 : AN_ICMP;
+    if (!six) {
+        an_store16(outer + 6, 0);
+        an_store16(outer + 10, 0);
+        an_store16(outer + 10, (uint16_t)~an_fold(an_sum(outer, 20, 0)));
+    }
+    outer[header_bytes] = six ? 1 : 3;
+    memmove(data + 14 + header_bytes + 8, data + p.l3, embedded);
+    an_store16(data + 12, an_swap16(six ? 0x86dd : 0x0800));
+    memcpy(data + 14, outer, header_bytes + 8);
+    uint8_t *icmp = data + 14 + header_bytes;
+    uint64_t pseudo = six ? an_pseudo_sum(data + 14, AN_ICMPV6, 8 + embedded) : 0;
+    an_store16(icmp + 2, (uint16_t)~an_fold(an_sum(icmp, 8 + embedded, pseudo)));
+    return 14 + header_bytes + 8 + embedded;
+}
+
+static uint32_t mutate(uint8_t *data, uint32_t length)
+{
+    for (uint32_t changes = below(5); changes && length; changes--) {
+        uint32_t at = below(3) ? below(length < 120 ? length : 120) : below(length);
+        switch (below(5)) {
+        case 0: data[at] = (uint8_t)next_random(); break;
+        case 1: data[at] ^= (uint8_t)(1u << below(8)); break;
+        case 2: data[at] = below(2) ? 0xff : 0; break;
+        case 3: data[at] = (uint8_t)(data[at] + (below(2) ? 1 : -1)); break;
+        default: length = below(2) ? at : length; break;
+        }
+    }
+    return length;
+}
+
+static void check_offsets(const struct an_packet *p)
+{
+    CHECK(p->reason < AN_REASONS);
+    CHECK(p->l3 <= p->l4 && p->l4 <= p->payload && p->payload <= p->l3_end && p->l3_end <= p->length);
+    CHECK((p->key.version == 0) == (p->reason == AN_MALFORMED || p->reason == AN_TRUNCATED || p->reason == AN_NOT_IP));
+    CHECK(!(p->flags & AN_ICMP_ERROR) || (p->inner_l3 > p->l4 && p->inner_l4 > p->inner_l3 && p->inner_l4 + 8 <= p->l3_end));
+}
+
+static void check_table(struct an_table *t, const struct an_key *key)
+{
+    uint32_t hash = (uint32_t)an_hash(key, t->seed), index = an_table_find(t, key, hash), due[8];
+    an_table_prefetch(t, hash);
+    CHECK(an_table_find_probed(t, key, hash, an_table_probe(t, hash)) == index);
+    if (index == AN_NONE) {
+        index = an_table_insert(t, key, hash);
+        CHECK((index == AN_NONE) == (t->used == t->entries_max && an_table_find(t, key, hash) == AN_NONE));
+    } else if (below(3) == 0) {
+        an_table_remove(t, index);
+        CHECK(an_table_find(t, key, hash) == AN_NONE);
+        return;
+    }
+    if (index != AN_NONE)
+        an_timer_arm(t, index, t->now_ns + below(UINT32_MAX) * (uint64_t)below(200));
+    uint32_t count = an_timer_advance(t, t->now_ns + below(UINT32_MAX), due, 8);
+    for (uint32_t i = 0; i < count; i++)
+        an_table_remove(t, due[i]);
+}
+
+/* Rewrites a copy of the packet, and looks at what came out. */
+static void check_rewrite(const struct an_packet *original, const uint8_t *addresses)
+{
+    struct an_packet p = *original;
+    struct an_rewrite r = {.fields = (uint8_t)below(64), .dscp = (uint8_t)below(64)};
+    r.source_port = (uint16_t)next_random();
+    r.destination_port = below(8) ? (uint16_t)next_random() : r.source_port;
+    memcpy(&r.source, addresses, 4);
+    memcpy(&r.destination, addresses + 16, 4);
+    if (p.key.version)
+        an_rewrite_prepare(&r, &p.key, addresses);
+    p.data = malloc(p.length ? p.length : 1);
+    memcpy(p.data, original->data, p.length);
+    int before = an_csum_verify(&p), expired = an_rewrite_apply(&p, &r, addresses);
+    if (expired || p.key.version == 0) {
+        CHECK(memcmp(p.data, original->data, p.length) == 0);
+        CHECK(!expired || (r.fields & AN_DECREMENT_TTL && original->ttl <= 1));
+    } else {
+        CHECK(an_csum_verify(&p) == before);
+        CHECK(memcmp(p.data + p.l3_end, original->data + p.l3_end, p.length - p.l3_end) == 0);
+        struct an_packet again = p;
+        an_parse(&again);
+        CHECK(again.reason == p.reason && again.l4 == p.l4 && again.payload == p.payload && again.inner_l4 == p.inner_l4);
+        CHECK(again.ttl == p.ttl - !!(r.fields & AN_DECREMENT_TTL));
+        CHECK(again.dscp == (r.fields & AN_SET_DSCP ? r.dscp : p.dscp));
+        uint32_t bytes = p.key.version == 4 ? 4 : 16;
+        const uint8_t *source = r.fields & AN_SET_SOURCE ? addresses : p.key.source;
+        const uint8_t *destination = r.fields & AN_SET_DESTINATION ? addresses + 16 : p.key.destination;
+        CHECK(memcmp(again.key.source, source, bytes) == 0 && memcmp(again.key.destination, destination, bytes) == 0);
+        CHECK(again.key.protocol == p.key.protocol);
+        if (p.reason == AN_OK && (p.key.protocol == AN_TCP || p.key.protocol == AN_UDP)) {
+            CHECK(again.key.source_port == (r.fields & AN_SET_SOURCE_PORT ? r.source_port : p.key.source_port));
+            CHECK(again.key.destination_port ==
+                  (r.fields & AN_SET_DESTINATION_PORT ? r.destination_port : p.key.destination_port));
+        }
+    }
+    free(p.data);
+}
+
+int main(int argc, char **argv)
+{
+    static uint8_t work[FRAME_BYTES_MAX + 64];
+    static const char *const names[] = {"ok", "malformed", "truncated", "not_ip", "fragment", "untracked"};
+    uint64_t counts[AN_REASONS] = {0}, errors = 0;
+    struct an_table table;
+    if (argc < 3)
+        return fprintf(stderr, "usage: fuzz_parse ITERATIONS SEED [capture.pcap ...]\n"), 2;
+    uint64_t iterations = strtoull(argv[1], NULL, 10);
+    state = strtoull(argv[2], NULL, 10);
+    for (int i = 3; i < argc; i++)
+        read_capture(argv[i]);
+    if (an_table_init(&table, 500, next_random(), 0) != 0)
+        return perror("fuzz_parse: table"), 1;
+
+    for (iteration = 0; iteration < iterations; iteration++) {
+        uint32_t length = make_frame(work);
+        if (below(3) == 0)
+            length = make_icmp_error(work, length);
+        length = mutate(work, length);
+        struct an_packet p = {.data = malloc(length ? length : 1), .length = length, .port = (uint8_t)below(16)};
+        if (length)
+            memcpy(p.data, work, length);
+        p.flags = below(8) ? 0 : AN_CSUM_PARTIAL;
+        an_parse(&p);
+        counts[p.reason]++;
+        errors += !!(p.flags & AN_ICMP_ERROR);
+        check_offsets(&p);
+        CHECK(an_rss_core(&p.key, 1 + below(64)) < 64);
+        check_table(&table, &p.key);
+        uint8_t addresses[32];
+        for (int i = 0; i < 32; i++)
+            addresses[i] = (uint8_t)next_random();
+        check_rewrite(&p, addresses);
+        free(p.data);
+    }
+    for (int reason = 0; reason < AN_REASONS; reason++)
+        printf("%s %llu\n", names[reason], (unsigned long long)counts[reason]);
+    printf("icmp_error %llu\n", (unsigned long long)errors);
+    an_table_free(&table);
+    for (uint32_t i = 0; i < seeds_count; i++)
+        free(seeds[i].data);
+    return 0;
+}
