@@ -6,12 +6,14 @@ import shutil
 import pytest
 
 
-@pytest.fixture(autouse=True)
-def require_root(request: pytest.FixtureRequest) -> None:
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip tests marked `root` where namespaces cannot be made."""
-    if request.node.get_closest_marker("root") is None:
-        return
     if os.geteuid() != 0:
-        pytest.skip("needs root")
-    if shutil.which("ip") is None:
-        pytest.skip("needs `ip` (iproute2)")
+        reason = "needs root"
+    elif shutil.which("ip") is None:
+        reason = "needs `ip` (iproute2)"
+    else:
+        return
+    for item in items:
+        if item.get_closest_marker("root") is not None:
+            item.add_marker(pytest.mark.skip(reason=reason))

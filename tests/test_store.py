@@ -284,14 +284,16 @@ def test_a_snapshot_comes_back(tmp_path, size):
         assert log.snapshot_latest(3) is None
 
 
-def test_a_snapshot_ahead_of_the_log_is_refused_but_an_empty_log_begins_with_one(tmp_path):
+def test_only_an_empty_log_begins_with_a_peers_snapshot(tmp_path):
     """G8: a snapshot never takes the place of records that are here."""
     with Log(tmp_path / "old") as log:
         fill(log, 3)
         with pytest.raises(LogError, match="ends at LSN 3: it can take no snapshot at LSN 4"):
             log.snapshot_save(4, b"", 0)
+        with pytest.raises(LogError, match="has reached LSN 3: set it aside"):
+            log.snapshot_install(4, b"", 0)
     with Log(tmp_path / "new") as log:
-        log.snapshot_save(100, b"state", 42)
+        log.snapshot_install(100, b"state", 42)
         assert (log.first_lsn, log.last_lsn, log.last_chain, log.base_lsn) == (0, 100, 42, 100)
     with Log(tmp_path / "new") as log:
         assert (log.last_lsn, log.last_chain, log.base_lsn) == (100, 42, 100)

@@ -243,6 +243,7 @@ def test_sigkill_above_leaves_nothing_below(node, victim):
         ({"core": "cannot_start"}, "interface wan0 is absent: create it, or name another"),
         ({"core": "return_early"}, "core-0 returned before it was told to stop"),
         ({"core": "no_such_function"}, "there is no function 'trivial_node:no_such_function'"),
+        ({"beats": "no_such_function"}, "there is no function 'trivial_node:no_such_function'"),
         ({"error": "the log is locked"}, "the log is locked"),
         ({"bug": True}, "trivial_node:plan failed: ZeroDivisionError: in the factory"),
     ],

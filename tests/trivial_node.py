@@ -33,7 +33,9 @@ def plan(argument):
         )
         for slot, name in enumerate(names)
     ]
-    return NodePlan(workers, "trivial_node:read_beats", (beats, names), argument.get("stall_s", 2.0))
+    return NodePlan(
+        workers, "trivial_node:" + argument.get("beats", "read_beats"), (beats, names), argument.get("stall_s", 2.0)
+    )
 
 
 def read_beats(spec):

@@ -16,7 +16,7 @@ from types import FrameType
 from typing import Any
 
 from actornet.cli import summary
-from actornet.cli.load import load_nf
+from actornet.load import load_nf
 from actornet.cli.progress import Progress
 from actornet.embedded import Embedded
 from actornet.engine.core import DROPS

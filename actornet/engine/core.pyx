@@ -488,6 +488,9 @@ cdef class Core:
             self._hear()
         self.expire()
         self._exhale()
+        for sibling in self.siblings:
+            if sibling is not None:
+                (<Handoff>sibling).outgoing.wake()
         return taken
 
     cdef int _hear(self) except -1:

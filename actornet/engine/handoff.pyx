@@ -40,8 +40,6 @@ cdef class Handoff:
         header.flags = p.flags & AN_CSUM_PARTIAL
         memcpy(header.vnet, p.vnet, sizeof(header.vnet))
         pushed = self.outgoing.push_bytes(<uint8_t *>&header, sizeof(header), p.data, p.length)
-        if pushed:
-            self.outgoing.wake()
         return pushed
 
     cdef int rx(self, an_packet *packets, int limit) except -1:
@@ -54,6 +52,7 @@ cdef class Handoff:
             if message == NULL:
                 break
             if length < sizeof(Header) or length - sizeof(Header) > FRAME_BYTES_MAX:
+                self.incoming.advance()
                 raise RingError(f"hand-off ring: a message of {length} bytes is not a packet")
             memcpy(&header, message, sizeof(header))
             packets[n].data = self.frames + n * FRAME_BYTES_MAX

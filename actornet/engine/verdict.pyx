@@ -105,11 +105,6 @@ cdef class Rewrite(Forward):
     def decrement_ttl(self) -> bool:
         return bool(self.rewrite.fields & AN_DECREMENT_TTL)
 
-    def encode(self) -> list:
-        """The record form: `decode_verdict` makes the same verdict of it."""
-        return [self.to, self.source, self.source_port, self.destination, self.destination_port, self.dscp,
-                self.decrement_ttl]
-
     def __repr__(self) -> str:
         parts = [f"{name}={getattr(self, name)!r}" for name in
                  ("to", "source", "source_port", "destination", "destination_port", "dscp")
@@ -126,15 +121,6 @@ def decode_verdict(form):
     to, source, source_port, destination, destination_port, dscp, decrement_ttl = form
     return Rewrite(to, source=source, source_port=source_port, destination=destination,
                    destination_port=destination_port, dscp=dscp, decrement_ttl=decrement_ttl)
-
-
-def encode_verdict(Verdict verdict):
-    """The record form of a verdict that can be offloaded."""
-    if verdict.kind == VERDICT_DROP:
-        return None
-    if verdict.kind == VERDICT_FORWARD:
-        return [(<Forward>verdict).to]
-    return (<Rewrite>verdict).encode()
 
 
 cdef int _bounded(str name, object value, int largest) except -1:

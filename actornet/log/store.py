@@ -17,6 +17,7 @@ import fcntl
 import os
 import resource
 import struct
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -36,6 +37,8 @@ FORMAT = 1
 _LSN = struct.Struct(">Q")
 _CHUNK = struct.Struct(">QI")
 _key = _LSN.pack
+_LOCK_TRIES = 5
+_LOCK_PAUSE_S = 0.002
 _DISK_FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 _FILE_DAMAGED = (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError, lmdb.PanicError, lmdb.BadTxnError)
 
@@ -281,19 +284,24 @@ class Log:
     def snapshot_save(self, lsn: int, data: bytes, chain: int) -> None:
         """Store the state after the record at `lsn`, in one transaction (3 to 13 ms per MB).
 
-        An empty log begins with it: the next record is LSN + 1. Raises LogFullError; the log is then as before.
+        Raises LogFullError; the log is then as before.
         """
-        assert not self.readonly and lsn > 0
-        if self._last_lsn and lsn > self._last_lsn:
+        if not 0 < lsn <= self._last_lsn:
             raise LogError(f"log {self.directory} ends at LSN {self._last_lsn}: it can take no snapshot at LSN {lsn}")
-        snapshot = Snapshot(lsn, chain, data)
-        with self._errors(len(data)), self._env.begin(write=True) as txn:
-            self._delete(txn, self._snapshots, _CHUNK.pack(lsn, 0), _CHUNK.pack(lsn + 1, 0))
-            for index, chunk in enumerate(cut(snapshot)):
-                txn.put(_CHUNK.pack(lsn, index), chunk, db=self._snapshots)
-        self._snapshot_whole = lsn
-        if not self._last_lsn:
-            self._last_lsn, self._last_chain = lsn, chain
+        self._put_snapshot(Snapshot(lsn, chain, data))
+
+    def snapshot_install(self, lsn: int, data: bytes, chain: int) -> None:
+        """Begin an empty log with a peer's state: its first record will be LSN + 1.
+
+        Raises LogError when the log is not empty: good records are never replaced (G8). See `set_aside`.
+        """
+        assert lsn > 0
+        if self._last_lsn:
+            raise LogError(
+                f"log {self.directory} has reached LSN {self._last_lsn}: set it aside before a new beginning"
+            )
+        self._put_snapshot(Snapshot(lsn, chain, data))
+        self._last_lsn, self._last_chain = lsn, chain
 
     # ---------------------------------------------------------------------------------------------- meta
 
@@ -361,6 +369,11 @@ class Log:
         except OSError as error:
             raise LogError(f"log {self.directory} cannot be opened for writing: {error.strerror}") from error
         try:
+            for _ in range(_LOCK_TRIES - 1):  # a reader that looks holds it for an instant
+                with suppress(BlockingIOError):
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                time.sleep(_LOCK_PAUSE_S)
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             holder = os.pread(fd, 32, 0).decode(errors="replace").strip() or "unknown"
@@ -494,6 +507,15 @@ class Log:
             count += 1
             found = cursor.key() != b""
         return count
+
+    def _put_snapshot(self, snapshot: Snapshot) -> None:
+        assert not self.readonly
+        lsn = snapshot.lsn
+        with self._errors(len(snapshot.data)), self._env.begin(write=True) as txn:
+            self._delete(txn, self._snapshots, _CHUNK.pack(lsn, 0), _CHUNK.pack(lsn + 1, 0))
+            for index, chunk in enumerate(cut(snapshot)):
+                txn.put(_CHUNK.pack(lsn, index), chunk, db=self._snapshots)
+        self._snapshot_whole = lsn
 
     def _note(self, key: str) -> str:
         with self._errors(), self._env.begin() as txn:

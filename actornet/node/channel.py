@@ -9,8 +9,8 @@ Theory of operation. K is that key, N each side's random nonce:
     either way         frames: length (4 bytes), MAC (16 bytes), payload
 
 The transcript is version, Nc, Ns. A frame's MAC is keyed BLAKE2b over its number in its direction, its length and its
-payload; the key is HMAC-SHA256(HMAC-SHA256(K; "session", transcript); direction): extract and expand, as in RFC 5869. So
-a frame is good once, at its place in one direction of one connection: it can be neither altered, replayed, reordered,
+payload; the key is HMAC-SHA256(HMAC-SHA256(K; "session", transcript); direction): extract and expand, as in RFC 5869.
+So a frame is good once, at its place in one direction of one connection: it can be neither altered, replayed, reordered,
 cut nor reflected. Frames are not encrypted: whoever can read the wire can read the records.
 """
 
@@ -130,10 +130,10 @@ class Channel:
         challenge = self._take_greeting(_CHALLENGE_BYTES)
         if not challenge:
             return False
-        expected, theirs = self._derive(self._nonce, challenge[:_NONCE_BYTES]), challenge[_NONCE_BYTES:]
+        proof, theirs = self._derive(self._nonce, challenge[:_NONCE_BYTES]), challenge[_NONCE_BYTES:]
         if not hmac.compare_digest(self._expected_proof, theirs):
             raise ChannelError(*_WRONG_KEY)
-        self.output += expected
+        self.output += proof
         self.proven = True
         return True
 

@@ -7,7 +7,8 @@
 Ordinary Thespian actors behave as on simpleSystemBase, which is the oracle of the tests: everything runs in the thread
 that calls tell, ask, listen or run_pending; messages are delivered one at a time in the order in which they were sent,
 without copying; a message whose handling raises is tried three times, then its sender gets it back as a PoisonMessage.
-Unlike there, sends and wakeups cost the same however many are pending, and `ask` keeps its time-out while actors talk.
+Unlike there, sends and wakeups cost the same however many are pending, `ask` keeps its time-out while actors talk, and
+an ActorExitRequest to a dead actor is a dead letter without further consequences.
 
 Owners and flow actors have addresses too. What is sent there goes to the engine; what an owner answers comes back as an
 ordinary message, and its error as a PoisonMessage. Code is not loaded at run time: actors come from installed modules.

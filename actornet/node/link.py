@@ -64,6 +64,7 @@ class _Connection:
     def __init__(self, sock: socket.socket, channel: Channel, peer: str, epoll: select.epoll, now_ns: int) -> None:
         self.channel = channel
         self.peer = peer
+        self.host = peer.rpartition(":")[0]
         self.fd = sock.fileno()
         self.since_ns = now_ns
         self._socket = sock
@@ -122,7 +123,7 @@ class _Connection:
 
 _COUNTERS = (
     *("accepted", "closed", "reset", "torn", "garbage", "version", "key", "mac", "oversize", "message", "refused"),
-    *("late", "queue_full", "busy", "handshakes_full"),
+    *("late", "queue_full", "replaced", "busy", "handshakes_full"),
 )
 
 
@@ -131,7 +132,8 @@ class _Link:
 
     `counters` tell how connections ended: by the peer (`closed`, `reset`, `torn` in mid-frame), for what the peer sent
     (`garbage`, `version`, `key`, `mac`, `oversize`, `message`, `refused`), did not send (`late`) or did not read
-    (`queue_full`), or for other peers (`busy`, `handshakes_full`).
+    (`queue_full`), or for another connection: the same host's next (`replaced`), another host's (`busy`), strangers'
+    (`handshakes_full`).
     """
 
     def __init__(self, address: str, key: bytes, epoll: select.epoll | None) -> None:
@@ -219,7 +221,7 @@ class _Link:
 
 
 class LinkServer(_Link):
-    """Listens at `address` ("host:port"; port 0: any, see `address` then) for one peer at a time.
+    """Listens at `address` ("host:port"; port 0: any, see `address` then) for one host's connection at a time.
 
     `epoll`, if given, learns of the link's file descriptor. LinkError: the address cannot be listened at.
     """
@@ -286,16 +288,20 @@ class LinkServer(_Link):
             return []
         if not stranger.channel.proven:
             return []
+        events: list[LinkEvent] = []
         if self._connection is not None:
-            stranger.channel.admit(refusal=f"{self._connection.peer} is connected already")
-            self._turn_away(stranger, "busy")
-            return []
+            if self._connection.host != stranger.host:
+                stranger.channel.admit(refusal=f"{self._connection.peer} is connected already")
+                self._turn_away(stranger, "busy")
+                return []
+            # A host that comes again has lost its old connection, whether that shows on this side already or not.
+            events.append(self._lose(ChannelError("replaced", "the peer connected anew")))
         stranger.channel.admit()
         stranger.flush()
         del self._strangers[stranger.fd]
         self._connection = stranger
         self.counters["accepted"] += 1
-        return [Connected(stranger.peer), *self._receive(stranger, ready)]
+        return [*events, Connected(stranger.peer), *self._receive(stranger, ready)]
 
     def _turn_away(self, stranger: _Connection, counter: str) -> None:
         self.counters[counter] += 1

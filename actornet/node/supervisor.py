@@ -29,7 +29,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 import structlog
@@ -171,7 +171,7 @@ class WorkerActor(SteadyActor):
 
     def failed(self, error: Exception) -> None:
         if self.plan is not None and self.thread is None:
-            self._die(error)
+            _die(error, self.last_words)
 
     def _run(self) -> None:
         assert self.plan is not None
@@ -179,23 +179,10 @@ class WorkerActor(SteadyActor):
             load(self.plan.run)(self.plan.spec, self.stop_event, self.report)
             if not self.stop_event.is_set():
                 raise ActornetError(f"{self.plan.name} returned before it was told to stop")
-        except BaseException as error:
-            self._die(error)
+        except BaseException as error:  # nothing that this process still holds may go on without its data plane
+            _die(error, self.last_words)
         self.finished = True
         os.eventfd_write(self.signal, 1)
-
-    def _die(self, error: BaseException) -> None:
-        """Nothing that this process still holds may go on without its data plane."""
-        operating = isinstance(error, ActornetError)
-        if operating:
-            log.error("worker failed", error=str(error))
-        else:
-            log.error("worker failed", exc_info=error)
-        text = str(error) if operating else f"{type(error).__name__}: {error}"
-        code = getattr(error, "exit_code", FAILED_EXIT)
-        words = msgspec.msgpack.encode(LastWords(text[: LAST_WORDS_BYTES_MAX // 8], operating, code))
-        os.write(self.last_words, words)
-        os._exit(code)
 
     def _look(self) -> None:
         os.eventfd_read(self.signal)
@@ -243,6 +230,7 @@ class MonitorActor(SteadyActor):
         match message:
             case StartWorker():
                 self.node = sender
+                self.last_words = message.last_words
                 events.configure(node=message.node, role=message.role, worker=message.plan.name)
                 Path("/proc/self/comm").write_text(message.plan.name)
                 self.read = load(message.plan.run)
@@ -256,6 +244,9 @@ class MonitorActor(SteadyActor):
                 now = time.monotonic()
                 rests = {name: round(now - beat.since, 3) for name, beat in self.beats.items()}
                 self.send(sender, Reply(message.tag, {"stalls": self.stalls, "rest_s": rests}, worker="monitor"))
+
+    def failed(self, error: Exception) -> None:
+        _die(error, self.last_words)  # a monitor that cannot see is none
 
     def _compare(self, now: float) -> None:
         for name, pid, beat in self.read(self.spec):
@@ -325,7 +316,11 @@ class NodeActor(SteadyActor):
             case Call() if self.launcher is None:
                 self.send(sender, Reply(message.tag, error="it has not started yet"))
             case Call():
-                self._call(message, sender)
+                try:
+                    self._call(message, sender)
+                except Exception as error:  # a question must not harm the node
+                    log.exception("call failed", command=message.command)
+                    self.send(sender, Reply(message.tag, error=f"{type(error).__name__}: {error}"))
             case Reply():
                 self._worker_replied(message)
             case WakeupMessage():
@@ -337,7 +332,7 @@ class NodeActor(SteadyActor):
 
     def failed(self, error: Exception) -> None:
         """A supervisor that has lost its way stops its node rather than leaving it unsupervised."""
-        if not isinstance(error, ActornetError) and self.state not in ("stopping", "ended"):
+        if self.state not in ("stopping", "ended"):
             self._stop(f"supervision failed: {type(error).__name__}: {error}", kill_cores=True)
 
     # Starting
@@ -580,6 +575,20 @@ def _pin(name: str, cpu: int) -> None:
         os.sched_setaffinity(0, {cpu})
     except OSError:
         raise UsageError(f"{name} cannot be pinned to CPU {cpu}: choose from {available} in `cpus`") from None
+
+
+def _die(error: BaseException, last_words: int) -> NoReturn:
+    """End this worker's process at once, leaving its supervisor a word on why."""
+    operating = isinstance(error, ActornetError)
+    if operating:
+        log.error("worker failed", error=str(error))
+    else:
+        log.error("worker failed", exc_info=error)
+    text = str(error) if operating else f"{type(error).__name__}: {error}"
+    code = getattr(error, "exit_code", FAILED_EXIT)
+    words = msgspec.msgpack.encode(LastWords(text[: LAST_WORDS_BYTES_MAX // 8], operating, code))
+    os.write(last_words, words)
+    os._exit(code)
 
 
 def _describe_exit(code: int) -> str:

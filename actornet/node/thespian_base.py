@@ -55,7 +55,7 @@ from thespian.system.transport.TCPTransport import TCPEndpoint, TCPIncomingPersi
 from thespian.system.utilis import thesplog_control
 
 from actornet.errors import NodeError, UsageError
-from actornet.limits import CONTROL_CALL_S, CONTROL_GREETING_S, CONTROL_STRANGERS_MAX, MESSAGE_BYTES_MAX
+from actornet.limits import CONTROL_GREETING_S, CONTROL_STRANGERS_MAX, MESSAGE_BYTES_MAX
 from actornet.node.seal import Intake, Session, UnauthenticatedError
 
 CRASH_SIGNALS = (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT)
@@ -482,6 +482,3 @@ def _log() -> Any:
     import structlog
 
     return structlog.get_logger("actornet.control")
-
-
-assert CONTROL_CALL_S > CONTROL_GREETING_S

@@ -70,7 +70,7 @@ class Primary:
     """The primary of a deployment, for as long as its process is that.
 
     `logged_lsn` is the log's last LSN; the EPOCH record of `epoch` must be the next one. `epoch` comes from
-    `epoch_going_on` or, with `takeover`, from a Promote action. `watermark` never falls.
+    `epoch_of_launch` or, with `takeover`, from a Promote action. `watermark` never falls.
     """
 
     def __init__(
@@ -112,8 +112,8 @@ class Primary:
 
     @property
     def needed_lsn(self) -> int:
-        """Records from this LSN on must stay in the log: a backup is about to get them."""
-        return (self._sent_lsn if self.state in _WELCOMED else self.logged_lsn) + 1
+        """Records from this LSN on must stay in the log: a backup is about to get them. The last one always does."""
+        return min(self._sent_lsn + 1, self.logged_lsn) if self.state in _WELCOMED else self.logged_lsn
 
     def connected(self, now_ns: int) -> list[PrimaryAction]:
         """A peer has shown the key; its Hello comes next."""
@@ -275,6 +275,8 @@ class Primary:
             )
         if hello.epoch > self.epoch:
             return self._fence(hello.epoch)
+        if hello.role == "primary" and hello.epoch == self.epoch:
+            return self._refuse(f"it is the primary of epoch {hello.epoch}, as this node is: stop one of the two")
         if hello.role == "primary":
             self._move(Event.REFUSED)
             return [Send(Fence(self.epoch)), Close(f"it is the primary of the older epoch {hello.epoch}")]

@@ -154,11 +154,17 @@ Durability = Literal["solo", "received", "durable", "applied"]
 WithoutBackup = Literal["wait", "solo", "stop"]
 
 
-def epoch_going_on(epoch: int) -> int:
-    """The epoch of a primary that starts on a log of `epoch` (0: empty), or goes on alone.
+def epoch_of_launch(epoch: int, led_epoch: int) -> int:
+    """The epoch of a node that is launched as primary.
 
-    FencedError: the term has no epoch left.
+    `epoch` is the highest that it knows of (0: a new log), `led_epoch` the last that it was itself the primary of (0:
+    none). Only that one can be gone on from; for any other this is a takeover, by the operator. FencedError as below.
     """
+    return epoch_going_on(epoch) if epoch in (0, led_epoch) else epoch_of_takeover(epoch)
+
+
+def epoch_going_on(epoch: int) -> int:
+    """The epoch in which the primary of `epoch` goes on, restarted or alone. FencedError: the term has none left."""
     following = epoch + 1 if epoch else TERM_EPOCHS
     if epoch and following % TERM_EPOCHS == 0:
         raise FencedError(f"epoch {epoch} is the last of its term: promote the backup to begin the next term")
@@ -248,7 +254,7 @@ class Compare(msgspec.Struct, frozen=True):
 
 
 class TakeSnapshot(msgspec.Struct, frozen=True):
-    """Answer by `snapshot`, now or later."""
+    """Answer by `snapshot` with the present state."""
 
 
 class Read(msgspec.Struct, frozen=True):

@@ -40,7 +40,7 @@ NAME = re.compile(r"an(\d+)-\d+-[a-z]+")
 """Process that made the namespace, number of its lab, name in the lab."""
 
 CLONE_NEWNET = 0x40000000
-SIOCGIFFLAGS, IFF_UP, IFF_RUNNING = 0x8913, 0x01, 0x40
+SIOCGIFFLAGS, IFF_RUNNING = 0x8913, 0x40
 LINKS_S = 2.0
 END_S = 2.0
 """How long processes have to end after SIGTERM."""
@@ -49,26 +49,25 @@ END_S = 2.0
 class Lab:
     """Namespaces, interfaces and processes that all go away when the `with` block ends, however it ends.
 
-    `spaces` are names within the lab. `links` are `ip link add` arguments, and `interfaces` and `addresses` have `ip`
-    commands for a namespace, before and after its links are up; `{name}` stands for a namespace's full name in all of
-    them. Raises ActornetError if not root or without `ip`.
+    `wires` are pairs of ends, each `namespace/interface`; `interfaces` and `addresses` are `ip` commands for a
+    namespace, before and after the wires carry frames. Raises ActornetError if not root or without `ip`.
     """
 
     _numbers = count(1)
 
     def __init__(
         self,
-        spaces: Iterable[str],
-        links: Iterable[str],
+        wires: Sequence[tuple[str, str]],
         interfaces: Mapping[str, Sequence[str]],
         addresses: Mapping[str, Sequence[str]],
     ) -> None:
         number = next(self._numbers)
-        self.names = {space: f"an{os.getpid()}-{number}-{space}" for space in spaces}
-        self._links = [link.format_map(self.names) for link in links]
+        self._ends = [end.split("/") for wire in wires for end in wire]
         self._interfaces = interfaces
         self._addresses = addresses
         self._processes: list[subprocess.Popen[Any]] = []
+        self.names = {space: f"an{os.getpid()}-{number}-{space}" for space, _ in self._ends}
+        """Of the namespaces, by their name within the lab."""
 
     @classmethod
     def single(
@@ -79,11 +78,7 @@ class Lab:
         With the addresses in one network and no `gateway`, a box that forwards frames as they are joins the two.
         """
         return cls(
-            ("client", "box", "server"),
-            (
-                "eth0 netns {client} type veth peer name lan0 netns {box}",
-                "eth0 netns {server} type veth peer name wan0 netns {box}",
-            ),
+            [("client/eth0", "box/lan0"), ("server/eth0", "box/wan0")],
             {"client": _up("eth0"), "server": _up("eth0"), "box": _up("lan0", "wan0", options="arp off")},
             {"client": _address("eth0", client, gateway), "server": _address("eth0", server)},
         )
@@ -97,28 +92,27 @@ class Lab:
         bridge = "type bridge stp_state 0 forward_delay 0 mcast_snooping 0"
         node = [*_up("lan0", "wan0", options="arp off"), *_up("link0")]
         return cls(
-            ("client", "switch", "a", "b", "server"),
-            (
-                f"lan netns {{switch}} {bridge}",
-                f"wan netns {{switch}} {bridge}",
-                "eth0 netns {client} type veth peer name client netns {switch}",
-                "eth0 netns {server} type veth peer name server netns {switch}",
-                "lan0 netns {a} type veth peer name a-lan netns {switch}",
-                "wan0 netns {a} type veth peer name a-wan netns {switch}",
-                "lan0 netns {b} type veth peer name b-lan netns {switch}",
-                "wan0 netns {b} type veth peer name b-wan netns {switch}",
-                "link0 netns {a} type veth peer name link0 netns {b}",
-            ),
+            [
+                ("client/eth0", "switch/client"),
+                ("server/eth0", "switch/server"),
+                ("a/lan0", "switch/a-lan"),
+                ("a/wan0", "switch/a-wan"),
+                ("b/lan0", "switch/b-lan"),
+                ("b/wan0", "switch/b-wan"),
+                ("a/link0", "b/link0"),
+            ],
             {
-                "client": _up("eth0"),
-                "server": _up("eth0"),
-                "a": node,
-                "b": node,
                 "switch": [
+                    f"link add lan {bridge}",
+                    f"link add wan {bridge}",
                     *_up("lan", "wan"),
                     *_up("client", "a-lan", "b-lan", options="master lan"),
                     *_up("server", "a-wan", "b-wan", options="master wan"),
                 ],
+                "client": _up("eth0"),
+                "server": _up("eth0"),
+                "a": node,
+                "b": node,
             },
             {
                 "client": _address("eth0", "10.0.0.2/24", "10.0.0.1"),
@@ -135,12 +129,14 @@ class Lab:
             raise ActornetError("network namespaces need `ip`; install iproute2")
         try:
             _ip([f"netns add {name}" for name in self.names.values()])
-            _ip([f"link add {link}" for link in self._links])
+            # Different numbers for the ends of a wire: if they are equal the kernel takes a second to notice its link.
+            ends = [f"{name} netns {self.names[space]} index {i}" for i, (space, name) in enumerate(self._ends, 10)]
+            _ip([f"link add {end} type veth peer {other}" for end, other in zip(ends[::2], ends[1::2], strict=True)])
             for space in self.names:
                 self.ip(space, "link set lo up", *self._interfaces.get(space, ()))
             for space in self.names:
-                self.call(space, _await_links)
-            # This also waits for the kernel's lock, so that what the links' coming up sets off is done.
+                self.call(space, _await_links, [name for where, name in self._ends if where == space])
+            # This waits for the kernel's lock too, so that all that the links' coming up sets off is done.
             for space, commands in self._addresses.items():
                 self.ip(space, *commands)
         except BaseException:
@@ -234,15 +230,14 @@ def _up(*interfaces: str, options: str = "") -> list[str]:
     ]
 
 
-def _await_links() -> None:
-    """Wait until this namespace's interfaces carry frames: until then the kernel throws away what they send."""
+def _await_links(interfaces: Iterable[str]) -> None:
+    """Wait until these interfaces of the thread's namespace carry frames: until then what they send is lost."""
     deadline = time.monotonic() + LINKS_S
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
-        for _, interface in socket.if_nameindex():
+        for interface in interfaces:
             while True:
                 request = fcntl.ioctl(any_socket, SIOCGIFFLAGS, struct.pack("16s24x", interface.encode()))
-                (flags,) = struct.unpack("16xH22x", request)
-                if not flags & IFF_UP or flags & IFF_RUNNING:
+                if struct.unpack("16xH22x", request)[0] & IFF_RUNNING:
                     break
                 if time.monotonic() > deadline:
                     raise ActornetError(f"interface {interface} has no link after {LINKS_S:g} s")

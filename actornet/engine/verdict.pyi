@@ -1,0 +1,42 @@
+from typing import Any
+
+class Verdict:
+    @property
+    def name(self) -> str: ...
+
+class Forward(Verdict):
+    @property
+    def to(self) -> str | None: ...
+    def __init__(self, to: str | None = None) -> None: ...
+
+class Rewrite(Forward):
+    @property
+    def source(self) -> str | None: ...
+    @property
+    def source_port(self) -> int | None: ...
+    @property
+    def destination(self) -> str | None: ...
+    @property
+    def destination_port(self) -> int | None: ...
+    @property
+    def dscp(self) -> int | None: ...
+    @property
+    def decrement_ttl(self) -> bool: ...
+    def __init__(
+        self,
+        to: str | None = None,
+        *,
+        source: str | None = None,
+        source_port: int | None = None,
+        destination: str | None = None,
+        destination_port: int | None = None,
+        dscp: int | None = None,
+        decrement_ttl: bool = True,
+    ) -> None: ...
+
+DROP: Verdict
+REJECT: Verdict
+OFFLOADED: Verdict
+FORWARD: Forward
+
+def decode_verdict(form: list[Any] | None) -> Verdict: ...

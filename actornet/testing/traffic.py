@@ -1,0 +1,165 @@
+"""Traffic through a live pair, made by plain sockets in the lab's namespaces, and what became of it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import threading
+import time
+from typing import Self
+
+from actornet.testing.netns import Lab
+
+SERVER = "203.0.113.254"
+SECOND = 1_000_000_000
+
+
+class UdpStream:
+    """Numbered datagrams from client to server at a fixed spacing, each echoed back.
+
+    `received` has (number, arrival in monotonic ns) of the echoes, in order of arrival.
+    """
+
+    def __init__(self, lab: Lab, port: int = 9000, spacing_s: float = 0.001) -> None:
+        self._client = lab.call("client", _udp, "10.0.0.2")
+        self._server = lab.call("server", _udp, SERVER, port)
+        self._to = (SERVER, port)
+        self._spacing_ns = int(spacing_s * SECOND)
+        self._ended = threading.Event()
+        self.sent = 0
+        self.received: list[tuple[int, int]] = []
+        self._threads = [threading.Thread(target=run, daemon=True) for run in (self._send, self._echo, self._receive)]
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        for thread in self._threads:
+            thread.join(2)
+        self._client.close()
+        self._server.close()
+
+    def outage_ms(self, since_ns: int) -> float:
+        """The longest time without an echo after `since_ns` (monotonic), less the spacing."""
+        times = [since_ns] + [at for _, at in self.received if at > since_ns]
+        gaps = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+        return max(0, max(gaps) - self._spacing_ns) / 1e6 if gaps else float("inf")
+
+    def _send(self) -> None:
+        due = time.monotonic_ns()
+        while not self._ended.is_set():
+            self._client.sendto(self.sent.to_bytes(8, "big"), self._to)
+            self.sent += 1
+            due += self._spacing_ns
+            time.sleep(max(0, due - time.monotonic_ns()) / SECOND)
+
+    def _echo(self) -> None:
+        while not self._ended.is_set():
+            try:
+                data, sender = self._server.recvfrom(64)
+                self._server.sendto(data, sender)
+            except TimeoutError:
+                continue
+
+    def _receive(self) -> None:
+        while not self._ended.is_set():
+            try:
+                data = self._client.recv(64)
+            except TimeoutError:
+                continue
+            self.received.append((int.from_bytes(data, "big"), time.monotonic_ns()))
+
+
+class TcpTransfer:
+    """Random bytes from client to server over one connection for as long as the block lasts, compared by hash.
+
+    `progress` has (bytes received so far, monotonic ns). `outcome()` raises OSError when the connection broke.
+    """
+
+    def __init__(self, lab: Lab, port: int = 9001, pause_s: float = 0.0005) -> None:
+        self._listener = lab.call("server", _listen, SERVER, port)
+        self._client = lab.call("client", socket.create_connection, (SERVER, port), 10)
+        self._peer, self.peer_address = self._listener.accept()
+        self._pause_s = pause_s
+        self._ended = threading.Event()
+        self._errors: list[OSError] = []
+        self._digests: dict[str, str] = {}
+        self.sent = 0
+        self.progress: list[tuple[int, int]] = []
+        self._threads = [threading.Thread(target=self._guard, args=(run,), daemon=True) for run in (self._send, self._receive)]
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """Stop sending, and wait until everything sent has arrived."""
+        self._ended.set()
+        for thread in self._threads:
+            thread.join(20)
+        for sock in (self._client, self._peer, self._listener):
+            sock.close()
+
+    def outcome(self) -> bool:
+        """Whether every byte arrived as it was sent."""
+        if self._errors:
+            raise self._errors[0]
+        return self._digests.get("sent") == self._digests.get("received") is not None
+
+    def outage_ms(self, since_ns: int) -> float:
+        """The longest time without progress at the receiver after `since_ns` (monotonic)."""
+        times = [since_ns] + [at for _, at in self.progress if at > since_ns]
+        return max((later - earlier for earlier, later in zip(times, times[1:], strict=False)), default=10**12) / 1e6
+
+    def _guard(self, run: object) -> None:
+        try:
+            assert callable(run)
+            run()
+        except OSError as error:
+            self._errors.append(error)
+
+    def _send(self) -> None:
+        digest = hashlib.sha256()
+        self._client.settimeout(15)
+        while not self._ended.is_set():
+            data = os.urandom(4096)
+            self._client.sendall(data)
+            digest.update(data)
+            self.sent += len(data)
+            time.sleep(self._pause_s)
+        self._client.shutdown(socket.SHUT_WR)
+        self._digests["sent"] = digest.hexdigest()
+
+    def _receive(self) -> None:
+        digest = hashlib.sha256()
+        self._peer.settimeout(15)
+        total = 0
+        while data := self._peer.recv(65536):
+            digest.update(data)
+            total += len(data)
+            self.progress.append((total, time.monotonic_ns()))
+        self._digests["received"] = digest.hexdigest()
+
+
+def _udp(address: str, port: int = 0) -> socket.socket:
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.bind((address, port))
+    sock.settimeout(0.2)
+    return sock
+
+
+def _listen(address: str, port: int) -> socket.socket:
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.bind((address, port))
+    sock.listen(4)
+    sock.settimeout(10)
+    return sock

@@ -1,0 +1,138 @@
+"""How long is traffic interrupted when the primary is killed with kill -9, and what does output commit cost before that?
+
+    python -m bench.failover [--times 30]
+
+Each time: a fresh pair in network namespaces; a UDP stream with a datagram per millisecond and a TCP transfer run through
+the NAT when every process of the primary gets SIGKILL. Then, on a pair at rest: round trips of the first packet of new
+flows, whose translation must be at the backup before it may leave, beside those of packets of an established flow, and
+the same on a node without replication.
+"""
+
+from __future__ import annotations
+
+import argparse
+import socket
+import statistics
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from actornet.testing.netns import Lab
+from actornet.testing.pair import Pair
+from actornet.testing.traffic import SERVER, TcpTransfer, UdpStream
+from bench.report import Row, table, write_json
+
+
+def takeover(directory: Path) -> Row:
+    """One kill -9 under traffic."""
+    with Pair(directory) as pair:
+        pair.start()
+        with UdpStream(pair.lab) as stream, TcpTransfer(pair.lab) as transfer:
+            time.sleep(0.7)
+            killed_ns = pair.kill("a")
+            taken = pair.wait_takeover("b")
+            time.sleep(1.0)
+        survived = transfer.outcome()
+        return {
+            "udp_ms": stream.outage_ms(killed_ns),
+            "udp_lost": stream.sent - len(stream.received),
+            "tcp_ms": transfer.outage_ms(killed_ns),
+            "tcp_survived": float(survived),
+            "records_replayed": taken["records_replayed"],
+            "promotion_us": taken["took_us"],
+        }
+
+
+def round_trips(lab: Lab, count: int, *, fresh: bool) -> list[float]:
+    """Microseconds from sending a datagram to its echo; `fresh`: each from a new socket, so a new flow."""
+    server = lab.call("server", _socket, SERVER, 9100)
+    ended = threading.Event()
+
+    def echo() -> None:
+        while not ended.is_set():
+            try:
+                data, sender = server.recvfrom(64)
+                server.sendto(data, sender)
+            except TimeoutError:
+                continue
+
+    thread = threading.Thread(target=echo, daemon=True)
+    thread.start()
+    found: list[float] = []
+    clients = [lab.call("client", _socket, "10.0.0.2", 0) for _ in range(count if fresh else 1)]
+    for number in range(count + 3):
+        client = clients[number % len(clients)]
+        begun = time.perf_counter_ns()
+        client.sendto(b"x" * 18, (SERVER, 9100))
+        client.recv(64)
+        if number >= 3 and (not fresh or number < count):
+            found.append((time.perf_counter_ns() - begun) / 1e3)
+        time.sleep(0.002)
+    ended.set()
+    thread.join()
+    for sock in (*clients, server):
+        sock.close()
+    return found
+
+
+def latency(directory: Path) -> list[Row]:
+    """Round trips through the NAT at rest, replicated and not."""
+    rows: list[Row] = []
+    for name, durability in (("replicated", "applied"), ("solo", "solo")):
+        with Pair(directory / name, durability=durability) as pair:
+            pair.launch("a", "primary")
+            if durability != "solo":
+                pair.launch("b", "backup")
+                pair.wait_in_sync("b")
+            round_trips(pair.lab, 50, fresh=False)
+            for fresh in (False, True):
+                times = sorted(round_trips(pair.lab, 400, fresh=fresh))
+                rows.append(
+                    {
+                        "replicated": float(durability != "solo"),
+                        "new flow": float(fresh),
+                        "p50_us": statistics.median(times),
+                        "p99_us": times[int(len(times) * 0.99)],
+                    }
+                )
+    return rows
+
+
+def _socket(address: str, port: int) -> socket.socket:
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.bind((address, port))
+    sock.settimeout(2)
+    return sock
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--times", type=int, default=30)
+    times = parser.parse_args().times
+    rows = []
+    with tempfile.TemporaryDirectory() as directory:
+        for number in range(times):
+            rows.append(takeover(Path(directory) / str(number)))
+        delays = latency(Path(directory))
+    udp, tcp = [row["udp_ms"] for row in rows], [row["tcp_ms"] for row in rows]
+    summary: Row = {
+        "takeovers": times,
+        "udp median ms": statistics.median(udp),
+        "udp worst ms": max(udp),
+        "tcp median ms": statistics.median(tcp),
+        "tcp worst ms": max(tcp),
+        "connections lost": sum(1 - row["tcp_survived"] for row in rows),
+        "records replayed": sum(row["records_replayed"] for row in rows),
+        "promotion median us": statistics.median(row["promotion_us"] for row in rows),
+    }
+    print(table([summary]))
+    print(table(delays))
+    established, first = delays[0]["p50_us"], delays[1]["p50_us"]
+    print(f"output commit adds {first - established - (delays[3]['p50_us'] - delays[2]['p50_us']):.0f} us to a first packet "
+          f"over a node without replication; a first packet costs {first - established:.0f} us more than a later one")
+    print(write_json("failover", [summary, *rows, *delays]))
+
+
+if __name__ == "__main__":
+    main()
