@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import msgspec
@@ -16,7 +17,7 @@ import msgspec
 from actornet.engine.core import Ask, Core
 from actornet.engine.five_tuple import FiveTuple
 from actornet.engine.port import Port
-from actornet.errors import OwnerError
+from actornet.errors import OwnerError, UsageError
 from actornet.flow import FlowActor
 from actornet.journal import Journal, owners_of, restore_flow
 from actornet.limits import FLOWS_MAX_DEFAULT
@@ -60,6 +61,15 @@ class LocalLink:
         except OwnerError as error:
             ask.fail(error)
         return self.journal.lsn if self._saves else 0
+
+    def ask_from_outside(self, owner: str, message: str, args: tuple[Any, ...]) -> Any:
+        value = self._replies.get((owner, message))
+        if value is None:
+            known = ", ".join(sorted(".".join(pair) for pair in self._replies)) or "none"
+            raise UsageError(f"there is no owner message {owner}.{message}; there are: {known}")
+        reply = self.journal.ask(0, None, 0, 0, 0, owner, message, _encode(args), self._now_ns())
+        self.flush()
+        return value(reply)
 
     def save(self, actor: FlowActor) -> int:
         if not self._saves:
@@ -133,14 +143,20 @@ class Embedded:
 
     def run_burst(self) -> int:
         """One turn of the core; returns the packets it took. Handlers that await asyncio are driven too."""
-        asyncio._set_running_loop(self._loop)
-        try:
+        with self._running():
             taken: int = self.core.breathe()
-        finally:
-            asyncio._set_running_loop(None)
         if self.core.suspended:
             self._turn_loop()
         return taken
+
+    def ask(self, owner: str, message: str, args: tuple[Any, ...] = ()) -> Any:
+        """Send a message to an owner from outside any flow; returns the reply, committed (G3), or raises OwnerError."""
+        return self.link.ask_from_outside(owner, message, args)
+
+    def tell(self, flow: FiveTuple, message: Any, reply: Callable[[Any], None] | None = None) -> None:
+        """Hand a message to a flow's `on_message`; see `Core.tell`."""
+        with self._running():
+            self.core.tell(flow, message, reply)
 
     def finish(self, patience_s: float = 30.0) -> None:
         """Let waiting handlers complete, close the flows, end the log cleanly. Idempotent."""
@@ -150,11 +166,8 @@ class Embedded:
         while self.core.suspended and time.monotonic() < deadline:
             self._turn_loop(0.001)
             self.run_burst()
-        asyncio._set_running_loop(self._loop)
-        try:
+        with self._running():
             self.core.close_all("shutdown")
-        finally:
-            asyncio._set_running_loop(None)
         while self.core.suspended and time.monotonic() < deadline:
             self._turn_loop(0.001)
         self.journal.execute(ControlBody("clean stop", ""), 0, self._now_ns())
@@ -169,6 +182,15 @@ class Embedded:
         """Counter name -> value; see `actornet.engine.core.COUNTERS`."""
         counts: dict[str, int] = self.core.count()
         return counts
+
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        """Handlers called meanwhile find our loop running, as in the live core."""
+        asyncio._set_running_loop(self._loop)
+        try:
+            yield
+        finally:
+            asyncio._set_running_loop(None)
 
     def _turn_loop(self, wait_s: float = 0.0) -> None:
         self._loop.call_later(wait_s, self._loop.stop)

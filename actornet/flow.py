@@ -9,14 +9,13 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from actornet.engine.core import FlowBase
+from actornet.engine.core import HANDLERS, FlowBase
 from actornet.engine.five_tuple import FiveTuple
 from actornet.engine.packet import Packet
 from actornet.engine.verdict import DROP, Forward, Verdict
 from actornet.errors import UsageError
 from actornet.setting import Setting
 
-HANDLERS = ("on_open", "on_packet", "on_close")
 _IMMUTABLE = (int, float, bool, str, bytes, type(None), FiveTuple)
 
 
@@ -70,6 +69,9 @@ class FlowActor(FlowBase, metaclass=FlowMeta):
     - `on_packet(packet)` returns a verdict: DROP, FORWARD, `packet.to("wan")`, a `Rewrite`, or OFFLOADED (as the core
       would do it). Without it every packet that is not offloaded is dropped.
     - `on_close()` runs when the flow was idle for `idle_s` seconds, called `close()`, failed, or the node shuts down.
+
+    - `on_message(message)` takes what an ordinary Thespian actor tells or asks this flow (see `actornet.core_system`);
+      what it returns, unless None, is the answer.
 
     `untracked` is the verdict, DROP or FORWARD, for frames that belong to no flow (fragments, ARP on a transparent port,
     protocols without ports).
@@ -156,6 +158,10 @@ class FlowActor(FlowBase, metaclass=FlowMeta):
 
     def on_close(self) -> Any:
         """The flow ends; see the class."""
+
+    def on_message(self, message: Any) -> Any:
+        """Another actor speaks to this flow; see the class."""
+        raise UsageError(f"{type(self).__name__} takes no messages: it has no on_message")
 
 
 def _is_immutable(hint: Any) -> bool:

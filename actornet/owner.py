@@ -40,8 +40,8 @@ _RESERVED = {"state", "state_type", "messages", "now", "random", "named"}
 _encode = msgspec.msgpack.Encoder().encode
 
 
-class Struct(msgspec.Struct):
-    """A typed record: an owner's state, or a part of it. Its fields need type hints; mutable defaults are copied."""
+Struct = msgspec.Struct
+"""A typed record: an owner's state, or a part of it. Its fields need type hints; mutable defaults are copied."""
 
 
 class Moment:

@@ -386,10 +386,11 @@ class Engine:
         else:
             reply((name, message, args))
 
-    def tell_flow(self, flow, message):
+    def tell_flow(self, flow, message, reply):
         if flow != FLOW:
             raise LookupError(f"no actor of {flow}")
         self.told.append((flow, message))
+        reply(None)
 
     def drive(self, timeout_s):
         for reply in self.later:
@@ -448,8 +449,8 @@ def test_an_owners_later_reply_is_waited_for(system, base, engine):
 @pytest.mark.parametrize(
     ("name", "message", "details"),
     [
-        ("wan-ports", OwnerMessage("fail"), "ValueError: no port is left"),
-        ("other", OwnerMessage("allocate"), "'other'"),
+        ("wan-ports", OwnerMessage("fail"), "OwnerError: ValueError: no port is left"),
+        ("other", OwnerMessage("allocate"), "KeyError: 'other'"),
         ("wan-ports", "not for owners", "TypeError: an owner takes an OwnerMessage, not str"),
     ],
 )

@@ -279,6 +279,7 @@ def test_next_hop(address: str, gateway: str | None, ip: str, expected: str | No
 def test_time_exceeded_quotes_the_packet_to_its_sender() -> None:
     host, lan = Host(), port()
     frame = ipv4("10.0.0.2", "192.0.2.1", udp())
+    frame = frame[:40] + b"\0\0" + frame[42:]  # without a UDP checksum, and it stays so
     error = host.icmp_error(lan, frame + bytes(20), 11, 0, 0)
     assert error is not None
     reply = dpkt.ethernet.Ethernet(error)

@@ -530,7 +530,11 @@ class World:
     def heal(self) -> None:
         """No more faults: the operator puts right what is left to a person, and the pair must find together."""
         self.partitioned = False
-        self.a.refusals, self.b.refusals = [], []
+        for node in (self.a, self.b):
+            if node.refusals and isinstance(node.machine, Backup):  # to hear again what is in its way
+                node.crash()
+                node.launch_backup()
+            node.refusals.clear()
         for _ in range(4000):
             if self.in_sync:
                 return

@@ -53,6 +53,8 @@ cdef class Suspension:
     cdef an_parked *head         # the mailbox
     cdef an_parked *tail
     cdef uint32_t length
+    cdef list messages           # (message, reply) that came meanwhile
+    cdef object reply            # of the on_message that waits
     cdef int phase
     cdef bint on_loop
 
@@ -97,8 +99,10 @@ cdef class Core:
     cdef list adjacency_keys
     cdef set unresolved
     cdef uint64_t tick_ns
-    cdef bint open_async, packet_async, close_async, has_open, has_packet, has_close
-    cdef object on_open, on_packet, on_close
+    cdef bint open_async, packet_async, close_async, message_async, has_open, has_packet, has_close
+    cdef object on_open, on_packet, on_close, on_message
+    cdef object message          # what on_message is about to get
+    cdef object reply            # who waits for its answer
     cdef list port_names
     cdef readonly list ports
     cdef readonly object nf
@@ -136,6 +140,8 @@ cdef class Core:
     cdef int completed(self, FlowBase flow, an_packet *p, int phase, object verdict) except -1
     cdef int failed(self, FlowBase flow, an_packet *p, int phase) except -1
     cdef int drain_mailbox(self, FlowBase flow) except -1
+    cdef int _answer_message(self, object value) except -1
+    cdef int _tell(self, FlowBase actor, object message, object reply) except -1
     cdef int save(self, FlowBase flow) except -1
     cdef int apply(self, FlowBase flow, an_packet *p, object verdict) except -1
     cdef int emit(self, FlowBase flow, an_packet *p, int out) except -1

@@ -58,6 +58,7 @@ cdef enum:
     PHASE_OPEN
     PHASE_PACKET
     PHASE_CLOSE
+    PHASE_MESSAGE
 
 # FlowBase.marks
 cdef enum:
@@ -118,6 +119,8 @@ COUNTERS = (
 
 PID_COUNTER = 63
 """The last word of a core's counter block: its process."""
+
+HANDLERS = ("on_open", "on_packet", "on_close", "on_message")
 
 MUTABLE = (list, dict, set)
 
@@ -422,6 +425,7 @@ cdef class Core:
         self.on_open, self.open_async = nf.on_open, nf.suspends("on_open")
         self.on_packet, self.packet_async = nf.on_packet, nf.suspends("on_packet")
         self.on_close, self.close_async = nf.on_close, nf.suspends("on_close")
+        self.on_message, self.message_async = nf.on_message, nf.suspends("on_message")
         self.volatile_state = nf.volatile
         self.untracked_forward = nf.untracked.name == "FORWARD"
         self.idle_ns_default = <uint64_t>(nf.idle_default_s * 1e9)
@@ -722,11 +726,13 @@ cdef class Core:
                 return self.completed(flow, p, phase, DROP)
         elif phase == PHASE_OPEN:
             handler, asynchronous = self.on_open, self.open_async
-        else:
+        elif phase == PHASE_CLOSE:
             handler, asynchronous = self.on_close, self.close_async
+        else:
+            handler, asynchronous = self.on_message, self.message_async
         view.p = p
         args[0] = <PyObject *>flow
-        args[1] = <PyObject *>view
+        args[1] = <PyObject *>view if phase != PHASE_MESSAGE else <PyObject *>self.message
         self.driving = flow
         result = PyObject_Vectorcall(<PyObject *>handler, args, 1 if phase == PHASE_CLOSE else 2, NULL)
         if result == NULL:
@@ -765,6 +771,7 @@ cdef class Core:
         self.driving = None
         if s is None:
             s = flow.suspension = Suspension.__new__(Suspension)
+            s.messages = []
             self.set_state(flow, AN_BUSY, True)
         if s.view is None:  # not waiting yet: the view and the task become this handler's own
             self.suspended += 1
@@ -781,6 +788,7 @@ cdef class Core:
         s.coroutine = coroutine
         s.phase = phase
         s.waiting_on = waiting_on
+        s.reply = self.reply if phase == PHASE_MESSAGE else None
         s.on_loop = not isinstance(waiting_on, Ask) or (<Ask>waiting_on).done
         self.on_loop += s.on_loop
         if isinstance(waiting_on, Ask):
@@ -846,6 +854,7 @@ cdef class Core:
         self.on_loop -= s.on_loop
         s.on_loop = False
         coroutine, phase, task = s.coroutine, s.phase, s.task
+        self.reply = s.reply
         outer = None
         if task is not None:
             outer = asyncio_tasks.current_task(self.loop)
@@ -904,6 +913,13 @@ cdef class Core:
                 self.carry_out(e, &item.p)
             else:
                 self.handle(flow, &item.p, PHASE_PACKET)
+        while s.view is None and s.messages:
+            message, reply = s.messages.pop(0)
+            if flow.marks & MARK_CLOSED:
+                if reply is not None:
+                    reply(UsageError("the flow has closed"))
+                continue
+            self._tell(flow, message, reply)
         if s.view is None:
             flow.suspension = None
             self.set_state(flow, AN_BUSY, False)
@@ -915,6 +931,12 @@ cdef class Core:
         self._retire_view()
         if phase == PHASE_CLOSE:
             return self.end_close(flow)
+        if phase == PHASE_MESSAGE:
+            self.save(flow)
+            self._answer_message(verdict)
+            if flow.marks & MARK_CLOSING and not flow.marks & MARK_CLOSED:
+                return self.begin_close(flow, "closed by the network function")
+            return 0
         if phase == PHASE_OPEN:
             e = &self.table.entries[flow.first]
             if verdict is None:
@@ -944,11 +966,59 @@ cdef class Core:
             raise error
         if p != NULL:
             self.drop(p, C_HANDLER_ERROR)
+        else:
+            self.counters[C_HANDLER_ERROR] += 1
         if self.on_error is not None:
-            self.on_error(flow.flow if flow.core is not None else None, ("on_open", "on_packet", "on_close")[phase], error)
+            self.on_error(flow.flow if flow.core is not None else None, HANDLERS[phase], error)
+        if phase == PHASE_MESSAGE:
+            self._answer_message(error)
         if phase == PHASE_CLOSE:
             return self.end_close(flow)
         return self.begin_close(flow, "handler error")
+
+    cdef int _answer_message(self, object value) except -1:
+        reply, self.reply = self.reply, None
+        if reply is not None:
+            reply(value)
+        return 0
+
+    def tell(self, flow, message, reply=None) -> None:
+        """Hand `message` to the flow's `on_message`, in turn with its packets (G1).
+
+        `reply`, if given, is called once with what the handler returned, or with the exception that it raised. Raises
+        UsageError if no flow holds the five-tuple.
+        """
+        cdef FlowBase actor = None
+        cdef an_key key
+        cdef uint32_t index
+        key_of(flow, 0, &key)
+        for port in range(self.port_count):
+            key.port = port
+            index = an_table_find(&self.table, &key, <uint32_t>an_hash(&key, self.seed))
+            if index != AN_NONE and self.table.entries[index].actor != NULL:
+                actor = <FlowBase>self.table.entries[index].actor
+                break
+        if actor is None:
+            raise UsageError(f"there is no flow {flow}")
+        if actor.suspension is not None:
+            if len(actor.suspension.messages) >= MAILBOX_PACKETS_MAX:
+                raise UsageError(f"flow {flow}: {MAILBOX_PACKETS_MAX} messages wait already")
+            actor.suspension.messages.append((message, reply))
+            return
+        self._tell(actor, message, reply)
+        self._exhale()
+
+    cdef int _tell(self, FlowBase actor, object message, object reply) except -1:
+        cdef bint alone = self.loop is not None and asyncio_tasks.current_task(self.loop) is None
+        self.message, self.reply = message, reply
+        if alone:
+            asyncio_tasks._enter_task(self.loop, self.task)
+        try:
+            return self.handle(actor, NULL, PHASE_MESSAGE)
+        finally:
+            self.message = self.reply = None
+            if alone:
+                asyncio_tasks._leave_task(self.loop, self.task)
 
     # -- replicated state -------------------------------------------------------------------------------------------
 

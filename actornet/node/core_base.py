@@ -76,8 +76,10 @@ class Engine(Protocol):
     def ask_owner(self, name: str, message: str, args: tuple[Any, ...], reply: Callable[[Any], None]) -> None:
         """Ask the owner; call `reply` once, now or later in this thread, with its answer or with an exception."""
 
-    def tell_flow(self, flow: FiveTuple, message: Any) -> None:
-        """Hand the message to the flow's actor; raise if there is none."""
+    def tell_flow(self, flow: FiveTuple, message: Any, reply: Callable[[Any], None]) -> None:
+        """Hand the message to the flow's actor; call `reply` once with its answer, None for no answer, or an exception.
+
+        Raises if there is no such flow."""
 
 
 class OwnerDetails(msgspec.Struct, frozen=True):
@@ -438,25 +440,24 @@ class CoreSystemBase:
         return status
 
     def _hand_to_engine(self, engine: Engine, target: Any, message: Any, sender: Any) -> None:
+        self._replies_due += 1
+
+        def reply(value: Any) -> None:
+            self._replies_due -= 1
+            if isinstance(value, BaseException):
+                value = PoisonMessage(message, f"{type(value).__name__}: {value}")
+            if value is not None or isinstance(target.addressDetails, OwnerDetails):
+                self._pending.append((sender, value, target))
+
         try:
             if isinstance(target.addressDetails, FlowDetails):
-                engine.tell_flow(target.addressDetails.flow, message)
-                return
-            if not isinstance(message, OwnerMessage):
-                raise TypeError(f"an owner takes an OwnerMessage, not {type(message).__name__}")
-
-            def reply(value: Any) -> None:
-                self._replies_due -= 1
-                content = PoisonMessage(message, str(value)) if isinstance(value, Exception) else value
-                self._pending.append((sender, content, target))
-
-            self._replies_due += 1
-            try:
+                engine.tell_flow(target.addressDetails.flow, message, reply)
+            elif isinstance(message, OwnerMessage):
                 engine.ask_owner(target.addressDetails.name, message.message, message.args, reply)
-            except Exception as error:
-                reply(error)
+            else:
+                raise TypeError(f"an owner takes an OwnerMessage, not {type(message).__name__}")
         except Exception as error:
-            self._pending.append((sender, PoisonMessage(message, f"{type(error).__name__}: {error}"), target))
+            reply(error)
 
     # Time
 

@@ -317,7 +317,9 @@ def _deserves_error6(port: Port, packet: bytes) -> bool:
 
 
 def _frame(source: bytes, destination: bytes, ethertype: int, packet: bytes) -> bytes:
-    return bytes(dpkt.ethernet.Ethernet(src=source, dst=destination, type=ethertype, data=packet))
+    # The header alone: with its data dpkt would parse that too, and complete the checksums of a quoted packet.
+    header: bytes = dpkt.ethernet.Ethernet(src=source, dst=destination, type=ethertype).pack_hdr()
+    return header + packet
 
 
 def _arp(mac: bytes, to: bytes, operation: int, ip: Address, target_mac: bytes, target: Address) -> bytes:
