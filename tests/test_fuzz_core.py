@@ -1,0 +1,79 @@
+"""G9: whatever arrives, no packet crashes or wedges a core, and every one is counted."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actornet import DROP, FORWARD, FlowActor, Packet
+from actornet.embedded import Embedded
+from actornet.engine.core import DROPS
+from actornet.ports.memory import MemoryPort
+from actornet.ports.pcap import read_capture
+from actors.nat import SourceNAT
+from tests import frames
+
+SEED = int(os.environ.get("FUZZ_SEED", "0")) or random.SystemRandom().getrandbits(32)
+PACKETS = int(os.environ.get("FUZZ_PACKETS", "20000"))
+CAPTURES = sorted(Path(__file__).parent.joinpath("captures").glob("*.pcap*"))
+
+
+class Curious(FlowActor):
+    """Reads everything there is to read."""
+
+    idle_s = 0.5
+
+    def on_packet(self, packet: Packet) -> Any:
+        read = [getattr(packet, name) for name in dir(packet) if not name.startswith("_") and name != "to"]
+        return FORWARD if len(str(read)) % 3 else DROP
+
+
+def corpus() -> list[bytes]:
+    found = [bytes(frame) for path in CAPTURES for _, frame, _ in list(read_capture(path))[:200]]
+    outgoing = frames.udp("10.0.0.2", 1000, "198.51.100.1", 53)
+    found += [outgoing, frames.tcp("10.0.0.2", 9, "198.51.100.1", 80, 2), frames.echo("10.0.0.2", "198.51.100.1", 7)]
+    return [*found, frames.icmp_error("192.0.2.1", frames.udp("203.0.113.1", 1000, "198.51.100.1", 53))]
+
+
+def mutated(rng: random.Random, frame: bytes) -> bytes:
+    data = bytearray(frame)
+    for _ in range(rng.choice((0, 1, 1, 2, 8))):
+        kind = rng.randrange(4)
+        if kind == 0 and data:
+            data[rng.randrange(len(data))] = rng.choice((0, 1, 255, rng.randrange(256)))
+        elif kind == 1:
+            del data[rng.randrange(len(data) + 1) :]
+        elif kind == 2 and len(data) > 14:
+            at = rng.randrange(14, min(len(data), 60))
+            data[at] ^= 1 << rng.randrange(8)
+        else:
+            data += rng.randbytes(rng.randrange(40))
+    return bytes(data[:1600])
+
+
+@pytest.mark.parametrize("nf", [SourceNAT, Curious])
+def test_hostile_frames_are_all_counted(nf: type[FlowActor], tmp_path: Path) -> None:
+    rng = random.Random(SEED)
+    base = corpus()
+    lan, wan = MemoryPort("lan"), MemoryPort("wan")
+    node = Embedded(nf, [lan, wan], {}, str(tmp_path / "log"), flows_max=4096, virtual_time=True)
+    fed, now_ns = 0, 10**18
+    while fed < PACKETS:
+        for port in (lan, wan):
+            batch = [(now_ns, mutated(rng, rng.choice(base))) for _ in range(100)]
+            port.feed(batch)
+            fed += len(batch)
+        now_ns += 50_000_000
+        while node.run_burst():
+            pass
+    out = len(lan.take()) + len(wan.take())
+    node.finish()
+    counts = node.counters()
+    assert counts["rx_packets"] == fed, f"seed {SEED}"
+    assert out + sum(counts[name] for name in DROPS) == fed, f"seed {SEED}: {counts}"
+    assert counts["handler_error"] == 0, f"seed {SEED}"
+    assert node.core.entries == 0 and node.core.held == 0, f"seed {SEED}"
