@@ -585,3 +585,621 @@ def test_simulation() -> None:
         takeovers += world.takeovers
         rewinds += world.rewinds
     assert takeovers > SIMULATIONS / 4 and rewinds > SIMULATIONS / 100, "the simulation exercises what it should"
+
+
+# Scenarios. T is when they begin; a primary has logged its EPOCH record and two more, a backup's log is empty.
+
+T = 1_000_000_000
+NOWHERE = Position()
+
+
+def primary(durability: Durability = "applied", policy: WithoutBackup = "wait", *, logged: int = 3) -> Primary:
+    machine = Primary(
+        IDENTITY, durability, policy, epoch=TERM, first_lsn=1, logged_lsn=0, takeover=False, now_ns=T
+    )
+    assert machine.logged([b"r"] * logged, T) == []
+    return machine
+
+
+def backup(durability: Durability = "applied", *, epoch: int = 0) -> Backup:
+    return Backup(IDENTITY, durability, epoch=epoch, durable_lsn=0, now_ns=T)
+
+
+def hello(**changes: Any) -> Hello:
+    said: dict[str, Any] = dict(
+        epoch=0, version=VERSION, deployment="edge", nf=IDENTITY.nf, fingerprint="c0de", role="backup", lsn=0, chain=0,
+        log_epoch=0,
+    )  # fmt: skip
+    return Hello(**(said | changes))
+
+
+def sent(actions: Iterable[Any]) -> list[AnyMessage]:
+    return [action.message for action in actions if isinstance(action, Send)]
+
+
+def only(actions: Iterable[Any], kind: type[Any]) -> Any:
+    found = [action for action in actions if isinstance(action, kind)]
+    assert len(found) == 1, f"{kind.__name__} in {actions}"
+    return found[0]
+
+
+def feed(machine: Primary, actions: list[Any]) -> list[AnyMessage]:
+    """Answer every Read, as from a log; what was sent."""
+    said, todo = [], deque(actions)
+    while todo:
+        action = todo.popleft()
+        if isinstance(action, Read):
+            todo.extend(machine.tail([b"r"] * (action.last_lsn - action.first_lsn + 1), T))
+        elif isinstance(action, Send):
+            said.append(action.message)
+    return said
+
+
+def welcome(machine: Primary) -> list[AnyMessage]:
+    """A new backup comes; it is sent everything and is expected to acknowledge it."""
+    assert machine.connected(T) == []
+    assert machine.receive(hello(), T) == [Compare(NOWHERE)]
+    said = feed(machine, machine.compared(match(NOWHERE, 1, machine.logged_lsn, lambda lsn: Position(lsn)), NOWHERE))
+    assert machine.state is State.JOINING
+    return said
+
+
+def acked(machine: Primary, lsn: int, now_ns: int = T) -> list[Any]:
+    """The backup has everything up to `lsn`."""
+    return list(machine.receive(Ack(machine.epoch, lsn, lsn, lsn), now_ns))
+
+
+def in_sync(durability: Durability = "applied", policy: WithoutBackup = "wait") -> Primary:
+    machine = primary(durability, policy)
+    welcome(machine)
+    assert Sync(TERM, 3) in sent(acked(machine, 3))
+    assert machine.state is State.IN_SYNC and machine.watermark == 3
+    return machine
+
+
+def following(durability: Durability = "applied") -> Backup:
+    """A backup with LSN 1 to 3, not in sync yet."""
+    machine = backup(durability)
+    assert sent(machine.connected(NOWHERE, T)) == [hello()]
+    assert Remember(TERM) in machine.receive(Welcome(TERM, "tail", 3), T)
+    apply = only(machine.receive(Records(TERM, 1, [b"r"] * 3), T), Apply)
+    assert apply == Apply(1, [b"r"] * 3)
+    assert sent(machine.applied(3, T)) == [Ack(TERM, 3, 0, 3)]
+    assert machine.state is State.FOLLOWING
+    return machine
+
+
+def synced(durability: Durability = "applied") -> Backup:
+    machine = following(durability)
+    machine.receive(Sync(TERM, 3), T)
+    assert machine.state is State.IN_SYNC
+    return machine
+
+
+def test_table() -> None:
+    """G6, G7: the table itself lets only a backup in sync, or an operator's, become primary; nothing leaves FENCED."""
+    for table in TRANSITIONS.values():
+        reached = {next(iter(table))} | {target for moves in table.values() for target in moves.values()}
+        assert reached == set(table)
+    for state, moves in TRANSITIONS["backup"].items():
+        ways = {event for event, target in moves.items() if target is State.PROMOTED}
+        by_itself = {State.IN_SYNC, State.DOUBT}
+        assert ways <= {Event.OPERATOR} or state in by_itself
+    assert not TRANSITIONS["primary"][State.FENCED]
+
+
+@pytest.mark.parametrize("role", ["primary", "backup"])
+def test_diagram(role: Any) -> None:
+    """The picture has every arrow of the table."""
+    lines = diagram(role).splitlines()
+    assert lines[0] == "stateDiagram-v2"
+    for state, moves in TRANSITIONS[role].items():
+        for event, target in moves.items():
+            arrows = [line for line in lines if line.strip().startswith(f"{state.name} --> {target.name} :")]
+            assert len(arrows) == 1 and event.value in arrows[0]
+
+
+def test_epochs() -> None:
+    """G7: whoever goes on and whoever takes over never begin the same epoch, and the takeover's is the higher."""
+    assert epoch_going_on(0) == TERM
+    assert [epoch_going_on(TERM), epoch_going_on(TERM + 7)] == [TERM + 1, TERM + 8]
+    assert epoch_of_takeover(TERM) == epoch_of_takeover(2 * TERM - 1) == 2 * TERM
+    with pytest.raises(FencedError, match="last of its term"):
+        epoch_going_on(2 * TERM - 1)
+    assert epoch_of_launch(0, 0) == TERM
+    assert epoch_of_launch(TERM + 3, TERM + 3) == TERM + 4
+    assert epoch_of_launch(2 * TERM, TERM + 3) == 3 * TERM, "who was fenced, or followed, may not go on from there"
+
+
+@pytest.mark.parametrize(
+    ("durability", "ack", "watermark"),
+    [
+        ("solo", (3, 3, 3), 9),
+        ("received", (7, 4, 6), 7),
+        ("durable", (7, 4, 6), 4),
+        ("applied", (7, 4, 6), 6),
+    ],
+)
+def test_watermark(durability: Durability, ack: tuple[int, int, int], watermark: int) -> None:
+    """G3: what the durability mode asks for, here and at the backup, and never less than before."""
+    machine = in_sync(durability)
+    machine.logged([b"r"] * 6, T)
+    assert machine.watermark == (9 if durability == "solo" else 3)
+    machine.receive(Ack(TERM, *ack), T)
+    assert machine.watermark == watermark
+    machine.receive(Ack(TERM, 3, 3, 3), T)
+    assert machine.watermark == watermark
+
+
+def test_policy_wait() -> None:
+    """G3, G7: without a backup nothing is committed; with the next one it goes on, in the same epoch."""
+    machine = primary("applied", "wait")
+    assert machine.watermark == 0
+    welcome(machine)
+    acked(machine, 3)
+    assert only(machine.disconnected("closed by the peer", T), Note).alarm
+    machine.logged([b"r"], T)
+    assert (machine.watermark, machine.epoch) == (3, TERM)
+    welcome(machine)
+    acked(machine, 4)
+    assert (machine.watermark, machine.epoch) == (4, TERM)
+
+
+def test_policy_solo() -> None:
+    """G3, G7: to go on alone is a new epoch, and nothing is committed in it before the log says so."""
+    machine = in_sync("applied", "solo")
+    machine.logged([b"r"], T)
+    actions = machine.disconnected("closed by the peer", T)
+    assert only(actions, NewEpoch) == NewEpoch(TERM + 1, "closed by the peer")
+    assert machine.watermark == 3
+    assert machine.receive(Ack(TERM, 4, 4, 4), T) == []
+    assert machine.watermark == 3, "an acknowledgement after the loss does not count"
+    machine.logged([b"epoch record"], T)
+    assert machine.watermark == 5
+
+
+def test_policy_stop() -> None:
+    """G7: the node stops; but it may be launched before its backup."""
+    machine = primary("applied", "stop")
+    assert machine.watermark == 0 and machine.state is State.ALONE
+    welcome(machine)
+    acked(machine, 3)
+    assert "backup lost" in only(machine.disconnected("closed by the peer", T), StopNode).reason
+    with pytest.raises(FencedError):
+        machine.logged([b"r"], T)
+
+
+def test_policy_does_not_ask_for_a_backup_that_never_counted() -> None:
+    """G7: a backup that left while catching up changes nothing."""
+    for policy in ("wait", "solo", "stop"):
+        machine = primary("applied", policy)
+        welcome(machine)
+        before = machine.watermark
+        assert not any(isinstance(a, NewEpoch | StopNode) for a in machine.disconnected("reset", T))
+        assert (machine.watermark, machine.epoch, machine.state) == (before, TERM, State.ALONE)
+
+
+def test_takeover_goes_on_alone() -> None:
+    """G6: a promoted backup needs no backup of its own to serve, whatever the policy."""
+    machine = Primary(
+        IDENTITY, "applied", "wait", epoch=2 * TERM, first_lsn=1, logged_lsn=7, takeover=True, now_ns=T
+    )
+    assert machine.watermark == 0
+    machine.logged([b"epoch record"], T)
+    assert machine.watermark == 8
+
+
+def test_operator_ends_the_waiting() -> None:
+    """G7: also by a new epoch."""
+    machine = primary("applied", "wait")
+    assert machine.go_on_alone() == [NewEpoch(TERM + 1, "operator")]
+    assert machine.go_on_alone() == []
+    machine.logged([b"epoch record"], T)
+    assert machine.watermark == 4
+
+
+def test_joining_freezes_the_watermark() -> None:
+    """G3, G6: a primary that went on alone commits nothing between 'everything is sent' and 'the backup has it'."""
+    machine = primary("applied", "solo")
+    assert machine.watermark == 3
+    welcome(machine)
+    assert sent(machine.logged([b"r"] * 2, T)) == [Records(TERM, 4, [b"r"] * 2)]
+    assert machine.watermark == 3
+    assert sent(acked(machine, 2)) == [] and machine.state is State.JOINING
+    assert sent(acked(machine, 3)) == [Sync(TERM, 3)]
+    assert machine.watermark == 3
+    acked(machine, 5)
+    assert machine.watermark == 5
+
+
+def test_older_epoch_is_refused() -> None:
+    """G7: on both sides a message of an older epoch has no effect and is answered with Fence."""
+    machine = in_sync()
+    machine.logged([b"r"], T)
+    assert machine.receive(Ack(TERM - 1, 4, 4, 4), T) == [Send(Fence(TERM))]
+    assert machine.watermark == 3
+    follower = synced()
+    assert follower.receive(Records(TERM - 1, 4, [b"r"]), T) == [Send(Fence(TERM))]
+    assert follower.received_lsn == 3
+
+
+@pytest.mark.parametrize("message", [Fence(2 * TERM), Ack(2 * TERM, 9, 9, 9), Stop(2 * TERM, 0)])
+def test_higher_epoch_fences(message: AnyMessage) -> None:
+    """G7: a fenced primary neither commits nor logs, and stays so."""
+    machine = in_sync("applied", "solo")
+    machine.logged([b"r"], T)
+    actions = machine.receive(message, T)
+    assert only(actions, Fenced).epoch == 2 * TERM and only(actions, Close)
+    with pytest.raises(FencedError, match="over"):
+        machine.logged([b"r"], T)
+    assert acked(machine, 4) == machine.tick(T + 10**10) == machine.stop(T) == machine.go_on_alone() == []
+    assert sent(machine.connected(T)) == [Fence(2 * TERM)]
+    assert (machine.watermark, machine.state) == (3, State.FENCED)
+
+
+def test_hello_of_a_higher_epoch_fences() -> None:
+    """G7: a backup that has seen a later primary, or that primary itself."""
+    for role in ("primary", "backup"):
+        machine = primary("applied", "solo")
+        machine.connected(T)
+        assert Fenced(2 * TERM) in machine.receive(hello(epoch=2 * TERM, role=role), T)
+
+
+def test_a_stranger_does_not_fence() -> None:
+    """G7: a node of another deployment has epochs of its own."""
+    machine = primary()
+    machine.connected(T)
+    refuse = only(sent(machine.receive(hello(deployment="core", epoch=9 * TERM), T)), Refuse)
+    assert "'core'" in refuse.reason and "'edge'" in refuse.reason and machine.state is State.ALONE
+
+
+def test_rivals() -> None:
+    """G7: of two primaries that speak, the one of the older epoch stands down."""
+    old, new = primary("applied", "solo"), primary("applied", "solo")
+    new.epoch = 2 * TERM
+    old.connected(T)
+    answer = only(sent(old.receive(new.probe(), T)), Fence)
+    assert old.state is State.FENCED and answer == Fence(2 * TERM)
+    assert only(new.rival(answer), Note).event == "rival fenced"
+
+    old = primary("applied", "solo")
+    new.connected(T)
+    answer = only(sent(new.receive(old.probe(), T)), Fence)
+    assert new.state is State.ALONE and only(old.rival(answer), Fenced).epoch == 2 * TERM
+
+    twin = primary("applied", "solo")
+    machine = primary("applied", "solo")
+    machine.connected(T)
+    assert "stop one of the two" in only(sent(machine.receive(twin.probe(), T)), Refuse).reason
+
+
+LOG = {lsn: Position(lsn, 100 + lsn, TERM if lsn <= 3 else 2 * TERM) for lsn in range(1, 6)}  # taken over after LSN 3
+
+
+@pytest.mark.parametrize(
+    ("end", "durability", "first_lsn", "outcome"),
+    [
+        (NOWHERE, "applied", 1, "tail"),
+        (NOWHERE, "applied", 3, "snapshot"),
+        (Position(3, 103, TERM), "applied", 1, "tail"),
+        (Position(5, 105, 2 * TERM), "applied", 1, "tail"),
+        (Position(2, 102, TERM), "applied", 4, "snapshot"),
+        # The old primary comes back with records that nobody got ...
+        (Position(4, 999, TERM), "applied", 1, "rewind"),
+        (Position(7, 999, TERM), "applied", 1, "rewind"),
+        # ... or that it committed by itself.
+        (Position(7, 999, TERM), "solo", 1, "longer"),
+        (Position(4, 999, TERM), "solo", 1, "diverges"),
+        (Position(4, 999, TERM + 1), "applied", 1, "diverges"),
+        (Position(7, 999, TERM + 1), "applied", 1, "longer"),
+        # This primary's log is the older one.
+        (Position(6, 106, 2 * TERM), "applied", 1, "longer"),
+        (Position(3, 999, TERM), "applied", 1, "diverges"),
+        (Position(2, 999, TERM), "applied", 1, "diverges"),
+    ],
+)
+def test_how_a_backup_catches_up(end: Position, durability: Durability, first_lsn: int, outcome: str) -> None:
+    """G8: by tail or snapshot, or not at all, and then with the reason; a good log is never overwritten."""
+    machine = Primary(
+        IDENTITY, durability, "wait", epoch=2 * TERM, first_lsn=first_lsn, logged_lsn=5, takeover=True, now_ns=T
+    )
+    machine.connected(T)
+    said = hello(lsn=end.lsn, chain=end.chain, log_epoch=end.epoch)
+    assert machine.receive(said, T) == [Compare(end)]
+    answer = sent(machine.compared(match(end, first_lsn, 5, LOG.__getitem__), end))[0]
+    match answer:
+        case Welcome(_, how):
+            assert how == outcome
+        case Refuse(_, reason, 0):
+            assert outcome in reason and "empty log directory" in reason
+        case Refuse(_, _, fork_lsn, fork_chain):
+            assert (outcome, fork_lsn, fork_chain) == ("rewind", 3, 103)
+    assert (machine.state is State.ALONE) == isinstance(answer, Refuse)
+
+
+@pytest.mark.parametrize(
+    "difference", [dict(version=VERSION + 1), dict(nf="actors.nat:Other"), dict(fingerprint="beef")]
+)
+def test_other_code_is_refused(difference: dict[str, Any]) -> None:
+    """G4, G8: replay needs the same code; the reason names both."""
+    machine = primary()
+    machine.connected(T)
+    reason = only(sent(machine.receive(hello(**difference), T)), Refuse).reason
+    assert str(next(iter(difference.values()))) in reason and machine.state is State.ALONE
+
+
+def test_refused_once_is_told_once() -> None:
+    """G8: a backup asks again, and alarms only when the answer changes."""
+    machine = backup()
+    for reason, told in [("diverges", 1), ("diverges", 0), ("longer", 1)]:
+        machine.connected(NOWHERE, T)
+        actions = machine.receive(Refuse(TERM, reason), T)
+        assert [a.reason for a in actions if isinstance(a, Refused)] == [reason] * told
+    machine.connected(NOWHERE, T)
+    assert only(machine.receive(Refuse(TERM, "cut", 7, 107), T), Rewind) == Rewind(7, 107, "cut")
+
+
+def test_silence() -> None:
+    """G6: after SILENCE_MS, and not before; acknowledgements are the backup's own signs of life."""
+    machine = synced()
+    now_ns, signs = T, 0
+    while now_ns < T + SILENCE_MS * MS:
+        now_ns += MS
+        signs += len(sent(machine.tick(now_ns)))
+    assert machine.state is State.IN_SYNC and signs == SILENCE_MS // HEARTBEAT_MS
+    actions = machine.tick(now_ns + MS)
+    assert only(actions, Promote) == Promote(2 * TERM, f"primary silent for {SILENCE_MS} ms")
+    assert sent(actions) == [Fence(2 * TERM)] and machine.state is State.PROMOTED
+
+
+def test_heartbeats_keep_a_backup_quiet() -> None:
+    """G6: no takeover from a primary that lives."""
+    leader, machine = in_sync(), synced()
+    for step in range(1, 200):
+        for message in sent(leader.tick(T + step * MS)):
+            assert isinstance(message, Heartbeat)
+            assert machine.receive(message, T + step * MS) == []
+        for message in sent(machine.tick(T + step * MS)):
+            leader.receive(message, T + step * MS)
+    assert machine.state is leader.state is State.IN_SYNC and machine.lag == leader.lag == 0
+
+
+def test_a_process_that_slept_accuses_nobody() -> None:
+    """G7: after a pause of the backup (or primary) the other is not at fault; silence is counted anew."""
+    machine, leader = synced(), in_sync("applied", "solo")
+    later = T + 5_000 * MS
+    machine.tick(later)
+    leader.tick(later)
+    assert machine.state is leader.state is State.IN_SYNC
+    for wait_ms in range(SILENCE_MS + 2):
+        machine.tick(later + wait_ms * MS)
+        leader.tick(later + wait_ms * MS)
+    assert machine.state is State.PROMOTED and leader.epoch == TERM + 1
+
+
+def test_a_dead_primary_refuses_the_connection() -> None:
+    """G6: the takeover is then immediate."""
+    machine = synced()
+    assert not any(isinstance(action, Promote) for action in machine.disconnected("closed by the peer", T))
+    assert machine.state is State.DOUBT
+    promote = only(machine.disconnected("connection refused", T), Promote)
+    assert promote == Promote(2 * TERM, "link lost: connection refused")
+
+
+def test_a_live_primary_welcomes_again() -> None:
+    """G7: a connection that breaks between two live nodes makes no second primary."""
+    machine = synced()
+    machine.disconnected("reset", T)
+    assert sent(machine.connected(Position(3, 103, TERM), T)) == [
+        hello(epoch=TERM, lsn=3, chain=103, log_epoch=TERM)
+    ]
+    machine.receive(Welcome(TERM, "tail", 3), T)
+    assert machine.state is State.FOLLOWING
+    machine.receive(Sync(TERM, 3), T)
+    assert machine.state is State.IN_SYNC
+
+
+def test_doubt_ends() -> None:
+    """G6: a primary that takes the connection and says nothing is dead, too, SILENCE_MS after the break."""
+    machine = synced()
+    machine.disconnected("reset", T)
+    machine.connected(Position(3, 103, TERM), T + 10 * MS)
+    for wait_ms in range(SILENCE_MS + 1):
+        assert machine.tick(T + wait_ms * MS) == []
+    assert only(machine.tick(T + (SILENCE_MS + 1) * MS), Promote)
+
+
+def test_not_in_sync_is_no_successor() -> None:
+    """G6: whatever happens to the link; and it alarms."""
+    machine = following()
+    assert only(machine.disconnected("reset", T), Note).alarm
+    assert machine.disconnected("connection refused", T) == machine.tick(T + 10**12) == []
+    assert machine.state is State.ABSENT
+    machine = following()
+    for wait_ms in range(0, PATIENCE_MS + 20, 10):
+        if any(isinstance(action, Close) for action in machine.tick(T + wait_ms * MS)):
+            break
+    assert machine.state is State.ABSENT and wait_ms > PATIENCE_MS
+
+
+def test_operator_promotes() -> None:
+    """G6: a backup in sync without ado, any other only by force."""
+    assert only(synced().promote(force=False), Promote).reason == "operator"
+    machine = following()
+    assert "force" in only(machine.promote(force=False), Refused).reason
+    assert only(machine.promote(force=True), Promote) == Promote(2 * TERM, "operator, forced while following")
+    assert only(backup(epoch=3 * TERM + 5).promote(force=True), Promote).epoch == 4 * TERM
+
+
+def test_handover() -> None:
+    """G6: a clean stop ends with the backup as primary, which has every record, and the old one commits them all."""
+    machine, follower = in_sync(), synced()
+    (records,) = sent(machine.logged([b"r"], T))
+    assert machine.stop(T) == [] and machine.state is State.HANDOVER
+    follower.receive(records, T)
+    (ack,) = sent(follower.applied(4, T))
+    actions = machine.receive(ack, T)
+    assert machine.watermark == 4 and "handed over" in only(actions, StopNode).reason
+    assert only(follower.receive(only(sent(actions), Stop), T), Promote) == Promote(2 * TERM, "handover")
+
+
+def test_stop_without_a_backup() -> None:
+    """A clean stop needs nobody, and does not wait for one that leaves."""
+    assert only(primary().stop(T), StopNode)
+    machine = in_sync()
+    machine.logged([b"r"], T)
+    machine.stop(T)
+    assert only(machine.disconnected("reset", T), StopNode) and machine.watermark == 3
+
+
+def test_backup_leaves() -> None:
+    """G7: a backup's clean stop is no loss in disguise: the policy applies, with that reason."""
+    machine = in_sync("applied", "solo")
+    actions = machine.receive(only(sent(synced().stop()), Stop), T)
+    assert only(actions, NewEpoch).reason == "the backup was stopped"
+
+
+def test_stalled_backup_is_told() -> None:
+    """G3, G7: alive, but it acknowledges nothing: it no longer counts, is told so, and does not promote itself."""
+    machine, follower = in_sync("applied", "solo"), synced()
+    machine.logged([b"r"], T)
+    refuse = None
+    for wait_ms in range(0, ACK_STALL_MS + 10, 5):
+        machine.receive(Ack(TERM, 3, 3, 3), T + wait_ms * MS)
+        if said := [message for message in sent(machine.tick(T + wait_ms * MS)) if isinstance(message, Refuse)]:
+            refuse = said[0]
+            break
+    assert refuse is not None and wait_ms > ACK_STALL_MS and machine.epoch == TERM + 1
+    follower.receive(refuse, T)
+    assert follower.disconnected("closed by the peer", T) == [] and follower.state is State.REFUSED
+
+
+def test_acknowledges() -> None:
+    """G3: once after applying; in mode `received` also before; in mode `durable` also after a sync."""
+    for durability, before in (("applied", 0), ("received", 1), ("durable", 0)):
+        machine = synced(durability)
+        actions = machine.receive(Records(TERM, 4, [b"r"] * 5), T)
+        assert sent(actions) == [Ack(TERM, 8, 0, 3)] * before
+        assert sent(machine.applied(8, T)) == [Ack(TERM, 8, 0, 8)]
+        assert sent(machine.durable(8, T)) == ([Ack(TERM, 8, 8, 8)] if durability == "durable" else [])
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Records(TERM, 5, [b"r"]),
+        Records(TERM, 3, [b"r"]),
+        Sync(TERM, 3),
+        Welcome(TERM, "tail", 9),
+        Snapshot(TERM, 9, TERM, 1, 0, 1, b""),
+        Stop(TERM, 9),
+        Ack(TERM, 0, 0, 0),
+    ],
+)
+def test_nonsense_parts_without_takeover(message: AnyMessage) -> None:
+    """G6, G8: a gap, a repetition, or a message out of place is no evidence of the primary's death."""
+    machine = synced()
+    actions = machine.receive(message, T)
+    assert only(actions, Close) and only(actions, Note).alarm and machine.state is State.REFUSED
+    assert machine.disconnected("connection refused", T) == []
+
+
+@pytest.mark.parametrize(
+    "message", [Ack(TERM, 9, 0, 0), Ack(TERM, 3, 9, 3), Ack(TERM, 3, 3, 9), Sync(TERM, 3), Records(TERM, 4, [b"r"])]
+)
+def test_nonsense_from_a_backup(message: AnyMessage) -> None:
+    """G3: it cannot acknowledge what it was not sent."""
+    machine = in_sync()
+    actions = machine.receive(message, T)
+    assert only(sent(actions), Refuse) and only(actions, Close)
+    assert (machine.watermark, machine.state) == (3, State.ALONE)
+
+
+def test_window() -> None:
+    """A backup that lags is sent no more than the window; the rest waits in the log, and nothing is skipped."""
+    machine = in_sync()
+    total = 3 * LINK_WINDOW_RECORDS
+    said = feed(machine, machine.logged([b"r"] * total, T))
+    next_lsn = 4
+    while next_lsn <= 3 + total:
+        batches = [message for message in said if isinstance(message, Records)]
+        assert batches, f"stuck at LSN {next_lsn}"
+        for batch in batches:
+            assert batch.first_lsn == next_lsn and 0 < len(batch.records) <= LINK_BATCH_RECORDS
+            next_lsn += len(batch.records)
+        assert next_lsn - machine.ack.applied <= LINK_WINDOW_RECORDS + LINK_BATCH_RECORDS
+        said = feed(machine, acked(machine, next_lsn - 1))
+    assert machine.watermark == 3 + total
+
+
+def test_window_in_bytes() -> None:
+    """Large records fill the window by their bytes."""
+    machine = in_sync()
+    said = feed(machine, machine.logged([bytes(1 << 20)] * 10, T))
+    assert [len(message.records) for message in said if isinstance(message, Records)] == [1] * 4
+
+
+def test_snapshot() -> None:
+    """G8: in chunks, within a window, whole and in order; then the tail follows."""
+    leader, follower = primary(logged=9), backup()
+    leader.first_lsn = 5
+    leader.connected(T)
+    leader.receive(only(sent(follower.connected(NOWHERE, T)), Hello), T)
+    actions = leader.compared(match(NOWHERE, 5, 9, lambda lsn: Position(lsn)), NOWHERE)
+    assert only(actions, TakeSnapshot) and leader.needed_lsn <= 5
+    state = os.urandom(20 * SNAPSHOT_CHUNK_BYTES + 1)
+    under_way = deque(sent(actions) + sent(leader.snapshot(Position(9, 109, TERM), state, T)))
+    leader.logged([b"r"], T)
+    installed = None
+    while under_way:
+        assert len(under_way) <= 17
+        for action in follower.receive(under_way.popleft(), T):
+            if isinstance(action, InstallSnapshot):
+                installed = action
+                under_way.extend(feed(leader, leader.receive(only(sent(follower.applied(9, T)), Ack), T)))
+            elif isinstance(action, Apply):
+                assert action == Apply(10, [b"r"])
+            elif isinstance(action, Send):
+                under_way.extend(feed(leader, leader.receive(action.message, T)))
+    assert installed == InstallSnapshot(Position(9, 109, TERM), state)
+    assert follower.state is State.FOLLOWING and follower.received_lsn == 10 and leader.state is State.JOINING
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        Snapshot(TERM, 9, TERM, 109, 2, 3, b"x"),
+        Snapshot(TERM, 9, TERM, 109, 0, 3, b"x"),
+        Snapshot(TERM, 8, TERM, 109, 1, 3, b"x"),
+        Snapshot(TERM, 9, TERM, 108, 1, 3, b"x"),
+        Snapshot(TERM, 9, TERM, 109, 1, 1 << 40, b"x"),
+        Snapshot(TERM, 9, TERM, 109, 1, 3, bytes(SNAPSHOT_CHUNK_BYTES + 1)),
+    ],
+)
+def test_wrong_chunk(second: Snapshot) -> None:
+    """G8: a snapshot that does not fit together is not installed."""
+    machine = backup()
+    machine.connected(NOWHERE, T)
+    machine.receive(Welcome(TERM, "snapshot", 9), T)
+    assert sent(machine.receive(Snapshot(TERM, 9, TERM, 109, 0, 3, b"x"), T)) == [Ack(TERM, 0, 0, 0, 1)]
+    assert only(machine.receive(second, T), Close) and machine.state is State.REFUSED
+
+
+def test_messages_from_garbage() -> None:
+    """Whatever bytes come, they are a message or a LinkError."""
+    random_ = random.Random(7)
+    valid = [
+        messages.encode(message)
+        for message in (hello(), Records(1, 2, [b"abc", b""]), Ack(1, 2, 3, 4), Refuse(5, "über"), Fence(6))
+    ]
+    decoded = 0
+    for _ in range(5_000):
+        data = bytearray(random_.choice(valid))
+        for _ in range(random_.randint(0, 4)):
+            data[random_.randrange(len(data))] = random_.randrange(256)
+        try:
+            messages.decode(bytes(data[: random_.randint(0, len(data) + 20)]))
+            decoded += 1
+        except LinkError as error:
+            assert "none of version" in str(error)
+    assert decoded > 100

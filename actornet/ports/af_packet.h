@@ -100,9 +100,9 @@ static inline int an_af_link_error(int error)
     return error == ENETDOWN || error == ENXIO || error == ENODEV;
 }
 
-/* Closed, the socket takes nothing from the interface: a filter refuses every frame. Opening it is one short system call
- * (binding the socket takes as long, but unbinding waits for the kernel's grace period, milliseconds).
- * What waited in the socket is thrown away either way. */
+/* Closed, the socket takes nothing from the interface: a filter refuses every frame. Opening and closing are short system
+ * calls; binding late would be as short, but a socket once bound can only be closed, which waits for the kernel's grace
+ * period, milliseconds. What waited in the socket is thrown away either way. */
 static inline int an_af_gate(int fd, int closed)
 {
     struct sock_filter refuse = {.code = BPF_RET | BPF_K, .k = 0};
