@@ -36,6 +36,7 @@ setup(
     ext_modules=cythonize(
         [extension(source) for source in sorted(Path("actornet").rglob("*.pyx"))],
         language_level=3,
+        nthreads=os.cpu_count() or 1,
         compiler_directives={"embedsignature": False, "freethreading_compatible": False},
     )
 )

@@ -1,29 +1,47 @@
-"""Source NAT: hosts on `lan` share external addresses on `wan` (RFC 4787 for UDP, 5382 for TCP, 5508 for ICMP).
+"""Source NAT: hosts on `lan` share external addresses on `wan`.
 
-Mapping is endpoint-independent: all flows of one inside endpoint leave from one external endpoint, whose port is the
-inside one where it is free. Filtering is endpoint-independent too, or address-and-port-dependent if so set. Who is
-inside may reach an inside host by its external endpoint (hairpinning). The mappings are one owner's state; translating
-is offloaded from a flow's first packet on, and only TCP's SYN, FIN and RST come back to the actor.
+What UDP-n, TCP-n and ICMP-n name here are the numbered requirements of RFC 4787, RFC 5382 and RFC 5508:
 
-Left out: IPv6, protocols without ports, application gateways, fragments (dropped as `fragment`).
+    UDP-1  TCP-1      endpoint-independent mapping: all flows of an inside endpoint leave from one external endpoint
+    UDP-2             pooling is paired: all endpoints of a host have the same external address
+    UDP-3  TCP-7      no two inside endpoints share an external one; the port is the inside one where that is free, and
+                      otherwise at least of the same range, 1..1023 or 1024..65535
+    UDP-4             and, if possible, of the same parity
+    UDP-5  TCP-5  ICMP-2     time-outs
+    UDP-6             packets in both directions keep a flow alive
+    UDP-8  TCP-3      filtering is endpoint-independent, or stricter if so set
+    UDP-9  TCP-8      hairpinning: who is inside may reach an inside host by its external endpoint
+    UDP-12 TCP-10 ICMP-6     ICMP errors neither end a flow nor keep it alive
+    TCP-2             every way in which TCP opens and closes, a simultaneous open included
+    TCP-4             a SYN that nobody asked for is not answered
+    TCP-9  ICMP-4 ICMP-5 ICMP-7     ICMP errors are translated, the packet inside as well
+    ICMP-1            queries (echo), with the identifier as the port
+    ICMP-8            who cannot be served is told so: administratively prohibited
+
+The mappings are the state of one owner. A flow is translated by the core from its first packet on; only TCP's SYN, FIN
+and RST come back to its actor. Left out: IPv6, protocols without ports, application gateways (UDP-10, TCP-6), and
+fragments (UDP-14), which are dropped as `fragment`.
 """
 
 from __future__ import annotations
+
+from ipaddress import IPv4Address
+from itertools import chain
+from zlib import crc32
 
 from actornet import DROP, OFFLOADED, REJECT, FiveTuple, FlowActor, Owner, Packet, Rewrite, Struct, Verdict, setting
 
 ICMP, TCP, UDP = 1, 6, 17
 FIN, SYN, RST = 1, 2, 4
+OPENER, OTHER, BOTH = 1, 2, 3  # sides of a connection
 
-UDP_IDLE_S = 300.0  # RFC 4787 REQ-5: not below 2 minutes, 5 recommended
-TCP_ESTABLISHED_IDLE_S = 7440.0  # RFC 5382 REQ-5: not below 2 hours 4 minutes
-TCP_TRANSITORY_IDLE_S = 240.0  # RFC 5382 REQ-5: not below 4 minutes
-ICMP_IDLE_S = 60.0  # RFC 5508 REQ-1: not below 60 seconds
-
-RANDOM_TRIES = 8
+ENDPOINT_INDEPENDENT = "endpoint-independent"
+ADDRESS_DEPENDENT = "address-dependent"
+ADDRESS_AND_PORT_DEPENDENT = "address-and-port-dependent"
+FILTERINGS = (ENDPOINT_INDEPENDENT, ADDRESS_DEPENDENT, ADDRESS_AND_PORT_DEPENDENT)
 
 
-class Endpoint(Struct, frozen=True, array_like=True):
+class Endpoint(Struct, frozen=True, array_like=True, gc=False):
     """Protocol, address and port (for ICMP echo: the identifier)."""
 
     protocol: int
@@ -31,34 +49,40 @@ class Endpoint(Struct, frozen=True, array_like=True):
     port: int
 
 
-class Mapping(Struct):
-    """An inside endpoint's external one, and how many flows use it."""
+class Mapping(Struct, gc=False):
+    """Where the flows of an inside endpoint leave from, and how many there are."""
 
-    inside: Endpoint
     outside: Endpoint
-    flows: int
+    flows: int = 0
 
 
 class Mappings(Struct):
-    """All mappings, by inside and by external endpoint; `paired` keeps a host on one external address."""
+    """All mappings, each found from both its ends.
+
+    `by_outside`: protocol and external address -> port -> inside endpoint. `remotes`, kept for address-dependent
+    filtering alone: inside endpoint -> outside address -> how many flows go there.
+    """
 
     addresses: list[str]
     first: int
     last: int
     by_inside: dict[Endpoint, Mapping] = {}
-    by_outside: dict[Endpoint, Endpoint] = {}
-    paired: dict[str, str] = {}
+    by_outside: dict[tuple[int, str], dict[int, Endpoint]] = {}
+    remotes: dict[Endpoint, dict[str, int]] = {}
     exhausted: int = 0
 
 
 class PortPool(Owner[Mappings]):
     """The external endpoints of one NAT."""
 
-    def start(self, address: str, first: int, last: int) -> Mappings:
-        addresses = [part.strip() for part in address.split(",") if part.strip()]
-        if not addresses or not 0 < first <= last <= 65535:
-            raise ValueError("a NAT needs an address, and ports with 0 < first <= last <= 65535")
-        return Mappings(addresses, first, last)
+    def start(self, address: str, first: int, last: int, filtering: str = ENDPOINT_INDEPENDENT) -> Mappings:
+        if not 0 < first <= last <= 65535:
+            raise ValueError("ports must be 0 < first <= last <= 65535")
+        if filtering not in FILTERINGS:
+            raise ValueError(f"filtering must be one of {', '.join(FILTERINGS)}")
+        addresses = [str(IPv4Address(part.strip())) for part in address.split(",")]
+        pools = [(protocol, address) for protocol in (ICMP, TCP, UDP) for address in addresses]
+        return Mappings(addresses, first, last, by_outside={pool: {} for pool in pools})
 
     def acquire(self, inside: Endpoint) -> Endpoint | None:
         """The external endpoint for one more flow of `inside`; None when no port is free."""
@@ -68,17 +92,10 @@ class PortPool(Owner[Mappings]):
             if outside is None:
                 self.state.exhausted += 1
                 return None
-            mapping = self.state.by_inside[inside] = Mapping(inside, outside, 0)
-            self.state.by_outside[outside] = inside
+            mapping = self.state.by_inside[inside] = Mapping(outside)
+            self.state.by_outside[outside.protocol, outside.address][outside.port] = inside
         mapping.flows += 1
         return mapping.outside
-
-    def accept(self, outside: Endpoint) -> Endpoint | None:
-        """The inside endpoint for one more flow that comes to `outside`; None when nothing is mapped there."""
-        inside = self.state.by_outside.get(outside)
-        if inside is not None:
-            self.state.by_inside[inside].flows += 1
-        return inside
 
     def release(self, inside: Endpoint) -> None:
         """A flow of `inside` has ended; the mapping goes with its last."""
@@ -86,142 +103,173 @@ class PortPool(Owner[Mappings]):
         mapping.flows -= 1
         if mapping.flows == 0:
             del self.state.by_inside[inside]
-            del self.state.by_outside[mapping.outside]
+            del self.state.by_outside[inside.protocol, mapping.outside.address][mapping.outside.port]
+
+    def accept(self, outside: Endpoint, remote: str) -> Endpoint | None:
+        """The inside endpoint for one more flow that comes to `outside`; None when nothing is mapped there.
+
+        `remote`, unless empty: the address that it comes from, to which flows of that inside endpoint must go already.
+        """
+        inside = self._inside(outside)
+        if inside is None or (remote and remote not in self.state.remotes.get(inside, ())):
+            return None
+        self.state.by_inside[inside].flows += 1
+        return inside
+
+    def leave(self, outside: Endpoint) -> None:
+        """A flow that came to `outside` has ended."""
+        inside = self._inside(outside)
+        assert inside is not None, "a mapping lives as long as its flows"
+        self.release(inside)
+
+    def permit(self, inside: Endpoint, remote: str, flows: int) -> None:
+        """So many more flows (or fewer) of `inside` go to the address `remote`, which may answer from any port."""
+        remotes = self.state.remotes.setdefault(inside, {})
+        remotes[remote] = remotes.get(remote, 0) + flows
+        if remotes[remote] == 0:
+            del remotes[remote]
+        if not remotes:
+            del self.state.remotes[inside]
+
+    def _inside(self, outside: Endpoint) -> Endpoint | None:
+        return self.state.by_outside.get((outside.protocol, outside.address), {}).get(outside.port)
 
     def _free_endpoint(self, inside: Endpoint) -> Endpoint | None:
-        """On the host's own external address (RFC 4787 REQ-2): its port if free, else a random one, else the next free."""
-        address = self.state.paired.get(inside.address)
-        if address is None:
-            address = self.state.addresses[len(self.state.paired) % len(self.state.addresses)]
-            self.state.paired[inside.address] = address
+        """On the external address that all of the host's endpoints have (UDP-2)."""
+        address = self.state.addresses[crc32(inside.address.encode()) % len(self.state.addresses)]
+        port = self._free_port(inside.port, self.state.by_outside[inside.protocol, address])
+        return None if port is None else Endpoint(inside.protocol, address, port)
+
+    def _free_port(self, wanted: int, used: dict[int, Endpoint]) -> int | None:
+        """`wanted` if it is free; else the first free one from a random one on (RFC 6056, algorithm 1)."""
         first, last = self.state.first, self.state.last
-        port = inside.port
-        for _ in range(RANDOM_TRIES):
-            outside = Endpoint(inside.protocol, address, port)
-            if first <= port <= last and outside not in self.state.by_outside:
-                return outside
-            port = self.random.randint(first, last)
-        for offset in range(last - first + 1):
-            outside = Endpoint(inside.protocol, address, first + (port - first + offset) % (last - first + 1))
-            if outside not in self.state.by_outside:
-                return outside
-        return None
+        if len(used) > last - first:
+            return None
+        if first <= wanted <= last and wanted not in used:
+            return wanted
+        low, high = range(first, min(last, 1023) + 1), range(max(first, 1024), last + 1)
+        same, other = (low, high) if wanted < 1024 else (high, low)  # UDP-3a
+        odd = (wanted - same.start) % 2
+        for ports in (same[odd::2], same[1 - odd :: 2], other):  # UDP-4
+            start = self.random.randrange(len(ports) or 1)
+            for port in chain(ports[start:], ports[:start]):
+                if port not in used:
+                    return port
+        raise AssertionError("not all ports were in use")
 
 
 class SourceNAT(FlowActor):
     """One connection through the NAT, in both directions."""
 
     address = setting("203.0.113.1", "external address, or several separated by commas")
-    first_port = setting(1024, "first external port")
+    first_port = setting(1, "first external port")
     last_port = setting(65535, "last external port")
-    filtering = setting("endpoint-independent", "or address-and-port-dependent: only replies come in")
-    pool = PortPool.named("wan-ports", address=address, first=first_port, last=last_port)
+    filtering = setting(ENDPOINT_INDEPENDENT, "who may come in to a mapping; or address-[and-port-]dependent")
+    udp_idle_s = setting(300.0, "UDP-5: not below 2 minutes, 5 recommended")
+    tcp_idle_s = setting(7440.0, "established TCP, TCP-5: not below 2 hours 4 minutes")
+    tcp_transitory_idle_s = setting(240.0, "opening or closing TCP, TCP-5: not below 4 minutes")
+    icmp_idle_s = setting(60.0, "ICMP-2: not below 60 seconds")
+    pool = PortPool.named("wan-ports", address=address, first=first_port, last=last_port, filtering=filtering)
 
-    source: Endpoint | None = None  # the inside endpoints of which this flow holds the mappings
-    target: Endpoint | None = None  # only with hairpinning, and when the flow came from outside
-    syn: int = 0  # bit 0: seen from the side that opened the flow, bit 1: from the other
+    outbound: bool = False  # its source is mapped
+    inbound: bool = False  # its destination is mapped; a hairpinned flow is both
+    syn: int = 0  # the sides that have sent one
     fin: int = 0
 
     async def on_open(self, packet: Packet) -> Verdict | None:
         flow = packet.flow
-        if flow.protocol not in (TCP, UDP, ICMP) or packet.ip_version != 4:
+        if packet.ip_version != 4:
             return DROP
-        self.idle_s = {
-            UDP: UDP_IDLE_S,
-            ICMP: ICMP_IDLE_S,
-            TCP: TCP_TRANSITORY_IDLE_S if packet.tcp_flags & SYN else TCP_ESTABLISHED_IDLE_S,
-        }[flow.protocol]
-        if packet.port == "lan" and flow.destination not in self._addresses():
-            return await self._from_inside(flow)
-        if flow.protocol == ICMP:
-            return DROP  # an identifier names no inside endpoint: only the side that asked can be answered
-        return await (self._hairpin(flow) if packet.port == "lan" else self._from_outside(flow))
+        if flow.protocol == TCP and not packet.tcp_flags & SYN:
+            if packet.port != "lan":
+                return DROP
+            self.syn = BOTH  # a connection that is older than the NAT, or was idle for too long, goes on
+        self.idle_s = self._idle_time_s(flow.protocol)
+        return await (self._from_inside(flow) if packet.port == "lan" else self._from_outside(flow))
 
     def on_packet(self, packet: Packet) -> Verdict:
-        """TCP only: follow the connection's beginning and end (RFC 5382 section 5), then translate as offloaded."""
-        side = 1 if packet.flow == self.flow else 2
-        flags = packet.tcp_flags
-        if flags & RST or (flags & FIN and self.fin | side == 3):
-            self.fin = 3
-            self.idle_s = TCP_TRANSITORY_IDLE_S
+        """SYN, FIN and RST alone: they tell in which phase the connection is (RFC 5382 section 5).
+
+        The handshake's third packet is not seen: a SYN from both sides is taken for established. After an RST the
+        connection lives on while there are packets, because anybody could have sent it.
+        """
+        side = OPENER if packet.flow == self.flow else OTHER
+        flags, syn, fin = packet.tcp_flags, self.syn, self.fin
+        if flags & RST:
+            fin = BOTH
+        elif flags & SYN:
+            syn, fin = (side, 0) if fin == BOTH else (syn | side, fin)  # after BOTH, a new one with the same five-tuple
         elif flags & FIN:
-            self.fin |= side
-        elif flags & SYN and not self.syn & side:
-            self.syn |= side
-            if self.syn == 3:
-                self.idle_s = TCP_ESTABLISHED_IDLE_S
+            fin |= side
+        if (syn, fin) != (self.syn, self.fin):
+            self.syn, self.fin = syn, fin
+            self.idle_s = self._idle_time_s(TCP)
         return OFFLOADED
 
     def on_close(self) -> None:
-        for inside in (self.source, self.target):
-            if inside is not None:
-                self.pool.release(inside)
+        flow = self.flow
+        if self.outbound:
+            source = Endpoint(flow.protocol, flow.source, flow.source_port)
+            if self.filtering == ADDRESS_DEPENDENT:
+                self.pool.permit(source, flow.destination, -1)
+            self.pool.release(source)
+        if self.inbound:
+            self.pool.leave(Endpoint(flow.protocol, flow.destination, flow.destination_port))
 
     async def _from_inside(self, flow: FiveTuple) -> Verdict | None:
         source = Endpoint(flow.protocol, flow.source, flow.source_port)
+        target: Endpoint | None = Endpoint(flow.protocol, flow.destination, flow.destination_port)
+        port = "wan"
+        if flow.destination in self.address.replace(" ", "").split(","):  # hairpinning: filtering is for outside
+            port = "lan"
+            target = await self.pool.accept(target, "") if flow.protocol != ICMP else None
+            self.inbound = target is not None
+        if target is None:
+            return DROP
         outside = await self.pool.acquire(source)
         if outside is None:
+            self.on_close()
             return REJECT
-        self.source = source
-        remote_port = outside.port if flow.protocol == ICMP else flow.destination_port
-        self._translate(
-            Rewrite("wan", source=outside.address, source_port=outside.port),
-            FiveTuple(flow.protocol, flow.destination, remote_port, outside.address, outside.port),
-            "wan",
-            Rewrite("lan", destination=flow.source, destination_port=flow.source_port),
-        )
+        self.outbound = True
+        if self.filtering == ADDRESS_DEPENDENT:
+            self.pool.permit(source, flow.destination, 1)
+        target_port = outside.port if flow.protocol == ICMP else target.port
+        self._become(FiveTuple(flow.protocol, outside.address, outside.port, target.address, target_port), port)
         return None
 
     async def _from_outside(self, flow: FiveTuple) -> Verdict | None:
-        if flow.destination not in self._addresses() or self.filtering != "endpoint-independent":
-            return DROP
-        target = await self.pool.accept(Endpoint(flow.protocol, flow.destination, flow.destination_port))
+        if flow.protocol == ICMP or self.filtering == ADDRESS_AND_PORT_DEPENDENT:
+            return DROP  # an identifier names no inside endpoint; replies belong to a flow, and open none
+        remote = flow.source if self.filtering == ADDRESS_DEPENDENT else ""
+        target = await self.pool.accept(Endpoint(flow.protocol, flow.destination, flow.destination_port), remote)
         if target is None:
             return DROP
-        self.target = target
-        self._translate(
-            Rewrite("lan", destination=target.address, destination_port=target.port),
-            FiveTuple(flow.protocol, target.address, target.port, flow.source, flow.source_port),
-            "lan",
-            Rewrite("wan", source=flow.destination, source_port=flow.destination_port),
-        )
+        self.inbound = True
+        self._become(FiveTuple(flow.protocol, flow.source, flow.source_port, target.address, target.port), "lan")
         return None
 
-    async def _hairpin(self, flow: FiveTuple) -> Verdict | None:
-        """RFC 4787 REQ-9: from inside to an external endpoint, seen there as coming from an external endpoint."""
-        target = await self.pool.accept(Endpoint(flow.protocol, flow.destination, flow.destination_port))
-        if target is None:
-            return DROP
-        source = Endpoint(flow.protocol, flow.source, flow.source_port)
-        outside = await self.pool.acquire(source)
-        if outside is None:
-            self.pool.release(target)
-            return REJECT
-        self.source, self.target = source, target
-        self._translate(
-            Rewrite(
-                "lan",
-                source=outside.address,
-                source_port=outside.port,
-                destination=target.address,
-                destination_port=target.port,
-            ),
-            FiveTuple(flow.protocol, target.address, target.port, outside.address, outside.port),
-            "lan",
-            Rewrite(
-                "lan",
-                source=flow.destination,
-                source_port=flow.destination_port,
-                destination=flow.source,
-                destination_port=flow.source_port,
-            ),
-        )
-        return None
+    def _become(self, translated: FiveTuple, port: str) -> None:
+        """From here on this flow's packets leave by `port` as `translated`, and answers to that come back."""
+        flow, reply = self.flow, translated.reversed()
+        self._translate(_rewrite(flow, translated, port), reply, port, _rewrite(reply, flow.reversed(), self.port))
 
     def _translate(self, out: Rewrite, reply: FiveTuple, reply_port: str, back: Rewrite) -> None:
         self.bind(reply, reply_port)
         self.offload(out)
         self.offload(back, reply, reply_port)
 
-    def _addresses(self) -> list[str]:
-        return [part.strip() for part in self.address.split(",")]
+    def _idle_time_s(self, protocol: int) -> float:
+        if protocol == TCP:
+            return self.tcp_idle_s if self.syn == BOTH != self.fin else self.tcp_transitory_idle_s
+        return self.udp_idle_s if protocol == UDP else self.icmp_idle_s
+
+
+def _rewrite(old: FiveTuple, new: FiveTuple, port: str) -> Rewrite:
+    """Only what differs: in an ICMP error about a flow, an outer source that stays is the router's own (ICMP-4)."""
+    return Rewrite(
+        port,
+        source=new.source if new.source != old.source else None,
+        source_port=new.source_port if new.source_port != old.source_port else None,
+        destination=new.destination if new.destination != old.destination else None,
+        destination_port=new.destination_port if new.destination_port != old.destination_port else None,
+    )

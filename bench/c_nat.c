@@ -1,11 +1,12 @@
-/* How fast is a source NAT in plain C? The peer of actornet's compiled core: the same work per packet, nothing general.
+/* How fast is a source NAT in plain C? The peer of actornet's compiled core: the same work per packet, nothing
+ * general.
  *
  *   cc -O3 -std=gnu11 -o c_nat bench/c_nat.c && ./c_nat [flows [seconds]]
  *
- * Prints one JSON object with `mpps`, million packets per second on one core, in memory. Like a network card, it copies
- * 64-byte frames (IPv4, UDP) from an array of templates, one per flow in random order, into a ring of buffers; then, a
- * burst of 32 at a time: parse, look up the five-tuple, rewrite source address and port, update both checksums, take one
- * off the TTL, count packets and bytes per flow.
+ * Prints one JSON object with `mpps`, million packets per second on one core, in memory. Like a network card, it
+ * copies 64-byte frames (IPv4, UDP) from an array of templates, one per flow in random order, into a ring of buffers;
+ * then, a burst of 32 at a time: parse, look up the five-tuple, rewrite source address and port, update both
+ * checksums, take one off the TTL, count packets and bytes per flow.
  */
 #include <stdint.h>
 #include <stdio.h>
@@ -241,7 +242,8 @@ int main(int argc, char **argv)
         if (sum(frame + 14, 20, 0) != 0xffff || sum(frame + 26, 38, 0x1100 + 0x1e00) != 0xffff || frame[22] != 63)
             return fprintf(stderr, "c_nat: a rewritten frame is wrong\n"), 1;
     }
-    printf("{\"name\": \"c_nat\", \"flows\": %llu, \"packets\": %llu, \"dropped\": %llu, \"seconds\": %.3f, \"mpps\": %.2f}\n",
+    printf("{\"name\": \"c_nat\", \"flows\": %llu, \"packets\": %llu, \"dropped\": %llu, \"seconds\": %.3f, "
+           "\"mpps\": %.2f}\n",
            (unsigned long long)flows, (unsigned long long)packets, (unsigned long long)dropped,
            (double)(now_ns - begin_ns) / 1e9, (double)packets * 1e3 / (double)(now_ns - begin_ns));
     return 0;

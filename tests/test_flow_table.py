@@ -47,6 +47,7 @@ def test_behaves_like_a_dict_of_bounded_size(hash_mask, entries_max):
         assert table.find(*key) == index
         table.remove(index)
     assert len(table) == 0
+    assert table.spilled == 0  # or searches would go on for nothing
     assert all(table.find(*key) is None for key in model)
 
 
@@ -58,6 +59,19 @@ def test_fills_to_the_last_entry_and_again():
     for index in indices:
         table.remove(index)
     assert sorted(table.insert(flow(number)) for number in range(50_000, 100_000)) == list(range(50_000))
+
+
+def test_a_guess_that_has_died_or_changed_hands_is_not_believed():
+    """Between the stages of a burst an entry may go and its index be given to another flow."""
+    table = Table(4)
+    index = table.insert(flow(1))
+    assert table.find(flow(1), probed=index) == index
+    table.remove(index)
+    assert table.find(flow(1), probed=index) is None
+    assert table.insert(flow(2)) == index
+    assert table.find(flow(1), probed=index) is None
+    other = table.insert(flow(1))
+    assert table.find(flow(1), probed=index) == other
 
 
 def test_dead_indices_and_doubles_are_refused():

@@ -18,6 +18,7 @@ COMMANDS = {
     "promote": ("actornet.cli.node", "make a backup the primary"),
     "stop": ("actornet.cli.node", "stop a node cleanly"),
     "replay": ("actornet.cli.replay", "inspect, verify and re-execute a log"),
+    "demo": ("actornet.cli.demo", "show a NAT over a real capture and, as root, a takeover"),
 }
 """Subcommand -> module that serves it, and what it does. The module defines `add_parser(subparsers)`, which adds all
 its subcommands, and `run(args) -> exit code or None`; only the one that is asked for is imported."""

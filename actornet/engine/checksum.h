@@ -114,8 +114,9 @@ static inline int an_csum_offset(uint8_t protocol)
     }
 }
 
-/* Is every checksum of a parsed packet right? IPv4 header, TCP, UDP, ICMP, and the IPv4 header embedded in an ICMP error.
- * Fragments and untracked protocols: the IPv4 header only. AN_CSUM_PARTIAL: the field must hold the pseudo-header sum. */
+/* Is every checksum of a parsed packet right? IPv4 header, TCP, UDP, ICMP, and the IPv4 header embedded in an ICMP
+ * error. Fragments and untracked protocols: the IPv4 header only. AN_CSUM_PARTIAL: the field must hold the
+ * pseudo-header sum. */
 static inline int an_csum_verify(const struct an_packet *p)
 {
     const uint8_t *ip = p->data + p->l3, *l4 = p->data + p->l4;

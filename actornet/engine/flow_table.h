@@ -67,7 +67,8 @@ static inline uint64_t an_hash(const struct an_key *key, uint64_t seed)
     uint64_t source = an_load64(key->source), destination = an_load64(key->destination);
     uint64_t addresses = source | destination << 32;
     if (__builtin_expect(key->version != 4, 0))
-        addresses = an_mix(source ^ seed ^ 0xa0761d6478bd642full, an_load64(key->source + 8) ^ seed ^ 0xe7037ed1a0b428dbull) ^
+        addresses = an_mix(source ^ seed ^ 0xa0761d6478bd642full,
+                           an_load64(key->source + 8) ^ seed ^ 0xe7037ed1a0b428dbull) ^
                     an_mix(destination ^ seed ^ 0x8ebc6af09c88c6e3ull,
                            an_load64(key->destination + 8) ^ seed ^ 0x589965cc75374cc3ull);
     uint64_t hash = an_mix(addresses ^ seed,
@@ -204,8 +205,8 @@ static inline uint32_t an_table_find(const struct an_table *t, const struct an_k
     return AN_NONE;
 }
 
-/* an_table_find() for a key whose entry was guessed by an_table_probe() earlier in the burst: mostly the guess is right, and
- * the bucket is not read again. Entries may have come and gone in between. */
+/* an_table_find() for a key whose entry was guessed by an_table_probe() earlier in the burst: mostly the guess is
+ * right, and the bucket is not read again. Entries may have come and gone in between. */
 static inline uint32_t an_table_find_probed(const struct an_table *t, const struct an_key *key, uint32_t hash,
                                             uint32_t probed)
 {
@@ -214,7 +215,8 @@ static inline uint32_t an_table_find_probed(const struct an_table *t, const stru
     return an_table_find(t, key, hash);
 }
 
-/* A new live entry for a key that is not in the table, alone in its ring, without timer; AN_NONE when the table is full. */
+/* A new live entry for a key that is not in the table, alone in its ring, without timer; AN_NONE when the table is
+ * full. */
 static inline uint32_t an_table_insert(struct an_table *t, const struct an_key *key, uint32_t hash)
 {
     if (t->used == t->entries_max)
@@ -260,7 +262,8 @@ static inline void an_timer_disarm(struct an_table *t, uint32_t index)
     t->armed--;
 }
 
-/* Arms or re-arms: the entry comes due at the first advance that is a tick or more past the deadline, or at the horizon. */
+/* Arms or re-arms: the entry comes due at the first advance that is a tick or more past the deadline, or at the
+ * horizon. */
 static inline void an_timer_arm(struct an_table *t, uint32_t index, uint64_t deadline_ns)
 {
     an_timer_disarm(t, index);
@@ -281,9 +284,9 @@ static inline void an_timer_arm(struct an_table *t, uint32_t index, uint64_t dea
     t->armed++;
 }
 
-/* Moves the wheel to `now_ns` and takes out up to `max` entries that came due on the way, disarmed, into `due`; returns
- * how many. When it returns `max`, more may wait: call again. Visits each slot at most once, however far the clock jumps;
- * a clock set back keeps the time that every armed entry still had. */
+/* Moves the wheel to `now_ns` and takes out up to `max` entries that came due on the way, disarmed, into `due`;
+ * returns how many. When it returns `max`, more may wait: call again. Visits each slot at most once, however far the
+ * clock jumps; a clock set back keeps the time that every armed entry still had. */
 static inline uint32_t an_timer_advance(struct an_table *t, uint64_t now_ns, uint32_t *due, uint32_t max)
 {
     if (now_ns + AN_TIMER_STEP_NS < t->now_ns) {

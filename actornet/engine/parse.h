@@ -71,9 +71,9 @@ static inline int an_is_icmp_error(uint8_t protocol, uint8_t type)
     return protocol == AN_ICMP ? type == 3 || type == 4 || type == 11 || type == 12 : type >= 1 && type <= 4;
 }
 
-/* Walks IPv6 extension headers from `*at`, whose type is `*protocol`, to the transport header or to the first header that
- * is none of them. `*fragment` becomes the offset-and-more field of a fragment header unless it is an atomic fragment
- * (RFC 6946), which is a packet like any other; the walk ends at a true one. */
+/* Walks IPv6 extension headers from `*at`, whose type is `*protocol`, to the transport header or to the first header
+ * that is none of them. `*fragment` becomes the offset-and-more field of a fragment header unless it is an atomic
+ * fragment (RFC 6946), which is a packet like any other; the walk ends at a true one. */
 static inline uint8_t an_skip_extensions(const uint8_t *d, uint32_t end, uint32_t *at, uint8_t *protocol,
                                          uint16_t *fragment)
 {
@@ -219,8 +219,8 @@ static inline uint8_t an_parse_icmp(struct an_packet *p, uint32_t end, uint8_t v
     return AN_OK;
 }
 
-/* `offset` in units of 8 bytes. A first fragment may hold its whole transport header: then p->payload lies behind it, so
- * that a rewrite finds it. */
+/* `offset` in units of 8 bytes. A first fragment may hold its whole transport header: then p->payload lies behind it,
+ * so that a rewrite finds it. */
 static inline uint8_t an_parse_fragment(struct an_packet *p, uint32_t end, uint32_t offset)
 {
     uint8_t protocol = p->key.protocol;
@@ -235,7 +235,8 @@ static inline uint8_t an_parse_fragment(struct an_packet *p, uint32_t end, uint3
     return AN_FRAGMENT;
 }
 
-/* Fragments, ICMP, and all other protocols than TCP and UDP, behind a sound IP header. `fragment`: offset and more-flag. */
+/* Fragments, ICMP, and all other protocols than TCP and UDP, behind a sound IP header. `fragment`: offset and
+ * more-flag. */
 static __attribute__((noinline, unused)) void an_parse_exception(struct an_packet *p, uint8_t flags, uint32_t l3,
                                                                  uint32_t l4, uint32_t end, uint8_t ttl, uint8_t dscp,
                                                                  uint8_t protocol, uint8_t version, int fragment,
@@ -335,8 +336,10 @@ static __attribute__((noinline, unused)) void an_parse_tagged(struct an_packet *
 
 /* Fills everything of *p behind `time_ns` but `vnet`, from data, length, port and the flags that are not its own.
  *
- * AN_NOT_IP, AN_MALFORMED, AN_TRUNCATED: `l3` is the offset behind the Ethernet header and VLAN tags that are there, l4 and
- * payload equal it, the key holds only the arriving port. AN_FRAGMENT, AN_UNTRACKED: the key holds addresses and protocol. */
+ * AN_NOT_IP, AN_MALFORMED, AN_TRUNCATED: `l3` is the offset behind the Ethernet header and VLAN tags that are there,
+ * l4 and payload equal it, the key holds only the arriving port. AN_FRAGMENT, AN_UNTRACKED: the key holds addresses
+ * and protocol.
+ */
 static inline void an_parse(struct an_packet *p)
 {
     uint8_t flags = p->flags & (uint8_t)~(AN_IP_OPTIONS | AN_ICMP_ERROR | AN_VLAN | AN_UDP_NO_CSUM);

@@ -71,7 +71,8 @@ static inline void an_rewrite_dscp(uint8_t *ip, uint8_t dscp)
     }
 }
 
-/* The transport checksum, or, of a packet whose checksum is still to be filled in, the pseudo-header sum in its place. */
+/* The transport checksum, or, of a packet whose checksum is still to be filled in, the pseudo-header sum
+ * in its place. */
 static inline void an_rewrite_csum(uint8_t *at, uint8_t protocol, int partial, uint16_t delta, uint16_t pseudo_delta)
 {
     uint16_t csum = an_load16(at);
@@ -119,8 +120,8 @@ static inline uint16_t an_rewrite_transport(uint8_t *l4, uint32_t room, uint8_t 
     return written;
 }
 
-/* The packet inside an ICMP error went the other way: its destination becomes the rewrite's source. Returns the change of
- * all that it wrote, for the ICMP checksum. */
+/* The packet inside an ICMP error went the other way: its destination becomes the rewrite's source. Returns the
+ * change of all that it wrote, for the ICMP checksum. */
 static inline uint16_t an_rewrite_embedded(struct an_packet *p, const struct an_rewrite *r, const uint8_t *addresses)
 {
     uint8_t *ip = p->data + p->inner_l3;
@@ -182,9 +183,9 @@ static __attribute__((noinline, unused)) int an_rewrite_exception(struct an_pack
     return 0;
 }
 
-/* 0, or 1 when the TTL or hop limit expires here, and then the packet is untouched. `r` was prepared for the packet's key;
- * `addresses` as for an_rewrite_prepare(). Fragments: the addresses, and in a first one its ports and checksum. Protocols
- * without ports: the addresses. */
+/* 0, or 1 when the TTL or hop limit expires here, and then the packet is untouched. `r` was prepared for the packet's
+ * key; `addresses` as for an_rewrite_prepare(). Fragments: the addresses, and in a first one its ports and checksum.
+ * Protocols without ports: the addresses. */
 static inline int an_rewrite_apply(struct an_packet *p, const struct an_rewrite *r, const uint8_t *addresses)
 {
     if (an_unlikely(p->reason != AN_OK || p->flags & AN_ICMP_ERROR))

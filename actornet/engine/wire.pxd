@@ -25,8 +25,13 @@ cdef extern from "rewrite.h" nogil:
 
 
 cdef extern from "flow_table.h" nogil:
+    struct an_bucket:
+        uint32_t spilled
+
     struct an_table:
         an_entry *entries
+        an_bucket *buckets
+        uint32_t bucket_mask
         uint64_t seed
         uint32_t entries_max
         uint32_t used

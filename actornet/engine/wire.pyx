@@ -1,4 +1,4 @@
-"""The packet engine's parsing, rewriting, hashing and flow table for Python: what tests and the layers above use of them."""
+"""Parsing, rewriting, hashing and the flow table of the packet engine, for Python: tests and the layers above."""
 
 from typing import Optional, TypedDict
 
@@ -182,8 +182,8 @@ def rewrite(
 ) -> bytes | None:
     """The frame rewritten as an offloaded packet is, or None when its TTL or hop limit expires.
 
-    `csum_partial`: the transport checksum field holds only the pseudo-header's sum. UsageError: a value out of range, or
-    an address of the other IP version.
+    `csum_partial`: the transport checksum field holds only the pseudo-header's sum. UsageError: a value out of range,
+    or an address of the other IP version.
     """
     cdef an_packet packet
     cdef an_rewrite wanted
@@ -276,18 +276,24 @@ cdef class Table:
         """Entries in the timer wheel."""
         return self.table.armed
 
+    @property
+    def spilled(self) -> int:
+        """How many full buckets the live entries were pushed past, all together."""
+        return sum([self.table.buckets[i].spilled for i in range(self.table.bucket_mask + 1)])
+
     cdef uint32_t hash(self, const an_key *key):
         return <uint32_t>an_hash(key, self.table.seed) & self.hash_mask
 
-    def find(self, flow: FiveTuple, port: int = 0) -> int | None:
-        """The index of the flow's entry."""
+    def find(self, flow: FiveTuple, port: int = 0, probed: int | None = None) -> int | None:
+        """The index of the flow's entry. `probed`: an index to try first, as a burst's earlier stage guessed it."""
         cdef an_key key
         key_of(flow, port, &key)
         cdef uint32_t hash = self.hash(&key)
         an_table_prefetch(&self.table, hash)
-        cdef uint32_t probed = an_table_probe(&self.table, hash)
-        cdef uint32_t index = an_table_find_probed(&self.table, &key, hash, probed)
-        assert index == an_table_find(&self.table, &key, hash)
+        cdef uint32_t guess = an_table_probe(&self.table, hash)
+        if probed is not None:
+            guess = number_of(probed, "index", self.table.entries_max - 1)
+        cdef uint32_t index = an_table_find_probed(&self.table, &key, hash, guess)
         return None if index == AN_NONE else index
 
     def insert(self, flow: FiveTuple, port: int = 0) -> int | None:

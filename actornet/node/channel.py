@@ -10,8 +10,8 @@ Theory of operation. K is that key, N each side's random nonce:
 
 The transcript is version, Nc, Ns. A frame's MAC is keyed BLAKE2b over its number in its direction, its length and its
 payload; the key is HMAC-SHA256(HMAC-SHA256(K; "session", transcript); direction): extract and expand, as in RFC 5869.
-So a frame is good once, at its place in one direction of one connection: it can be neither altered, replayed, reordered,
-cut nor reflected. Frames are not encrypted: whoever can read the wire can read the records.
+So a frame is good once, at its place in one direction of one connection: it can be neither altered, replayed,
+reordered, cut nor reflected. Frames are not encrypted: whoever can read the wire can read the records.
 """
 
 from __future__ import annotations

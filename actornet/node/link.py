@@ -70,6 +70,7 @@ class _Connection:
         self._socket = sock
         self._epoll = epoll
         self._mask = select.EPOLLIN | select.EPOLLRDHUP
+        self._failure: ChannelError | None = None
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _USER_TIMEOUT_MS)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
@@ -88,21 +89,22 @@ class _Connection:
             except OSError as error:
                 raise ChannelError("reset", _describe(error)) from None
             if size == 0:
-                raise self.channel.ended()
+                raise self._failure or self.channel.ended()
             self.channel.feed(buffer[:size])
             yield from self.channel.payloads()
             if not ready & _ENDED:
                 return
 
     def flush(self) -> None:
-        """Send what the socket takes. An error shows, after what has arrived, in `receive`."""
+        """Send what the socket takes. A failure shows in `receive`, after what has arrived."""
         output = self.channel.output
         try:
             while output:
                 del output[: self._socket.send(output)]
         except BlockingIOError:
             pass
-        except OSError:
+        except OSError as error:
+            self._failure = ChannelError("reset", _describe(error))
             output.clear()
         mask = select.EPOLLIN | select.EPOLLRDHUP | (select.EPOLLOUT if output else 0)
         if mask != self._mask:
@@ -200,18 +202,22 @@ class _Link:
             self._outer_epoll.unregister(self._epoll.fileno())
         self._epoll.close()
 
-    def _receive(self, connection: _Connection, ready: int) -> list[LinkEvent]:
-        """What came on an open connection."""
-        events: list[LinkEvent] = []
+    def _receive(self, connection: _Connection, ready: int) -> Iterator[LinkEvent]:
+        """What came on an open connection, until that is dropped."""
         try:
             if self._overflowed:
                 raise ChannelError("queue_full", f"the peer left more than {LINK_QUEUE_BYTES_MAX} bytes unread")
-            events.extend(Received(_decode(payload)) for payload in connection.receive(ready, self._buffer))
-            if connection.channel.output:
-                connection.flush()
+            for payload in connection.receive(ready, self._buffer):
+                yield Received(_decode(payload))
+                if self._connection is not connection:
+                    return
+            connection.flush()
         except ChannelError as error:
-            events.append(self._lose(error))
-        return events
+            yield self._lose(error)
+
+    def _connected(self, connection: _Connection) -> Connected:
+        self.counters["accepted"] += 1
+        return Connected(connection.peer)
 
     def _lose(self, error: ChannelError) -> Disconnected:
         self.counters[error.counter] += 1
@@ -234,7 +240,7 @@ class LinkServer(_Link):
             self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             self._listener.setblocking(False)
             self._listener.bind(self._address)
-            self._listener.listen(HANDSHAKES_MAX)
+            self._listener.listen()
         except OSError as error:
             self._listener.close()
             super().close()
@@ -242,21 +248,19 @@ class LinkServer(_Link):
         self.address = _name(self._listener.getsockname())
         self._epoll.register(self._listener.fileno(), select.EPOLLIN)
 
-    def events(self, now_ns: int) -> list[LinkEvent]:
-        """What happened; reads a bounded amount, so call again."""
-        events: list[LinkEvent] = []
+    def events(self, now_ns: int) -> Iterator[LinkEvent]:
+        """What happens, as it is asked for: exhaust it, then call again. A call reads a bounded amount."""
         ready = dict(self._epoll.poll(0))
         if self._connection is not None and (self._connection.fd in ready or self._overflowed):
-            events += self._receive(self._connection, ready.pop(self._connection.fd, 0))
+            yield from self._receive(self._connection, ready.pop(self._connection.fd, 0))
         for fd, mask in ready.items():
             if fd == self._listener.fileno():
                 self._accept(now_ns)
             elif fd in self._strangers:
-                events += self._shake_hands(self._strangers[fd], mask)
+                yield from self._shake_hands(self._strangers[fd], mask)
         for stranger in list(self._strangers.values()):
             if now_ns - stranger.since_ns > HANDSHAKE_MS * _MS:
                 self._turn_away(stranger, "late")
-        return events
 
     def close(self) -> None:
         """Stop listening, and end the connection."""
@@ -278,30 +282,30 @@ class LinkServer(_Link):
             stranger = _Connection(sock, Channel(self._key, server=True), _name(address), self._epoll, now_ns)
             self._strangers[stranger.fd] = stranger
 
-    def _shake_hands(self, stranger: _Connection, ready: int) -> list[LinkEvent]:
+    def _shake_hands(self, stranger: _Connection, ready: int) -> Iterator[LinkEvent]:
         try:
             for _ in stranger.receive(ready, self._buffer[:STRANGER_BYTES]):
                 raise AssertionError("no frames before the end of the handshake")
             stranger.flush()
         except ChannelError as error:
             self._turn_away(stranger, error.counter)
-            return []
+            return
         if not stranger.channel.proven:
-            return []
-        events: list[LinkEvent] = []
-        if self._connection is not None:
-            if self._connection.host != stranger.host:
-                stranger.channel.admit(refusal=f"{self._connection.peer} is connected already")
-                self._turn_away(stranger, "busy")
-                return []
-            # A host that comes again has lost its old connection, whether that shows on this side already or not.
-            events.append(self._lose(ChannelError("replaced", "the peer connected anew")))
+            return
+        if self._connection is not None and self._connection.host != stranger.host:
+            stranger.channel.admit(refusal=f"{self._connection.peer} is connected already")
+            self._turn_away(stranger, "busy")
+            return
+        # A host that comes again has lost its old connection, whether that shows on this side already or not.
+        lost = self._lose(ChannelError("replaced", "the peer connected anew")) if self._connection is not None else None
         stranger.channel.admit()
         stranger.flush()
         del self._strangers[stranger.fd]
         self._connection = stranger
-        self.counters["accepted"] += 1
-        return [*events, Connected(stranger.peer), *self._receive(stranger, ready)]
+        if lost is not None:
+            yield lost
+        if self._connection is stranger:
+            yield self._connected(stranger)
 
     def _turn_away(self, stranger: _Connection, counter: str) -> None:
         self.counters[counter] += 1
@@ -321,16 +325,16 @@ class LinkClient(_Link):
         self._due_ns: int | None = 0  # of the next attempt; None: as soon as a pause from now is over
         self._at_once_ns = -RECONNECT_MS_MAX * _MS  # last attempt right after a break
 
-    def events(self, now_ns: int) -> list[LinkEvent]:
-        """What happened; reads a bounded amount, so call again."""
-        events = self._service(now_ns)
-        if self._connection is None:
-            if self._due_ns is None:
-                self._due_ns = now_ns + self._pause_ms * _MS
-            if now_ns >= self._due_ns:
-                events += self._connect(now_ns)
-                events += self._service(now_ns)  # on one host a refusal is there already
-        return events
+    def events(self, now_ns: int) -> Iterator[LinkEvent]:
+        """What happens, as it is asked for: exhaust it, then call again. A call reads a bounded amount."""
+        yield from self._service(now_ns)
+        if self._connection is not None or self._epoll.closed:
+            return
+        if self._due_ns is None:
+            self._due_ns = now_ns + self._pause_ms * _MS
+        if now_ns >= self._due_ns:
+            yield from self._connect(now_ns)
+            yield from self._service(now_ns)  # on one host a refusal is there already
 
     def drop(self, reason: str) -> None:
         """Close the connection, after what was sent; no Disconnected follows. A pause does."""
@@ -338,57 +342,43 @@ class LinkClient(_Link):
         self._pause_ms = min(max(2 * self._pause_ms, RECONNECT_MS_MIN), RECONNECT_MS_MAX)
         self._due_ns = None
 
-    def _service(self, now_ns: int) -> list[LinkEvent]:
+    def _service(self, now_ns: int) -> Iterator[LinkEvent]:
         connection = self._connection
         if connection is None:
-            return []
-        ready = dict(self._epoll.poll(0))
-        if connection.channel.open:
-            events = self._receive(connection, ready[connection.fd]) if ready or self._overflowed else []
-            if self._connection is None:
-                self._retry_at_once(now_ns)
-            elif self._pause_ms and now_ns - connection.since_ns > RECONNECT_MS_MAX * _MS:
-                self._pause_ms = 0
-            return events
-        try:
-            if now_ns - connection.since_ns > HANDSHAKE_MS * _MS:
-                raise ChannelError("late", f"no answer from {self.address} within {HANDSHAKE_MS} ms")
-            return self._shake_hands(connection, ready[connection.fd]) if ready else []
-        except ChannelError as error:
-            return [self._lose(error)]
+            return
+        ready = dict(self._epoll.poll(0)).get(connection.fd)
+        was_open, age_ns = connection.channel.open, now_ns - connection.since_ns
+        if not was_open and age_ns > HANDSHAKE_MS * _MS:
+            yield self._lose(ChannelError("late", f"no answer from {self.address} within {HANDSHAKE_MS} ms"))
+            return
+        if self._pause_ms and was_open and age_ns > RECONNECT_MS_MAX * _MS:
+            self._pause_ms = 0
+        if ready is None and not self._overflowed:
+            return
+        for event in self._receive(connection, ready or 0):
+            if not was_open and connection.channel.open:
+                was_open = True
+                yield self._connected(connection)
+                if self._connection is not connection:
+                    return
+            if isinstance(event, Disconnected) and was_open and now_ns - self._at_once_ns >= RECONNECT_MS_MAX * _MS:
+                # Whether the peer has died shows soonest by asking. But not again and again.
+                self._at_once_ns = self._due_ns = now_ns
+            yield event
+        if not was_open and connection.channel.open:
+            yield self._connected(connection)
 
-    def _shake_hands(self, connection: _Connection, ready: int) -> list[LinkEvent]:
-        """Go on with the handshake, and with what follows it in the same bytes."""
-        events: list[LinkEvent] = []
-        payloads = connection.receive(ready, self._buffer)
-        try:
-            events.extend(Received(_decode(payload)) for payload in payloads)
-            connection.flush()
-        except ChannelError as error:
-            if not connection.channel.open:
-                raise
-            events.append(self._lose(error))
-        if connection.channel.open:
-            self.counters["accepted"] += 1
-            events.insert(0, Connected(connection.peer))
-        return events
-
-    def _retry_at_once(self, now_ns: int) -> None:
-        """The peer's end broke: whether it died shows soonest by asking. But not again and again."""
-        if now_ns - self._at_once_ns >= RECONNECT_MS_MAX * _MS:
-            self._at_once_ns = self._due_ns = now_ns
-
-    def _connect(self, now_ns: int) -> list[LinkEvent]:
+    def _connect(self, now_ns: int) -> Iterator[LinkEvent]:
         sock = socket.socket(self._family, socket.SOCK_STREAM)
         sock.setblocking(False)
         failure = sock.connect_ex(self._address)
         if failure not in (0, errno.EINPROGRESS):
             sock.close()
-            return [self._lose(ChannelError("reset", _describe(OSError(failure, os.strerror(failure)))))]
+            yield self._lose(ChannelError("reset", _describe(OSError(failure, os.strerror(failure)))))
+            return
         channel = Channel(self._key, server=False)
         self._connection = _Connection(sock, channel, self.address, self._epoll, now_ns)
         self._connection.flush()
-        return []
 
 
 def _decode(payload: bytes) -> AnyMessage:

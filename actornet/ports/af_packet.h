@@ -1,12 +1,12 @@
 /* A burst in and a burst out of a Linux packet socket (packet(7)).
  *
- * Frames are taken with recvmmsg rather than from a ring. TPACKET_V3 hands over the first packet of a quiet link only when
- * its block is retired, 1 ms later at best; TPACKET_V2 together with PACKET_VNET_HDR loses a ring slot for ever (and with it
- * the ring, as the kernel waits for that slot) when a frame comes whose segmentation the header cannot express, which a
- * virtual machine's guest can send at will.
+ * Frames are taken with recvmmsg rather than from a ring. TPACKET_V3 hands over the first packet of a quiet link only
+ * when its block is retired, 1 ms later at best. TPACKET_V2 together with PACKET_VNET_HDR loses a ring slot for ever,
+ * and with it the ring, as the kernel waits for that slot, when a frame comes whose segmentation the header cannot
+ * express: a virtual machine's guest can send those at will.
  *
- * Every frame is preceded by the 10 bytes of a virtio_net_hdr (PACKET_VNET_HDR): virtual interfaces hand over frames of up
- * to 64 KiB that are yet to be cut, with checksums yet to be completed, and take them back so.
+ * Every frame is preceded by the 10 bytes of a virtio_net_hdr (PACKET_VNET_HDR): virtual interfaces hand over frames of
+ * up to 64 KiB that are yet to be cut, with checksums yet to be completed, and take them back so.
  */
 #ifndef ACTORNET_AF_PACKET_H
 #define ACTORNET_AF_PACKET_H
@@ -27,7 +27,7 @@
 #define AN_VNET_BYTES sizeof(struct virtio_net_hdr)
 #define AN_ETHERNET_BYTES 14
 #define AN_VLAN_BYTES 4
-#define AN_FRAME_OFFSET 66 /* of a frame in its room: the vnet header and a VLAN tag fit before it, IP is aligned behind */
+#define AN_FRAME_OFFSET 66 /* of a frame in its room: behind a vnet header, with room for a VLAN tag, IP aligned */
 #define AN_CONTROL_BYTES CMSG_SPACE(sizeof(struct tpacket_auxdata))
 #define AN_TX_ATTEMPTS 4 /* of one burst while the kernel's queue is full */
 #define AN_TX_WAIT_NS 50000
@@ -63,7 +63,8 @@ static inline int an_af_allocate(struct an_af_packet *s, int burst, size_t frame
     /* An odd number of cache lines, so that the frames of a burst do not compete for the same sets of the cache. */
     s->room_bytes = ((AN_FRAME_OFFSET + frame_bytes_max + 63) / 64 | 1) * 64;
     s->burst = burst;
-    s->rooms = mmap(NULL, burst * s->room_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+    s->rooms = mmap(NULL, burst * s->room_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE,
+                    -1, 0);
     s->rx = calloc(burst, sizeof *s->rx);
     s->rx_at = calloc(burst, sizeof *s->rx_at);
     s->control = calloc(burst, AN_CONTROL_BYTES);
@@ -100,9 +101,9 @@ static inline int an_af_link_error(int error)
     return error == ENETDOWN || error == ENXIO || error == ENODEV;
 }
 
-/* Closed, the socket takes nothing from the interface: a filter refuses every frame. Opening and closing are short system
- * calls; binding late would be as short, but a socket once bound can only be closed, which waits for the kernel's grace
- * period, milliseconds. What waited in the socket is thrown away either way. */
+/* Closed, the socket takes nothing from the interface: a filter refuses every frame. Opening and closing are short
+ * system calls; binding late would be as short, but a bound socket can only be unbound by closing it, which waits for
+ * the kernel's grace period, milliseconds. What waited in the socket is thrown away either way. */
 static inline int an_af_gate(int fd, int closed)
 {
     struct sock_filter refuse = {.code = BPF_RET | BPF_K, .k = 0};
@@ -110,7 +111,8 @@ static inline int an_af_gate(int fd, int closed)
     if (closed && setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program) < 0)
         return -errno;
     uint8_t start[64];
-    while (recv(fd, start, sizeof start, MSG_DONTWAIT) >= 0 || errno == EINVAL || errno == EINTR || an_af_link_error(errno))
+    while (recv(fd, start, sizeof start, MSG_DONTWAIT) >= 0 || errno == EINVAL || errno == EINTR ||
+           an_af_link_error(errno))
         ;
     int unused = 0;
     if (!closed && setsockopt(fd, SOL_SOCKET, SO_DETACH_FILTER, &unused, sizeof unused) < 0)
@@ -172,7 +174,8 @@ static inline void an_af_describe(struct an_packet *p, const struct mmsghdr *mes
     if (control && control->cmsg_level == SOL_PACKET && control->cmsg_type == PACKET_AUXDATA) {
         const struct tpacket_auxdata *aux = (const void *)CMSG_DATA(control);
         if (aux->tp_status & TP_STATUS_VLAN_VALID)
-            an_af_insert_tag(p, aux->tp_status & TP_STATUS_VLAN_TPID_VALID ? aux->tp_vlan_tpid : 0x8100, aux->tp_vlan_tci);
+            an_af_insert_tag(p, aux->tp_status & TP_STATUS_VLAN_TPID_VALID ? aux->tp_vlan_tpid : 0x8100,
+                             aux->tp_vlan_tci);
     }
 }
 
@@ -240,7 +243,8 @@ static inline int an_af_tx(struct an_af_packet *s, struct an_packet **packets, i
                     return sent;
                 }
                 if (errno == EAGAIN)
-                    ppoll(&(struct pollfd){.fd = s->fd, .events = POLLOUT}, 1, &(struct timespec){.tv_nsec = AN_TX_WAIT_NS}, NULL);
+                    ppoll(&(struct pollfd){.fd = s->fd, .events = POLLOUT}, 1,
+                          &(struct timespec){.tv_nsec = AN_TX_WAIT_NS}, NULL);
                 else
                     sched_yield();
             } else if (an_af_link_error(errno)) {

@@ -2,8 +2,8 @@
 
 Theory of operation. The socket is bound once, when the port is made, behind a closed gate (a filter that refuses every
 frame); `activate` opens the gate, so that a backup begins to receive within microseconds of its promotion. A port is
-`passive` behind the gate, `up` in front of it, `down` while its interface is down or gone, and `closed` in the end. When
-the interface comes back the port goes on, with a new socket if it is another interface of that name.
+`passive` behind the closed gate, `up` once it is open, `down` while its interface is down or gone, and `closed` in the
+end. When the interface comes back the port goes on, with a new socket if it is another interface of that name.
 """
 
 import fcntl
@@ -84,8 +84,8 @@ cdef class AfPacketPort(Port):
 
     With `cores` > 1 each core makes a port of its own and the kernel spreads flows over them, both directions of a
     connection alike (PACKET_FANOUT_HASH): `fanout_group` must be the same for all of them, and 0 derives it from the
-    interface. `core` is this one's number, for messages. `mac` is the address that the port goes by, the interface's own
-    if None. Frames larger than the MTU that the interface is to segment, and checksums that it is to complete, pass
+    interface. `core` is this one's number, for messages. `mac` is the address that the port goes by, the interface's
+    own if None. Frames larger than the MTU that the interface is to segment, and checksums that it is to complete, pass
     through as they are (AN_CSUM_PARTIAL).
 
     Raises PortError without the privilege, or if the interface is absent, down or not Ethernet.
@@ -175,8 +175,8 @@ cdef class AfPacketPort(Port):
                 group = self.fanout_group & 0xFFFF or ifindex & 0xFFFF
                 sock.setsockopt(SOL_PACKET, PACKET_FANOUT, group | PACKET_FANOUT_HASH << 16)
         except OSError as error:
-            raise self._error(f"cannot attach ({error.strerror or error}); Linux 4.20 or later is needed, and for several "
-                              "cores a fanout group that nothing else uses") from None
+            raise self._error(f"cannot attach ({error.strerror or error}); Linux 4.20 or later is needed, and for "
+                              "several cores a fanout group that nothing else uses") from None
         self.ifindex = ifindex
 
     def _set_queues(self, sock):
@@ -198,8 +198,8 @@ cdef class AfPacketPort(Port):
         return "up" if self.active else "passive"
 
     def fileno(self) -> int:
-        """The socket's descriptor for poll. The number stays the same when the interface is made anew, but a registration
-        with epoll does not survive that."""
+        """The socket's descriptor for poll. Its number stays the same when the interface is made anew, but a
+        registration with epoll does not survive that."""
         return self.io.fd
 
     def activate(self) -> None:

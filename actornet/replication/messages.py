@@ -118,5 +118,5 @@ def decode(payload: bytes | memoryview) -> AnyMessage:
     """The message in `payload`. LinkError: it is none of this version's."""
     try:
         return _decoder.decode(payload)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise LinkError(f"the peer sent a message that is none of version {VERSION}: {error}") from None

@@ -1,12 +1,12 @@
-/* Mutates frames of captures, and makes some up, and runs each through the packet engine's headers. Every frame lies in an
- * allocation of exactly its size, so that AddressSanitizer sees the first byte read or written beyond it.
+/* Mutates frames of captures, and makes some up, and runs each through the packet engine's headers. Every frame lies
+ * in an allocation of exactly its size, so that AddressSanitizer sees the first byte read or written beyond it.
  *
  *   cc -g -O1 -std=gnu11 -fsanitize=address,undefined -fno-sanitize-recover=undefined -Iactornet/engine \
  *      -o fuzz_parse tests/fuzz/fuzz_parse.c && ./fuzz_parse ITERATIONS SEED [capture.pcap ...]
  *
- * Checked besides: offsets stay inside the frame, a rewrite keeps right checksums right and wrong ones wrong, it writes
- * what it was asked to, and the flow table finds what was put in. The same seed runs the same frames; a failure names its
- * iteration. Prints how many frames had which reason.
+ * Checked besides: offsets stay inside the frame, a rewrite keeps right checksums right and wrong ones wrong, it
+ * writes what it was asked to, and the flow table finds what was put in. The same seed runs the same frames; a
+ * failure names its iteration. Prints how many frames had which reason.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -38,12 +38,12 @@ static uint32_t below(uint32_t bound)
     return (uint32_t)(next_random() % bound);
 }
 
-#define CHECK(condition)                                                                                                 \
-    do {                                                                                                                 \
-        if (!(condition)) {                                                                                              \
-            fprintf(stderr, "fuzz_parse: iteration %llu: %s\n", (unsigned long long)iteration, #condition);              \
-            abort();                                                                                                     \
-        }                                                                                                                \
+#define CHECK(condition)                                                                                       \
+    do {                                                                                                       \
+        if (!(condition)) {                                                                                    \
+            fprintf(stderr, "fuzz_parse: iteration %llu: %s\n", (unsigned long long)iteration, #condition);    \
+            abort();                                                                                           \
+        }                                                                                                      \
     } while (0)
 
 static void read_capture(const char *path)
@@ -149,7 +149,8 @@ static void check_offsets(const struct an_packet *p)
     CHECK(p->reason < AN_REASONS);
     CHECK(p->l3 <= p->l4 && p->l4 <= p->payload && p->payload <= p->l3_end && p->l3_end <= p->length);
     CHECK((p->key.version == 0) == (p->reason == AN_MALFORMED || p->reason == AN_TRUNCATED || p->reason == AN_NOT_IP));
-    CHECK(!(p->flags & AN_ICMP_ERROR) || (p->inner_l3 > p->l4 && p->inner_l4 > p->inner_l3 && p->inner_l4 + 8 <= p->l3_end));
+    CHECK(!(p->flags & AN_ICMP_ERROR) ||
+          (p->inner_l3 > p->l4 && p->inner_l4 > p->inner_l3 && p->inner_l4 + 8 <= p->l3_end));
 }
 
 static void check_table(struct an_table *t, const struct an_key *key)
@@ -194,7 +195,8 @@ static void check_rewrite(const struct an_packet *original, const uint8_t *addre
         CHECK(memcmp(p.data + p.l3_end, original->data + p.l3_end, p.length - p.l3_end) == 0);
         struct an_packet again = p;
         an_parse(&again);
-        CHECK(again.reason == p.reason && again.l4 == p.l4 && again.payload == p.payload && again.inner_l4 == p.inner_l4);
+        CHECK(again.reason == p.reason && again.inner_l4 == p.inner_l4);
+        CHECK(again.l4 == p.l4 && again.payload == p.payload);
         CHECK(again.ttl == p.ttl - !!(r.fields & AN_DECREMENT_TTL));
         CHECK(again.dscp == (r.fields & AN_SET_DSCP ? r.dscp : p.dscp));
         uint32_t bytes = p.key.version == 4 ? 4 : 16;
