@@ -23,7 +23,7 @@ class FlowState(msgspec.Struct, array_like=True):
     """What the log keeps of a flow: fields in order of definition, keys with their offloads, idle time-out."""
 
     fields: msgspec.Raw
-    keys: list[tuple[FiveTuple, str, list[Any] | None | bool, bool, tuple[str, bytes] | None]]
+    keys: list[tuple[FiveTuple, str, list[Any] | bool | None, bool, tuple[str, bytes] | None]]
     idle_ns: int
 
 
@@ -122,7 +122,9 @@ class FlowActor(FlowBase, metaclass=FlowMeta):
             cls._field_types = msgspec.msgpack.Decoder(tuple[tuple(types)] if types else tuple[()])  # type: ignore[misc]
             _encode([value for name, value in cls.field_defaults if name in names])
         except TypeError as error:
-            raise UsageError(f"{cls.__name__}: a replicated field must be of a type that msgspec knows: {error}") from None
+            raise UsageError(
+                f"{cls.__name__}: a replicated field must be of a type that msgspec knows: {error}"
+            ) from None
         cls.volatile = any(not _is_immutable(hint) for hint in types)
         cls._read_fields = attrgetter(*names) if len(names) > 1 else None
 

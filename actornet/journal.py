@@ -69,9 +69,7 @@ class Journal:
     ) -> bytes:
         """Run an owner's handler, or find its recorded reply (G5); returns the reply's bytes."""
         time_ns = max(time_ns, self.replica.time_ns)
-        record, reply = self.replica.execute_ask(
-            core, flow, port, incarnation, number, owner, message, args, time_ns
-        )
+        record, reply = self.replica.execute_ask(core, flow, port, incarnation, number, owner, message, args, time_ns)
         if record is not None:
             self._enqueue(record)
         return reply

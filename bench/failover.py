@@ -110,10 +110,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--times", type=int, default=30)
     times = parser.parse_args().times
-    rows = []
     with tempfile.TemporaryDirectory() as directory:
-        for number in range(times):
-            rows.append(takeover(Path(directory) / str(number)))
+        rows = [takeover(Path(directory) / str(number)) for number in range(times)]
         delays = latency(Path(directory))
     udp, tcp = [row["udp_ms"] for row in rows], [row["tcp_ms"] for row in rows]
     summary: Row = {
@@ -129,8 +127,10 @@ def main() -> None:
     print(table([summary]))
     print(table(delays))
     established, first = delays[0]["p50_us"], delays[1]["p50_us"]
-    print(f"output commit adds {first - established - (delays[3]['p50_us'] - delays[2]['p50_us']):.0f} us to a first packet "
-          f"over a node without replication; a first packet costs {first - established:.0f} us more than a later one")
+    print(
+        f"output commit adds {first - established - (delays[3]['p50_us'] - delays[2]['p50_us']):.0f} us to a first packet "
+        f"over a node without replication; a first packet costs {first - established:.0f} us more than a later one"
+    )
     print(write_json("failover", [summary, *rows, *delays]))
 
 

@@ -22,7 +22,12 @@ def ipv4(source: str, destination: str, protocol: int, payload: bytes, ttl: int 
 def udp(source: str, sport: int, destination: str, dport: int, data: bytes = b"x", ttl: int = 64) -> bytes:
     datagram = dpkt.udp.UDP(sport=sport, dport=dport, data=data, ulen=8 + len(data))
     ip = dpkt.ip.IP(
-        src=socket.inet_aton(source), dst=socket.inet_aton(destination), p=17, ttl=ttl, len=28 + len(data), data=datagram
+        src=socket.inet_aton(source),
+        dst=socket.inet_aton(destination),
+        p=17,
+        ttl=ttl,
+        len=28 + len(data),
+        data=datagram,
     )
     return ethernet(bytes(ip))
 

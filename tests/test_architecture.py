@@ -34,7 +34,9 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
 
 def modules() -> list[Path]:
-    return sorted(path for suffix in ("py", "pyx", "pxd") for path in ROOT.rglob(f"*.{suffix}") if path.stem != "__init__")
+    return sorted(
+        path for suffix in ("py", "pyx", "pxd") for path in ROOT.rglob(f"*.{suffix}") if path.stem != "__init__"
+    )
 
 
 def imported(path: Path) -> set[str]:

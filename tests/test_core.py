@@ -10,8 +10,8 @@ import pytest
 
 from actornet import DROP, FORWARD, OFFLOADED, FiveTuple, FlowActor, Packet, Rewrite
 from actornet.engine.core import Core
-from actornet.errors import UsageError
 from actornet.engine.wire import checksums_right, parse
+from actornet.errors import UsageError
 from actornet.ports.memory import MemoryPort
 from tests import frames
 
