@@ -140,8 +140,8 @@ def across_processes(flows: int, seconds: float, directory: str, *, replicated: 
         epoll = select.epoll()
         epoll.register(replies.fileno(), select.EPOLLIN)
 
-        def sleep() -> None:  # as a core worker does
-            if replies.sleep_begin():
+        def sleep() -> None:  # as a core worker does, whose ports would wake it
+            if replies.sleep_begin() and not len(core.ports[0]):
                 epoll.poll(IDLE_SLEEP_S)
             replies.sleep_end()
 

@@ -503,12 +503,12 @@ def test_addresses() -> None:
     for address in ("10.9.0.1", "10.9.0.1:http", "10.9.0.1:70000", ""):
         with pytest.raises(UsageError, match="host:port"):
             LinkClient(address, KEY)
-    with LinkServerOn("[::1]:0") as server:
+    with listening("[::1]:0") as server:
         assert server.address.startswith("[::1]:")
 
 
 @contextmanager
-def LinkServerOn(address: str) -> Iterator[LinkServer]:
+def listening(address: str) -> Iterator[LinkServer]:
     server = LinkServer(address, KEY)
     yield server
     server.close()

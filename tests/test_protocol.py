@@ -266,6 +266,17 @@ def test_takeover_goes_on_alone() -> None:
     assert machine.watermark == 8
 
 
+def test_nothing_is_committed_before_the_epochs_record() -> None:
+    """G7: however early the backup has everything."""
+    machine = Primary(IDENTITY, "applied", "wait", epoch=TERM, first_lsn=1, logged_lsn=7, takeover=False, now_ns=T)
+    welcome(machine)
+    acked(machine, 7)
+    assert (machine.state, machine.watermark) == (State.IN_SYNC, 0)
+    machine.logged([b"epoch record"], T)
+    acked(machine, 8)
+    assert machine.watermark == 8
+
+
 def test_operator_ends_the_waiting() -> None:
     """G7: also by a new epoch."""
     machine = primary("applied", "wait")

@@ -21,6 +21,7 @@ from actornet.limits import (
     HANDSHAKE_MS,
     HANDSHAKES_MAX,
     LINK_QUEUE_BYTES_MAX,
+    LINK_WINDOW_BYTES,
     RECONNECT_MS_MAX,
     RECONNECT_MS_MIN,
 )
@@ -115,8 +116,9 @@ class _Connection:
         """Send what the socket takes, then close. What is unread is read first: else the kernel sends a reset."""
         self.flush()
         try:
-            while self._socket.recv_into(buffer) == len(buffer):
-                pass
+            for _ in range(LINK_WINDOW_BYTES // len(buffer)):
+                if self._socket.recv_into(buffer) == 0:
+                    break
         except OSError:
             pass
         self._epoll.unregister(self.fd)
