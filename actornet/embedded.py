@@ -130,6 +130,7 @@ class Embedded:
             loop=self._loop,
             link=self.link,
             virtual_time=virtual_time,
+            now_ns=self.journal.replica.time_ns,  # restored flows were last seen then, as far as anybody knows
             incarnation_first=(self.journal.lsn << 20) + 1,
         )
         self.core.on_error = on_error

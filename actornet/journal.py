@@ -7,6 +7,7 @@ import inspect
 import secrets
 import sys
 from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Any
 
 from actornet.engine.core import Core
@@ -138,6 +139,7 @@ def path_of(nf: type[FlowActor]) -> str:
     return f"{nf.__module__}:{nf.__qualname__}"
 
 
+@cache
 def fingerprint(nf: type[FlowActor]) -> str:
     """Hash of the source files that decide what the replica does: the network function's and its owners' modules."""
     digest = hashlib.sha256()

@@ -147,3 +147,11 @@ NEIGHBORS_MAX = 4096
 
 ICMP_ERRORS_PER_S = 100
 """ICMP errors that a core sends about packets passing through; beyond it `icmp_error_limited`."""
+
+OWNER_BUSY_MS = 5
+OWNER_REST_US = 300
+"""An owner system that did not sleep for so long rests a little: its thread is a real-time one, of which the kernel takes
+50 ms away in one go, more than `SILENCE_MS`, if it leaves less than 5 % of the time to others."""
+
+HANDOVER_S = 2.0
+"""How long a primary that stops waits for its backup's last acknowledgement."""

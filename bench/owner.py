@@ -123,6 +123,7 @@ def across_processes(flows: int, seconds: float, directory: str, *, replicated: 
             ports=["lan", "wan"],
             log=f"{directory}/{role}",
             link=address if replicated else None,
+            listen=address if replicated else None,
             durability="applied" if replicated else "solo",
             without_backup="wait" if replicated else "solo",
             fabric=fabric.spec,

@@ -6,13 +6,14 @@ ports (or identifier), TTL and checksums changed, to what the mapping of its flo
 and one that was wrong is wrong by as much: its residual, the one's complement sum over all that it covers, is the same.
 
 A flow that was idle for long enough to be closed may go on or begin anew: the NAT's timers may be late, never early.
+After a `rest` it must begin anew.
 """
 
 from __future__ import annotations
 
 import socket
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_network
 from typing import NamedTuple
@@ -20,6 +21,7 @@ from typing import NamedTuple
 ICMP, TCP, UDP = 1, 6, 17
 FIN, SYN, RST = 1, 2, 4
 LAN, WAN = "lan", "wan"
+TIMER_S = 0.1  # how late a timer may be
 PRIVATE = ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10")
 
 
@@ -149,10 +151,12 @@ def _dissect_ipv6(frame: bytes, ip: int) -> str:
 
 
 def _flow(frame: bytes, protocol: int, ip: int, transport: int) -> Flow:
-    ports = (words(frame, transport + 4),) * 2 if protocol == ICMP else (words(frame, transport), words(frame, transport + 2))
-    return Flow(
-        protocol, Endpoint(address(frame, ip + 12), ports[0]), Endpoint(address(frame, ip + 16), ports[1])
+    ports = (
+        (words(frame, transport + 4),) * 2
+        if protocol == ICMP
+        else (words(frame, transport), words(frame, transport + 2))
     )
+    return Flow(protocol, Endpoint(address(frame, ip + 12), ports[0]), Endpoint(address(frame, ip + 16), ports[1]))
 
 
 def differences(before: Packet, after: bytes) -> str:
@@ -255,7 +259,9 @@ class Capture:
         if emitted is not None:
             return WAN, p.addressed(emitted.reversed())
         number = int.from_bytes(socket.inet_aton(p.source), "big")
-        inside = any(number >> 32 - net.prefixlen == int(net.network_address) >> 32 - net.prefixlen for net in self._inside)
+        inside = any(
+            number >> 32 - net.prefixlen == int(net.network_address) >> 32 - net.prefixlen for net in self._inside
+        )
         return (LAN if inside else WAN), p
 
     def emitted(self, came: Packet, flow: Flow) -> None:
@@ -264,7 +270,7 @@ class Capture:
 
 
 @dataclass(eq=False)
-class Mapping:
+class Binding:
     """`outside` is unknown until a packet has left; `connections` hold it."""
 
     protocol: int
@@ -279,8 +285,8 @@ class Connection:
 
     flow: Flow
     port: str
-    source: Mapping | None
-    target: Mapping | None
+    source: Binding | None
+    target: Binding | None
     seen_s: float = 0.0
     syn: int = 0
     fin: int = 0
@@ -328,44 +334,49 @@ class Model:
     ) -> None:
         self.addresses, self.first, self.last, self.filtering, self.capture = addresses, first, last, filtering, capture
         self.drops: Counter[str] = Counter()
-        self.forwarded = 0
+        self.received = self.forwarded = 0
         self.now_s = 0.0
-        self._mappings: dict[tuple[int, Endpoint], Mapping] = {}
+        self._bindings: dict[tuple[int, Endpoint], Binding] = {}
+        self._outside: dict[tuple[int, Endpoint], Binding] = {}
+        self._hosts: dict[str, list[Binding]] = defaultdict(list)
         self._at: dict[tuple[str, Flow], Connection] = {}
         self._left: dict[str, dict[Flow, deque[tuple[int, bytes]]]] = {LAN: {}, WAN: {}}
         self._to: dict[tuple[int, str, int], dict[Flow, None]] = defaultdict(dict)
 
-    def check(
-        self,
-        inputs: Iterable[tuple[int, str | None, bytes]],
-        outputs: dict[str, list[bytes]],
-        counters: dict[str, int] | None = None,
-    ) -> None:
+    def check(self, inputs: Iterable[tuple[int, str | None, bytes]], outputs: Mapping[str, Iterable[bytes]]) -> None:
         """`inputs` (time in ns, port, frame) in order of arrival; a `capture` decides the port. `outputs` by port.
 
-        May be called again with what came after. With the NAT's counters, they are compared with all calls' drops.
+        Called again with what came after, the fewer at once the less is left open.
         """
         self._index(outputs)
-        for number, (time_ns, port, frame) in enumerate(inputs):
+        for time_ns, port, frame in inputs:
             self.now_s = max(self.now_s, time_ns / 1e9)
+            self.received += 1
             try:
                 self._receive(port, frame)
             except AssertionError as error:
-                raise AssertionError(f"input {number} at {port}: {error}: {frame.hex()}") from None
+                raise AssertionError(f"input {self.received} at {port}: {error}: {frame.hex()}") from None
         for port, flows in self._left.items():
             for flow, frames in flows.items():
                 assert not frames, f"{len(frames)} packets left by {port} that nothing explains: {flow}"
-        if counters is not None:
-            self._compare(counters)
+            flows.clear()
+        self._to.clear()
 
-    def _compare(self, counters: dict[str, int]) -> None:
+    def rest(self) -> None:
+        """The NAT had all the time it needs for its timers since the last packet."""
+        for connection in set(self._at.values()):
+            if self.now_s - connection.seen_s >= connection.idle_s() + TIMER_S:
+                self._end(connection)
+
+    def compare(self, counters: Mapping[str, int]) -> None:
+        """The NAT's counters with what came in, left and was dropped."""
         counted = Counter({name: counters[name] for name in counters if name in DROPS and counters[name]})
         counted["damaged"] = counted.pop("malformed", 0) + counted.pop("truncated", 0)
         assert +counted == +self.drops, f"the NAT counts drops {+counted}, the model {+self.drops}"
         assert counters["tx_packets"] == self.forwarded
-        assert counters["rx_packets"] == self.forwarded + self.drops.total(), "every packet is sent or dropped by name"
+        assert counters["rx_packets"] == self.received == self.forwarded + self.drops.total()
 
-    def _index(self, outputs: dict[str, list[bytes]]) -> None:
+    def _index(self, outputs: Mapping[str, Iterable[bytes]]) -> None:
         order = 0
         for port, frames in outputs.items():
             for frame in frames:
@@ -410,25 +421,35 @@ class Model:
             return None
         source = target = None
         if port == WAN or flow.destination.address in self.addresses:
-            target = self._mapped_at(flow) if flow.protocol != ICMP else None
-            if target is not None and port == WAN and not self._lets_in(target, flow.source):
-                target = None
-            if target is None:
+            target = self._outside.get((flow.protocol, flow.destination)) if flow.protocol != ICMP else None
+            came = Connection(flow, port, None, target)
+            if target is None or not (
+                self._lets_in(came, True) or (self._lets_in(came, False) and self._left_as(came, p))
+            ):
                 self.drops["dropped_by_nf"] += 1
                 return None
         if port == LAN:
-            source = self._mappings.get((flow.protocol, flow.source))
-            if source is None and self._is_exhausted(flow):
-                self.drops["rejected_by_nf"] += 1
-                return None
+            source = self._bindings.get((flow.protocol, flow.source))
+            if (
+                source is not None
+                and not self._holds(source)
+                and not self._left_as(Connection(flow, port, source, target), p)
+            ):
+                self._forget(source)
+                source = None
             if source is None:
-                source = self._mappings[flow.protocol, flow.source] = Mapping(flow.protocol, flow.source)
+                source = Binding(flow.protocol, flow.source)
+                if self._is_exhausted(flow.protocol) and not self._candidate(Connection(flow, port, source, target), p):
+                    self.drops["rejected_by_nf"] += 1
+                    return None
+                self._bindings[flow.protocol, flow.source] = source
+                self._hosts[flow.source.address].append(source)
         connection = Connection(flow, port, source, target)
         if flow.protocol == TCP and not p.tcp_flags & SYN:
             connection.syn = 3
-        for mapping in (source, target):
-            if mapping is not None:
-                mapping.connections.append(connection)
+        for binding in (source, target):
+            if binding is not None:
+                binding.connections.append(connection)
         self._at[port, flow] = connection
         self._bind(connection)
         return connection
@@ -437,6 +458,9 @@ class Model:
         became = connection.translated()
         if became is not None:
             out, flow = became
+            other = self._at.get((out, flow.reversed()))
+            if other is not None and other is not connection and not self._is_alive(other):
+                self._end(other)
             other = self._at.setdefault((out, flow.reversed()), connection)
             assert other is connection, f"{connection.flow} and {other.flow} are both answered by {flow.reversed()}"
 
@@ -460,90 +484,101 @@ class Model:
             self.capture.emitted(p, flow)
 
     def _learn(self, connection: Connection, p: Packet) -> None:
-        """The first packet of a mapping that has left shows the external endpoint."""
-        flow, mapping = connection.flow, connection.source
-        assert mapping is not None
-        destination = connection.target.inside if connection.target else flow.destination
-        out = LAN if connection.target else WAN
-        candidates = []
-        for left in self._to[_remote(Flow(flow.protocol, flow.source, destination))]:
-            frames = self._left[out].get(left)
-            if frames and left.source.address in self.addresses and self._holder(flow.protocol, left.source) is None:
-                order, after = frames[0]
-                if not differences(p.addressed(left), after):
-                    candidates.append((order, left.source))
-        assert candidates, f"no packet of {flow} left by {out} from an external endpoint that is free"
-        _, outside = min(candidates)
-        self._check_choice(mapping, outside)
-        mapping.outside = outside
-        for held in mapping.connections:
+        """The first packet of a binding that has left shows the external endpoint."""
+        binding = connection.source
+        assert binding is not None
+        outside = self._candidate(connection, p)
+        assert outside, f"no packet of {connection.flow} left from an external endpoint that is free"
+        before = self._outside.get((binding.protocol, outside))
+        if before is not None:
+            self._forget(before)
+        self._check_choice(binding, outside)
+        binding.outside = outside
+        self._outside[binding.protocol, outside] = binding
+        for held in binding.connections:
             self._bind(held)
 
-    def _check_choice(self, mapping: Mapping, outside: Endpoint) -> None:
-        protocol, inside = mapping.protocol, mapping.inside
+    def _candidate(self, connection: Connection, p: Packet) -> Endpoint | None:
+        """The external endpoint of the first output that may be this packet of a binding of which it is unknown."""
+        flow, best, found = connection.flow, 1 << 60, None
+        destination = connection.target.inside if connection.target else flow.destination
+        for left in self._to[_remote(Flow(flow.protocol, flow.source, destination))]:
+            frames = self._left[LAN if connection.target else WAN].get(left)
+            if not frames or frames[0][0] > best or left.source.address not in self.addresses:
+                continue
+            holder = self._outside.get((flow.protocol, left.source))
+            if not (holder and self._holds(holder)) and not differences(p.addressed(left), frames[0][1]):
+                best, found = frames[0][0], left.source
+        return found
+
+    def _check_choice(self, binding: Binding, outside: Endpoint) -> None:
+        protocol, inside = binding.protocol, binding.inside
         assert self.first <= outside.port <= self.last
-        for other in self._mappings.values():
-            if other.outside is not None and other.inside.address == inside.address and self._holds(other):
+        for other in self._hosts[inside.address]:
+            if other.outside is not None and self._holds(other):
                 assert outside.address == other.outside.address, f"{inside.address} has two external addresses (UDP-2)"
-        if any(other.outside is None for other in self._mappings.values() if other is not mapping):
-            return  # it may hold what is preferred
+        if len(self._outside) < len(self._bindings) - 1:
+            return  # one whose external endpoint is unknown may hold what is preferred
         own = Endpoint(outside.address, inside.port)
-        if self.first <= inside.port <= self.last and all(
-            other.outside != own for other in self._mappings.values() if other.protocol == protocol
-        ):
+        if self.first <= inside.port <= self.last and (protocol, own) not in self._outside:
             assert outside == own, f"the port {inside.port} was free, {outside.port} was taken (UDP-3)"
-        if self.first == 1 and self.last == 65535 and len(self._mappings) < 200:
+        if self.first == 1 and self.last == 65535 and len(self._bindings) < 200:
             assert (outside.port < 1024) == (inside.port < 1024), f"{inside.port} became {outside.port} (UDP-3a)"
             assert outside.port % 2 == inside.port % 2, f"{inside.port} became {outside.port} (UDP-4)"
 
-    def _holder(self, protocol: int, outside: Endpoint) -> Mapping | None:
-        """Whose an external endpoint is, beyond doubt."""
-        for mapping in self._mappings.values():
-            if mapping.protocol == protocol and mapping.outside == outside and self._holds(mapping):
-                return mapping
-        return None
+    def _lets_in(self, came: Connection, surely: bool) -> bool:
+        """Whether it may come to its target's binding; `surely`, by flows that cannot have been closed yet."""
+        assert came.target is not None
+        holding = [one for one in came.target.connections if not surely or self._is_alive(one)]
+        if came.port == LAN or self.filtering == "endpoint-independent":
+            return bool(holding)
+        remote = came.flow.source.address
+        return self.filtering == "address-dependent" and any(
+            one.source is came.target and one.flow.destination.address == remote for one in holding
+        )
 
-    def _mapped_at(self, flow: Flow) -> Mapping | None:
-        for mapping in self._mappings.values():
-            if mapping.protocol == flow.protocol and mapping.outside == flow.destination:
-                return mapping
-        return None
+    def _is_exhausted(self, protocol: int) -> bool:
+        """Whether some external address may have no free port."""
+        if len(self._bindings) <= self.last - self.first:
+            return False
+        held = Counter(key[1].address for key in self._outside if key[0] == protocol)
+        return max(held.values(), default=0) > self.last - self.first
 
-    def _lets_in(self, mapping: Mapping, remote: Endpoint) -> bool:
-        if self.filtering == "address-dependent":
-            return any(
-                c.source is mapping and c.flow.destination.address == remote.address for c in mapping.connections
-            )
-        return self.filtering == "endpoint-independent"
-
-    def _is_exhausted(self, flow: Flow) -> bool:
-        ports = self.last - self.first + 1
-        held = sum(m.protocol == flow.protocol and self._holds(m) for m in self._mappings.values())
-        return held >= ports * len(self.addresses)
-
-    def _holds(self, mapping: Mapping) -> bool:
-        return any(self._is_alive(connection) for connection in mapping.connections)
+    def _holds(self, binding: Binding) -> bool:
+        return any(self._is_alive(connection) for connection in binding.connections)
 
     def _is_alive(self, connection: Connection) -> bool:
         return self.now_s - connection.seen_s < connection.idle_s()
 
     def _goes_on(self, connection: Connection, p: Packet) -> bool:
         """Whether the NAT had not yet closed a flow that was idle for long enough: its next packet left as before."""
+        return connection.translated() is None or self._left_as(connection, p)
+
+    def _left_as(self, connection: Connection, p: Packet) -> bool:
         became = connection.translated()
         if became is None:
-            return True
+            return False
         out, flow = became if p.flow == connection.flow else (connection.port, connection.flow.reversed())
         frames = self._left[out].get(flow)
         return bool(frames) and not differences(p.addressed(flow), frames[0][1])
 
     def _end(self, connection: Connection) -> None:
-        for key in [key for key, found in self._at.items() if found is connection]:
-            del self._at[key]
-        for mapping in (connection.source, connection.target):
-            if mapping is not None:
-                mapping.connections.remove(connection)
-                if not mapping.connections:
-                    del self._mappings[mapping.protocol, mapping.inside]
+        del self._at[connection.port, connection.flow]
+        became = connection.translated()
+        if became is not None:
+            self._at.pop((became[0], became[1].reversed()), None)  # an endpoint that speaks to itself has one key
+        for binding in (connection.source, connection.target):
+            if binding is not None:
+                binding.connections.remove(connection)
+                if not binding.connections:
+                    del self._bindings[binding.protocol, binding.inside]
+                    self._hosts[binding.inside.address].remove(binding)
+                    if binding.outside is not None:
+                        del self._outside[binding.protocol, binding.outside]
+
+    def _forget(self, binding: Binding) -> None:
+        while binding.connections:
+            self._end(binding.connections[0])
 
 
 def _remote(flow: Flow) -> tuple[int, str, int]:

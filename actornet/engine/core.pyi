@@ -85,6 +85,7 @@ class Core:
         host: Any = None,
         link: Any = None,
         virtual_time: bool = False,
+        now_ns: int = 0,
         incarnation_first: int = 1,
     ) -> None: ...
     def breathe(self) -> int: ...

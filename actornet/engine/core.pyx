@@ -369,7 +369,8 @@ cdef class Core:
 
     `nf` is a FlowActor class with its settings resolved; `ports` are the core's attachments in index order.
     `link` (see `actornet.owners`) carries asks and flow records to the owner system; without one nothing is logged and
-    output never waits. With `virtual_time` the clock is that of the packets (captures), else the system's.
+    output never waits. With `virtual_time` the clock is that of the packets (captures) and begins at `now_ns`, else the
+    system's.
     """
 
     def __cinit__(self, *args, **kwargs):
@@ -378,7 +379,7 @@ cdef class Core:
         self.counters = self.counters_own
 
     def __init__(self, nf, list ports not None, *, int index=0, int cores=1, flows_max=FLOWS_MAX_DEFAULT,
-                 loop=None, host=None, link=None, bint virtual_time=False, incarnation_first=1):
+                 loop=None, host=None, link=None, bint virtual_time=False, now_ns=0, incarnation_first=1):
         cdef Port port
         cdef int i, status
         if not 1 <= len(ports) <= <int>PORTS_MAX:
@@ -407,7 +408,7 @@ cdef class Core:
                 self.routed |= <uint64_t>1 << i
                 memcpy(self.macs[i], <char *>port.mac, 6)
         self.seed = int.from_bytes(os.urandom(8), "little")
-        self.now_ns = 0 if virtual_time else an_now_ns()
+        self.now_ns = now_ns if virtual_time else an_now_ns()
         status = an_table_init(&self.table, flows_max, self.seed, self.now_ns)
         if status != 0:
             raise MemoryError(f"flow table of {flows_max} entries: {os.strerror(-status)}")
@@ -1156,7 +1157,7 @@ cdef class Core:
         if decision.kind == VERDICT_DROP:
             return self.drop(p, C_DROPPED_BY_NF)
         if decision.kind == VERDICT_REJECT:
-            self._refuse(p, 3 if p.key.version == 4 else 1, 13 if p.key.version == 4 else 1)
+            self._refuse(p, 3, 13)
             return self.drop(p, C_REJECTED_BY_NF)
         if decision.kind == VERDICT_OFFLOADED:
             if p.entry == AN_NONE or self.table.entries[p.entry].rewrite.action == AN_SLOW:
@@ -1238,11 +1239,11 @@ cdef class Core:
         return 0
 
     cdef int ttl_expired(self, an_packet *p) except -1:
-        self._refuse(p, 11 if p.key.version == 4 else 3, 0)
+        self._refuse(p, 11, 0)
         return self.drop(p, C_TTL_EXPIRED)
 
     cdef int _refuse(self, an_packet *p, int type, int code) except -1:
-        """Tell the sender by an ICMP error, where the node has an address to send it from."""
+        """Tell the sender by an ICMP error (by ICMP's type and code, for IPv6 too), where the node has an address to send it from."""
         if self.host is None or not self.routed >> p.port & 1:
             return 0
         answer = self.host.icmp_error(self.ports[p.port], <bytes>p.data[:min(p.length, 1500)], type, code, self.now_ns)

@@ -28,6 +28,7 @@ def assemble(deployment: Deployment) -> NodePlan:
         ports=list(deployment.ports),
         log=str(deployment.log),
         link=deployment.link,
+        listen=deployment.listen,
         durability=deployment.durability,
         without_backup=deployment.without_backup,
         fabric=fabric.spec,

@@ -35,6 +35,7 @@ from actornet.node.exchange import (
     Attach,
     Attached,
     CloseRequest,
+    Detach,
     Forget,
     Redirect,
     Restore,
@@ -42,6 +43,7 @@ from actornet.node.exchange import (
 )
 from actornet.node.fabric import Fabric, FabricSpec
 from actornet.node.network_function import load_nf
+from actornet.node.thread import run_early, run_first
 from actornet.ports.af_packet import AfPacketPort
 from actornet.ports.host import Host
 
@@ -53,6 +55,13 @@ IDLE_SLEEP_S = 0.1
 
 ASYNCIO_SLICE_NS = 1_000_000
 """Under load, asyncio's loop gets a turn this often."""
+
+TAKEOVER_NS = 50_000_000
+"""A core runs before all that is not real-time while it stands by, and so much longer: a dying node takes CPUs, too."""
+
+HANDLERS_END_S = 0.02
+HELD_END_S = 0.5
+"""A core that stops waits so long for handlers that wait, then for the watermark to let out what it holds."""
 
 
 class CoreSpec(msgspec.Struct, frozen=True):
@@ -73,13 +82,12 @@ class RingLink:
     `ask`, `save` and `close` return the sequence number that the commit word must reach before outputs may leave.
     """
 
-    def __init__(self, nf: type[FlowActor], fabric: Fabric, index: int, stop: threading.Event) -> None:
+    def __init__(self, nf: type[FlowActor], fabric: Fabric, index: int) -> None:
         self.nf = nf
         self.core: Core | None = None
         self.attached = False
         self._requests = fabric.requests[index]
         self._replies = fabric.replies[index]
-        self._stop = stop
         self._sequence = 0
         self._asks: dict[int, Ask] = {}
         self._backlog: list[bytes] = []
@@ -92,6 +100,10 @@ class RingLink:
     def attach(self) -> None:
         self._replies.clear()
         self._push(exchange.encode(Attach(os.getpid())))
+        self._requests.wake()
+
+    def detach(self) -> None:
+        self._push(exchange.encode(Detach()))
         self._requests.wake()
 
     def ask(self, actor: FlowActor, ask: Ask, message: str, args: tuple[Any, ...]) -> int:
@@ -170,8 +182,6 @@ class RingLink:
         while not self._requests.push(data):
             self._requests.wake()
             self._backlog += self._replies.pop_many(256)  # the owner system may be waiting for room there
-            if self._stop.is_set():
-                raise InterruptedError("the node stops")
             time.sleep(50e-6)
 
 
@@ -185,7 +195,7 @@ class CoreWorker:
         self.page = self.fabric.page
         self.loop = asyncio.new_event_loop()
         self.nf, _ = load_nf(spec.nf, spec.settings)
-        self.link = RingLink(self.nf, self.fabric, spec.index, stop)
+        self.link = RingLink(self.nf, self.fabric, spec.index)
         self.ports = [self._port(name, table) for name, table in spec.ports.items()]
         self.core = Core(
             self.nf,
@@ -202,15 +212,18 @@ class CoreWorker:
         self.core.share(self.page, self.fabric.replies[spec.index])
         self.link.core = self.core
         self._role = PASSIVE
+        self._committed = 0  # as it was when this turn began
+        self._first_until_ns = 0
         self._turns = 0
         self._ready: Callable[[], None] | None = ready
         self._errors_logged: dict[int, int] = {}
         self._rings = [self.fabric.replies[spec.index]]
         self._rings += [sibling.incoming for sibling in self.core.siblings if sibling is not None]
         self._epoll = select.epoll()
-        self._filenos = [port.fileno() for port in self.ports] + [ring.fileno() for ring in self._rings]
-        for fileno in self._filenos:
-            self._epoll.register(fileno, select.EPOLLIN)
+        for ring in self._rings:
+            self._epoll.register(ring.fileno(), select.EPOLLIN)
+        self._interfaces: list[int | None] = [None] * len(self.ports)
+        self._watch_ports()
 
     def run(self) -> None:
         self.link.attach()
@@ -249,6 +262,10 @@ class CoreWorker:
     def _turn(self) -> int:
         self._turns += 1
         self.page.set_core_beat(self.spec.index, self._turns)
+        self._committed = self.page.committed(self.spec.index)
+        if self._first_until_ns and time.monotonic_ns() > self._first_until_ns:
+            self._first_until_ns = 0
+            run_early()
         if self.page.role != self._role and self.link.attached:
             self._change_role(self.page.role)
         taken: int = self.core.breathe()
@@ -260,6 +277,7 @@ class CoreWorker:
             for port in self.ports:
                 port.activate()
             self.core.announce()
+            self._first_until_ns = time.monotonic_ns() + TAKEOVER_NS
         elif role == FENCED or self._role == ACTIVE:
             for port in self.ports:
                 port.deactivate()
@@ -270,25 +288,23 @@ class CoreWorker:
         if self._ready is not None and self.link.attached:
             self._ready()
             self._ready = None
-        if all([ring.sleep_begin() for ring in self._rings]):
+        self._watch_ports()
+        if self._may_sleep():
             self._epoll.poll(IDLE_SLEEP_S)
         for ring in self._rings:
             ring.sleep_end()
 
     def _sleep_in_asyncio(self) -> None:
-        if not all([ring.sleep_begin() for ring in self._rings]):
+        self._watch_ports()
+        if not self._may_sleep():
             self._woken()
             return
-        for fileno in self._filenos:
-            self.loop.add_reader(fileno, self._wake_once)
+        self.loop.add_reader(self._epoll.fileno(), self._wake_once)
         self._timer = self.loop.call_later(IDLE_SLEEP_S, self._wake_once)
-        # A handler that was driven on by asyncio may have left work that needs a turn.
-        self._on_loop_before = self.core.on_loop
 
     def _wake_once(self) -> None:
         self._timer.cancel()
-        for fileno in self._filenos:
-            self.loop.remove_reader(fileno)
+        self.loop.remove_reader(self._epoll.fileno())
         self._woken()
 
     def _woken(self) -> None:
@@ -296,14 +312,33 @@ class CoreWorker:
             ring.sleep_end()
         self.loop.call_soon(self._slice)
 
+    def _may_sleep(self) -> bool:
+        """Declare sleep. False if a message waits, or if a word of the control page has changed since this turn began:
+        what changes from now on comes with a wake-up."""
+        page, declared = self.page, all([ring.sleep_begin() for ring in self._rings])
+        return declared and page.role == self._role and page.committed(self.spec.index) == self._committed
+
+    def _watch_ports(self) -> None:
+        """A port that has attached to its interface anew has another socket, at the same descriptor."""
+        for number, port in enumerate(self.ports):
+            if port.ifindex != self._interfaces[number]:
+                self._interfaces[number] = port.ifindex
+                self._epoll.register(port.fileno(), select.EPOLLIN)
+
     def _finish(self) -> None:
-        """Orderly stop: no new packets; the flows stay in the log for whoever goes on."""
+        """Orderly stop: no new packets; what was treated leaves, and the flows stay in the log for whoever goes on."""
         for port in self.ports:
             port.deactivate()
-        deadline = time.monotonic() + 0.5
-        while self.core.held and time.monotonic() < deadline and self.page.role == ACTIVE:
+        self._breathe_while(lambda: self.core.suspended > 0, HANDLERS_END_S)
+        self.link.detach()
+        self._breathe_while(lambda: self.core.held > 0 and self.page.role == ACTIVE, HELD_END_S)
+
+    def _breathe_while(self, condition: Callable[[], bool], limit_s: float) -> None:
+        deadline = time.monotonic() + limit_s
+        self.core.breathe()
+        while condition() and time.monotonic() < deadline:
+            time.sleep(0.0002)
             self.core.breathe()
-            time.sleep(0.001)
 
     def _port(self, name: str, table: PortTable) -> AfPacketPort:
         port = AfPacketPort(
@@ -330,6 +365,7 @@ class CoreWorker:
 
 def run(spec: CoreSpec, stop: threading.Event, report: Any) -> None:
     """The core worker's data plane; see `actornet.node.plan.WorkerPlan`."""
+    run_first()
     worker = CoreWorker(spec, stop, report.ready)
     report.on_status(worker.status)
     worker.run()

@@ -51,10 +51,14 @@ class ReplicationTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class RoleTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A `[primary]` or `[backup]` table; at `link` the primary listens for the backup, which connects there."""
+    """A `[primary]` or `[backup]` table; at `link` the primary listens for the backup, which connects there.
+
+    `listen` is where this node listens instead once it is the primary, so that a new backup can join it.
+    """
 
     log: str
     link: str | None = None
+    listen: str | None = None
     control: str | None = None
 
 
@@ -79,7 +83,8 @@ CONTROL_DEFAULT: dict[Role, str] = {"primary": "127.0.0.1:7401", "backup": "127.
 class Deployment(msgspec.Struct, frozen=True):
     """A deployment as one node of it needs it: paths absolute, defaults filled in, everything checked.
 
-    `cpus` has one CPU per core, or is None for the supervisor's choice. `link` is None only when nothing is replicated.
+    `cpus` has one CPU per core, or is None for the supervisor's choice. `link` and `listen` are None only when nothing is
+    replicated.
     """
 
     name: str
@@ -94,6 +99,7 @@ class Deployment(msgspec.Struct, frozen=True):
     without_backup: Literal["wait", "solo", "stop"]
     log: Path
     link: str | None
+    listen: str | None
     control: str
 
 
@@ -132,6 +138,7 @@ def load_deployment(file: Path | None, role: Role, overrides: Mapping[str, Any] 
         without_backup=whole.replication.without_backup,
         log=directory / table.log,
         link=table.link,
+        listen=table.listen or table.link,
         control=control,
     )
 
@@ -228,8 +235,9 @@ def _problem(whole: DeploymentFile, role: Role, table: RoleTable) -> str | None:
         return f"`backup.log` = {whole.backup.log!r}: it is the primary's too, each needs a directory of its own"
     if table.link is None and (role == "backup" or whole.replication.durability != "solo"):
         return f'`{role}.link` is missing: write where the primary listens for it, or choose durability = "solo"'
-    if table.link is not None and not _is_endpoint(table.link):
-        return f'`{role}.link` = {table.link!r}: write an IP address and a port, say "10.9.0.1:7400"'
+    for key, address in (("link", table.link), ("listen", table.listen)):
+        if address is not None and not _is_endpoint(address):
+            return f'`{role}.{key}` = {address!r}: write an IP address and a port, say "10.9.0.1:7400"'
     return None
 
 

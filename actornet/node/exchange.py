@@ -46,6 +46,10 @@ class CloseRequest(msgspec.Struct, array_like=True, tag=3, gc=False):
     reason: str
 
 
+class Detach(msgspec.Struct, array_like=True, tag=4):
+    """A core stops: it takes no more packets, and this is its last request."""
+
+
 class Attached(msgspec.Struct, array_like=True, tag=10):
     """All flows have been sent; new ones take incarnations from `incarnation_first` on."""
 
@@ -81,7 +85,7 @@ class Redirect(msgspec.Struct, array_like=True, tag=14, gc=False):
     core: int
 
 
-Request = Attach | AskRequest | SaveRequest | CloseRequest
+Request = Attach | AskRequest | SaveRequest | CloseRequest | Detach
 Answer = Attached | AskReply | Restore | Forget | Redirect
 
 encode = msgspec.msgpack.Encoder().encode

@@ -49,6 +49,34 @@ FlowKey = tuple[FiveTuple, int]
 Recorded = tuple[AskBody, bytes]
 """An ask and its reply."""
 
+
+class OpenAsks(list[Recorded]):
+    """A flow's asks that no saved state covers, and their replies, as they came; one number is in it once.
+
+    `highest` is the highest number in it: what comes above it is new, and needs no search.
+    """
+
+    __slots__ = ("highest",)
+
+    highest: int
+
+    @classmethod
+    def begin(cls, body: AskBody, reply: bytes) -> OpenAsks:
+        """With its first entry."""
+        asks = cls(((body, reply),))
+        asks.highest = body.number
+        return asks
+
+    def remember(self, body: AskBody, reply: bytes) -> None:
+        """Add one; a new incarnation that asks otherwise under a known number replaces."""
+        number = body.number
+        if number > self.highest:
+            self.highest = number
+        else:
+            self[:] = [entry for entry in self if entry[0].number != number]
+        self.append((body, reply))
+
+
 Handler = tuple[Callable[..., Any], Callable[[bytes], tuple[Any, ...]], Callable[[bytes], tuple[int, Any]] | None]
 
 _ASK = Kind.ASK
@@ -95,7 +123,7 @@ class Replica:
         self.term: EpochBody | None = None
         self.owners: dict[str, Owner[Any]] = {}
         self.flows: dict[FlowKey, FlowBody] = {}
-        self.asks: dict[FlowKey, list[Recorded]] = {}
+        self.asks: dict[FlowKey, OpenAsks] = {}
         self._created: dict[str, OwnerBody] = {}
         self._handlers: dict[str, dict[str, Handler]] = {}
         self._moment = Moment()
@@ -137,9 +165,9 @@ class Replica:
         self.lsn = lsn
         self.time_ns = time_ns
         if recorded is not None:
-            _remember(recorded, body, reply)
+            recorded.remember(body, reply)
         elif flow is not None:
-            self.asks[key] = [(body, reply)]
+            self.asks[key] = OpenAsks.begin(body, reply)
         return Record(lsn, self.epoch, time_ns, _ASK, core, body), reply
 
     def begin_epoch(self, epoch: int, body: EpochBody, time_ns: int) -> Record:
@@ -246,7 +274,11 @@ class Replica:
         replica.flows = {(body.flow, body.port): body for body in snapshot.flows}
         for body, reply in snapshot.asks:
             assert body.flow is not None
-            replica.asks.setdefault((body.flow, body.port), []).append((body, reply))
+            recorded = replica.asks.get((body.flow, body.port))
+            if recorded is not None:
+                recorded.remember(body, reply)
+            else:
+                replica.asks[body.flow, body.port] = OpenAsks.begin(body, reply)
         return replica
 
     def _apply_body(self, record: Record, body: Body) -> None:
@@ -284,10 +316,10 @@ class Replica:
         if body.flow is not None:
             key = (body.flow, body.port)
             recorded = self.asks.get(key)
-            if recorded is None:
-                self.asks[key] = [(body, reply)]
+            if recorded is not None:
+                recorded.remember(body, reply)
             else:
-                _remember(recorded, body, reply)
+                self.asks[key] = OpenAsks.begin(body, reply)
 
     def _begin(self, body: EpochBody) -> None:
         self.term = body
@@ -322,11 +354,10 @@ class Replica:
             return
         self.flows[key] = body
         if recorded is not None:
-            left = [entry for entry in recorded if entry[0].number > body.asks]
-            if left:
-                self.asks[key] = left
-            else:
+            if recorded.highest <= body.asks:
                 del self.asks[key]
+            else:
+                recorded[:] = [entry for entry in recorded if entry[0].number > body.asks]
 
     def _close(self, body: CloseBody) -> None:
         key = (body.flow, body.port)
@@ -337,7 +368,7 @@ class Replica:
 
     def _known_reply(
         self,
-        recorded: list[Recorded] | None,
+        recorded: OpenAsks | None,
         saved: FlowBody | None,
         incarnation: int,
         number: int,
@@ -346,9 +377,10 @@ class Replica:
         args: bytes,
     ) -> bytes | None:
         """The reply that needs no handler: a recorded one, or a refusal."""
-        for body, reply in recorded or ():
-            if body.number == number and body.args == args and body.message == message and body.owner == owner:
-                return reply
+        if recorded is not None and number <= recorded.highest:
+            for body, reply in recorded:
+                if body.number == number and body.args == args and body.message == message and body.owner == owner:
+                    return reply
         if _is_stale(incarnation, recorded, saved):
             return _error_reply("OwnerError", f"ask {number} comes from an incarnation of the flow that is gone")
         if saved is not None and saved.incarnation == incarnation and number <= saved.asks:
@@ -386,13 +418,7 @@ class Replica:
         return _error_reply("UsageError", f"owner {owner!r} has no message {message!r}")
 
 
-def _remember(recorded: list[Recorded], body: AskBody, reply: bytes) -> None:
-    """Add to a flow's recorded replies; one number is in them once: a new incarnation that asks otherwise replaces."""
-    recorded[:] = [entry for entry in recorded if entry[0].number != body.number]
-    recorded.append((body, reply))
-
-
-def _is_stale(incarnation: int, recorded: list[Recorded] | None, saved: FlowBody | None) -> bool:
+def _is_stale(incarnation: int, recorded: OpenAsks | None, saved: FlowBody | None) -> bool:
     """Whether a newer incarnation of the flow is known; the last recorded ask is of the newest that asked."""
     return (saved is not None and incarnation < saved.incarnation) or (
         recorded is not None and incarnation < recorded[-1][0].incarnation

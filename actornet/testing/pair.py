@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -52,6 +53,7 @@ control = "127.0.0.1:740{primary_host}"
 [backup]
 log = "log-{backup}"
 link = "10.9.0.{primary_host}:7400"
+listen = "10.9.0.{backup_host}:7400"
 control = "127.0.0.1:740{backup_host}"
 """
 
@@ -72,6 +74,7 @@ class Pair:
         durability: str = "applied",
     ) -> None:
         self.directory = directory
+        self.cores = cores
         self.lab = Lab.nat_pair()
         self.nodes: dict[Name, subprocess.Popen[Any]] = {}
         self.primary: Name = "a"
@@ -117,12 +120,16 @@ class Pair:
         if role == "primary":
             self.primary = node
         output = self.output(node)
+        argv = [*_ACTORNET, "launch", role, str(self.file(self.primary)), *self._cpus(node)]
         with output.open("ab") as file:
             begun = file.tell()
-            self.nodes[node] = self.lab.popen(
-                node, [*_ACTORNET, "launch", role, str(self.file(self.primary))], stdout=file, stderr=file
-            )
+            self.nodes[node] = self.lab.popen(node, argv, stdout=file, stderr=file)
         self._wait_for(node, rb"^pair \w+ ready", begun)
+
+    def _cpus(self, node: Name) -> list[str]:
+        """Each node its own CPUs for its cores, as far as there are so many: else both would take the first ones."""
+        cpus = sorted(os.sched_getaffinity(0), reverse=node == "b")[: self.cores]
+        return ["--cpus", ",".join(map(str, sorted(cpus)))] if len(cpus) == self.cores else []
 
     def wait_in_sync(self, backup: Name) -> None:
         """Wait until the backup may take over."""
@@ -158,9 +165,13 @@ class Pair:
     def kill(self, node: Name) -> int:
         """kill -9 of every process of a node; returns the monotonic time (ns) just before."""
         victims = self.processes(node)
+        # All at once: otherwise those that die first take the CPUs from who is about to kill the others.
+        os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(2))
         began_ns = time.monotonic_ns()
         for pid in victims:
-            os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # with its parent
+                os.kill(pid, signal.SIGKILL)
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
         self.nodes[node].wait()
         return began_ns
 

@@ -1,4 +1,7 @@
-"""Traffic through a live pair, made by plain sockets in the lab's namespaces, and what became of it."""
+"""Traffic through a live pair, made by plain sockets in the lab's namespaces, and what became of it.
+
+Its threads run before ordinary ones, so that what they measure is the pair and not the death of a node's processes.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,11 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Callable
+from itertools import pairwise
 from typing import Self
 
+from actornet.node.thread import run_first
 from actornet.testing.netns import Lab
 
 SERVER = "203.0.113.254"
@@ -29,7 +35,7 @@ class UdpStream:
         self._ended = threading.Event()
         self.sent = 0
         self.received: list[tuple[int, int]] = []
-        self._threads = [threading.Thread(target=run, daemon=True) for run in (self._send, self._echo, self._receive)]
+        self._threads = [_thread(run) for run in (self._send, self._echo, self._receive)]
 
     def __enter__(self) -> Self:
         for thread in self._threads:
@@ -46,7 +52,7 @@ class UdpStream:
     def outage_ms(self, since_ns: int) -> float:
         """The longest time without an echo after `since_ns` (monotonic), less the spacing."""
         times = [since_ns] + [at for _, at in self.received if at > since_ns]
-        gaps = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+        gaps = [later - earlier for earlier, later in pairwise(times)]
         return max(0, max(gaps) - self._spacing_ns) / 1e6 if gaps else float("inf")
 
     def _send(self) -> None:
@@ -90,7 +96,7 @@ class TcpTransfer:
         self._digests: dict[str, str] = {}
         self.sent = 0
         self.progress: list[tuple[int, int]] = []
-        self._threads = [threading.Thread(target=self._guard, args=(run,), daemon=True) for run in (self._send, self._receive)]
+        self._threads = [_thread(self._guard, run) for run in (self._send, self._receive)]
 
     def __enter__(self) -> Self:
         for thread in self._threads:
@@ -117,11 +123,10 @@ class TcpTransfer:
     def outage_ms(self, since_ns: int) -> float:
         """The longest time without progress at the receiver after `since_ns` (monotonic)."""
         times = [since_ns] + [at for _, at in self.progress if at > since_ns]
-        return max((later - earlier for earlier, later in zip(times, times[1:], strict=False)), default=10**12) / 1e6
+        return max((later - earlier for earlier, later in pairwise(times)), default=10**12) / 1e6
 
-    def _guard(self, run: object) -> None:
+    def _guard(self, run: Callable[[], None]) -> None:
         try:
-            assert callable(run)
             run()
         except OSError as error:
             self._errors.append(error)
@@ -147,6 +152,14 @@ class TcpTransfer:
             total += len(data)
             self.progress.append((total, time.monotonic_ns()))
         self._digests["received"] = digest.hexdigest()
+
+
+def _thread(run: Callable[..., None], *args: object) -> threading.Thread:
+    def undisturbed() -> None:
+        run_first()
+        run(*args)
+
+    return threading.Thread(target=undisturbed, daemon=True)
 
 
 def _udp(address: str, port: int = 0) -> socket.socket:

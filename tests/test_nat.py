@@ -1,0 +1,821 @@
+"""The NAT against an independent model, packet by packet: over real captures, and requirement by requirement."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+from collections import Counter
+from collections.abc import Callable, Iterator
+from ipaddress import ip_interface
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actornet import FiveTuple
+from actornet.embedded import Embedded
+from actornet.engine.port import Port
+from actornet.errors import UsageError
+from actornet.log.record import AskBody
+from actornet.ports.capture import CaptureFeed, CapturePort
+from actornet.ports.host import Host
+from actornet.ports.memory import MemoryPort
+from actornet.ports.pcap import read_capture
+from actornet.ports.playback import Playback
+from actornet.replay.history import History
+from actornet.replay.verification import verify
+from actors.nat import Endpoint, Mappings, SourceNAT
+from tests import frames
+from tests.nat_model import PRIVATE, Capture, Flow, Model, Packet, differences, dissect
+
+CAPTURES = Path(__file__).parent / "captures"
+EXTERNAL = "203.0.113.1"
+A, B, C = "10.0.0.2", "10.0.0.3", "10.0.0.4"  # inside
+P, Q, ROUTER = "198.51.100.1", "198.51.100.2", "192.0.2.9"  # outside
+ICMP, TCP, UDP = 1, 6, 17
+FIN, SYN, RST, ACK = 1, 2, 4, 16
+SECOND = 1_000_000_000
+
+Send = Callable[..., list[bytes]]
+
+
+class Nat:
+    """A NAT between two memory ports, in virtual time, each packet of which the model checks."""
+
+    def __init__(self, log: Path | None = None, nf: type[SourceNAT] = SourceNAT, **settings: object) -> None:
+        self.ports = {name: MemoryPort(name) for name in ("lan", "wan")}
+        self.settings, self.log, self.nf = settings, log, nf
+        self.now_ns = 1_700_000_000 * SECOND
+        self.errors: list[BaseException] = []
+        self.left: dict[str, list[bytes]] = {"lan": [], "wan": []}
+        self.model = self.make_model()
+        self.counted: Counter[str] = Counter()
+        self.embedded = self.start()
+
+    def start(self) -> Embedded:
+        return Embedded(
+            self.nf,
+            list(self.ports.values()),
+            self.settings,
+            str(self.log) if self.log else None,
+            flows_max=1 << 14,
+            virtual_time=True,
+            on_error=lambda flow, handler, error: self.errors.append(error),
+        )
+
+    def lan(self, *packets: bytes) -> list[bytes]:
+        """What leaves, by either port, when these come in."""
+        return self._send("lan", packets)
+
+    def wan(self, *packets: bytes) -> list[bytes]:
+        return self._send("wan", packets)
+
+    def _send(self, port: str, packets: tuple[bytes, ...]) -> list[bytes]:
+        self.ports[port].feed([(self.now_ns, packet) for packet in packets])
+        while len(self.ports[port]):
+            self.embedded.run_burst()
+        left = {name: [bytes(frame) for _, frame in memory.take()] for name, memory in self.ports.items()}
+        self.model.check([(self.now_ns, port, packet) for packet in packets], left)
+        for name, sent in left.items():
+            self.left[name] += sent
+        return left["lan"] + left["wan"]
+
+    def wait(self, seconds: float) -> None:
+        """Let time pass, with a frame that is no IP as the clock's tick; twice, because timers may be late."""
+        for _ in range(2):
+            self.now_ns += int(seconds * SECOND / 2)
+            self.lan(frames.ethernet(bytes(40), kind=0x88CC))
+            for _ in range(20):
+                self.embedded.run_burst()
+            self.model.rest()
+
+    @property
+    def state(self) -> Mappings:
+        state = self.embedded.journal.replica.owners["wan-ports"].state
+        assert isinstance(state, Mappings)
+        return state
+
+    def count(self, name: str) -> int:
+        return self.embedded.counters()[name]
+
+    def crash(self) -> None:
+        """As if the process were gone: nothing is closed or saved; the next one begins with what the log has."""
+        assert self.embedded._log is not None
+        self.embedded._log.close()
+        self.counted += Counter(self.embedded.counters())
+        self.embedded = self.start()
+
+    def make_model(self) -> Model:
+        known: dict[str, Any] = {"address": EXTERNAL, "first_port": 1, "last_port": 65535}
+        known |= {"filtering": "endpoint-independent"} | self.settings
+        return Model(known["address"].split(", "), known["first_port"], known["last_port"], known["filtering"])
+
+    def finish(self) -> None:
+        """Every packet was right by the model; no state is left when all flows have closed; the log replays (G4)."""
+        self.counted += Counter(self.embedded.counters())
+        self.model.compare(self.counted)
+        self.embedded.finish()
+        assert_nothing_left(self.embedded)
+        assert self.errors == []
+        if self.log is not None:
+            assert_sound(self.log)
+
+
+def assert_nothing_left(embedded: Embedded) -> None:
+    state = embedded.journal.replica.owners["wan-ports"].state
+    assert state.by_inside == {} and state.remotes == {} and not any(state.by_outside.values())
+    assert embedded.core.entries == 0 and embedded.journal.replica.flows == {} and embedded.journal.replica.asks == {}
+
+
+def assert_sound(log: Path) -> None:
+    with History(log) as history:
+        done = verify(history)
+    assert done.problem is None and done.flows == 0
+    assert "ASK" in done.kinds
+
+
+@pytest.fixture
+def nat(tmp_path: Path) -> Iterator[Callable[..., Nat]]:
+    """Makes NATs with a log each; all are checked at the end."""
+    made: list[Nat] = []
+
+    def make(**settings: Any) -> Nat:
+        made.append(Nat(tmp_path / f"log{len(made)}", **settings))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.finish()
+
+
+def seen(frame: bytes) -> Flow:
+    packet = dissect(frame)
+    assert isinstance(packet, Packet)
+    return packet.flow
+
+
+def outside_of(frame: bytes) -> tuple[str, int]:
+    return tuple(seen(frame).source)
+
+
+def udp(source: str, port: int, destination: str = P, to: int = 53, data: bytes = b"x", ttl: int = 64) -> bytes:
+    return frames.udp(source, port, destination, to, data, ttl)
+
+
+def tcp(source: str, port: int, flags: int, destination: str = P, to: int = 80) -> bytes:
+    return frames.tcp(source, port, destination, to, flags)
+
+
+def first_of(protocol: int, source: str, port: int, destination: str = P, to: int = 80) -> bytes:
+    """The packet that opens a flow of this protocol."""
+    if protocol == UDP:
+        return udp(source, port, destination, to)
+    if protocol == ICMP:
+        return frames.echo(source, destination, port)
+    return tcp(source, port, SYN, destination, to)
+
+
+def answer(frame: bytes, flags: int = SYN | ACK) -> bytes:
+    """The answer to what left by wan."""
+    flow = seen(frame).reversed()
+    if flow.protocol == ICMP:
+        return frames.echo(flow.source.address, flow.destination.address, flow.source.port, kind=0)
+    make = frames.udp if flow.protocol == UDP else frames.tcp
+    more: tuple[Any, ...] = (b"answer",) if flow.protocol == UDP else (flags,)
+    return make(*flow.source, *flow.destination, *more)
+
+
+# ------------------------------------------------------------------------------------------- the model itself
+
+
+def test_the_model_sees_every_bit() -> None:
+    """No bit of what leaves can be other than it is without a complaint, but for one: the complement of 0 in UDP."""
+    one = Nat()
+    left = one.lan(udp(A, 5000), tcp(A, 5000, SYN), frames.echo(A, P, 7))
+    for came in [*map(answer, left), *[frames.icmp_error(ROUTER, frame) for frame in left]]:
+        (delivered,) = one.wan(came)
+        before = dissect(came)
+        assert isinstance(before, Packet)
+        before = before.addressed(seen(delivered))
+        assert differences(before, delivered) == ""
+        for bit in range(len(delivered) * 8):
+            other = bytearray(delivered)
+            other[bit // 8] ^= 1 << bit % 8
+            assert differences(before, bytes(other)), bit
+    one.finish()
+
+
+def out(source: str, port: int, destination: str = P, data: bytes = b"x") -> bytes:
+    """A datagram as it leaves."""
+    return udp(source, port, destination, data=data, ttl=63)
+
+
+FAULTS: dict[str, list[tuple[str, list[bytes], list[bytes]]]] = {
+    "explains": [("wan", [udp(A, 5000)], [out(EXTERNAL, 5000)] * 2)],
+    "no packet of": [("wan", [udp(A, 5000)], [])],
+    "bytes .* are": [("wan", [udp(A, 5000)], [out(EXTERNAL, 5000)]), ("wan", [udp(A, 5000)], [udp(EXTERNAL, 5000)])],
+    "no packet .* endpoint": [("wan", [udp(A, 5000)], [out("203.0.113.9", 5000)])],
+    "the port 5000 was free": [("wan", [udp(A, 5000)], [out(EXTERNAL, 5002)])],
+    "UDP-4": [("wan", [udp(A, 5000), udp(B, 5000)], [out(EXTERNAL, 5000), out(EXTERNAL, 5001)])],
+    "UDP-3a": [("wan", [udp(A, 5000), udp(B, 5000)], [out(EXTERNAL, 5000), out(EXTERNAL, 500)])],
+    "UDP-2": [("wan", [udp(A, 5000), udp(A, 5001)], [out(EXTERNAL, 5000), out("203.0.113.2", 5001)])],
+    "endpoint that is free": [("wan", [udp(A, 5000), udp(B, 5000)], [out(EXTERNAL, 5000)] * 2)],
+    "left by wan for it": [("wan", [udp(A, 5000), udp(A, 5000, Q)], [out(EXTERNAL, 5000), out(EXTERNAL, 5002, Q)])],
+    "not 31$|not 3131": [
+        ("wan", [udp(A, 5000)], [out(EXTERNAL, 5000)]),
+        (
+            "wan",
+            [udp(A, 5000, data=b"1"), udp(A, 5000, data=b"2")],
+            [out(EXTERNAL, 5000, data=d) for d in (b"2", b"1")],
+        ),
+    ],
+    "left by lan for it": [
+        ("wan", [udp(A, 5000), udp(B, 5001)], [out(EXTERNAL, 5000), out(EXTERNAL, 5001)]),
+        ("lan", [udp(P, 53, EXTERNAL, 5000)], [udp(P, 53, B, 5000, ttl=63)]),
+    ],
+}
+
+
+@pytest.mark.parametrize("what", FAULTS)
+def test_the_model_sees_faults(what: str) -> None:
+    model = Model([EXTERNAL, "203.0.113.2"])
+    *right, (port, came, left) = FAULTS[what]
+    for to, packets, sent in right:
+        model.check([(0, "lan" if to == "wan" else "wan", packet) for packet in packets], {to: sent})
+    with pytest.raises(AssertionError, match=what):
+        model.check([(0, "lan" if port == "wan" else "wan", packet) for packet in came], {port: left})
+
+
+# ------------------------------------------------------------------------------------------------- real captures
+
+INSIDE = {
+    "dns_fragmented.pcap": ["0.0.0.0/0"],  # public addresses alone: the first to speak is inside
+    "ipv6_in_gtp.pcap": ["0.0.0.0/0"],
+}
+NAMES = sorted(path.name for path in CAPTURES.glob("*.pcap*"))
+
+
+class Played:
+    """A NAT over a capture, by the machinery of `actornet run`."""
+
+    def __init__(self, name: str) -> None:
+        path, inside = str(CAPTURES / name), INSIDE.get(name, list(PRIVATE))
+        self.packets = iter(read_capture(path))
+        self.feed = CaptureFeed([(read_capture(path), 0)], Playback(inside))
+        self.model = Model(capture=Capture(inside))  # its playback is not that of `actornet run` either
+        self.outlets: dict[str, list[tuple[int, bytes, int]]] = {"lan": [], "wan": []}
+        self.ports: list[Port] = [CapturePort(port, self.feed, [self.outlets[port]]) for port in self.outlets]
+        self.errors: list[BaseException] = []
+
+    def start(self, log: Path | None) -> Embedded:
+        embedded = Embedded(
+            SourceNAT,
+            self.ports,
+            {"address": EXTERNAL},
+            str(log) if log else None,
+            flows_max=1 << 14,
+            virtual_time=True,
+            on_error=lambda flow, handler, error: self.errors.append(error),
+        )
+        self.feed.suspended = lambda: embedded.core.suspended > 0
+        return embedded
+
+    def play(self, embedded: Embedded, packets: int = 1 << 60) -> dict[str, int]:
+        """Play so many packets of it, or all; returns the counters."""
+        while not self.feed.exhausted and self.feed.packets < packets:
+            embedded.run_burst()
+            came = islice(self.packets, self.feed.packets - self.model.received)
+            left = {port: [frame for _, frame, _ in sent] for port, sent in self.outlets.items()}
+            self.model.check([(time_ns, None, frame) for time_ns, frame, _ in came], left)
+            for sent in self.outlets.values():
+                sent.clear()
+        assert self.errors == []
+        return embedded.counters()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_packet_of_a_capture(name: str) -> None:
+    """G1: in order within each flow, too."""
+    played = Played(name)
+    embedded = played.start(None)
+    played.model.compare(played.play(embedded))
+    assert played.model.forwarded or set(played.model.drops) <= {"dropped_by_nf", "fragment"}, "IPv6 is not translated"
+    assert next(played.packets, None) is None
+    embedded.finish()
+    assert_nothing_left(embedded)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_packet_of_a_capture_with_a_log_and_again_on_it(name: str, tmp_path: Path) -> None:
+    """G4: the log of each run replays to the same replies, and leaves nothing that changes the next run."""
+    log = tmp_path / "log"
+    for _ in range(2):
+        played = Played(name)
+        embedded = played.start(log)
+        played.model.compare(played.play(embedded))
+        embedded.finish()
+        assert_nothing_left(embedded)
+        if played.model.forwarded:
+            assert_sound(log)
+
+
+@pytest.mark.parametrize("name", ["skype.pcap", "1kxun.pcapng", "sip.pcap"])
+def test_every_packet_of_a_capture_through_crashes(name: str, tmp_path: Path) -> None:
+    """G6: flows go on as they were, from the log alone, when the process dies after every few bursts."""
+    log, played, total = tmp_path / "log", Played(name), Counter[str]()
+    embedded, restored = played.start(log), 0
+    for stop in [*range(60, 600, 60), 1 << 60]:
+        total += Counter(played.play(embedded, stop))
+        if played.feed.exhausted:
+            break
+        assert embedded._log is not None
+        embedded._log.close()
+        embedded = played.start(log)
+        restored += embedded.counters()["live_flows"]
+    assert restored > 0
+    played.model.compare(total)
+    embedded.finish()
+    assert_nothing_left(embedded)
+    assert_sound(log)
+
+
+# ------------------------------------------------------------------------------- RFC 4787 (UDP) and RFC 5382 (TCP)
+
+
+@pytest.mark.parametrize("protocol", [UDP, TCP, ICMP])
+def test_udp_1_tcp_1_mapping_is_endpoint_independent(nat: Callable[..., Nat], protocol: int) -> None:
+    one = nat()
+    places = [(P, 80), (P, 81), (Q, 80), (Q, 443)]
+    found = {outside_of(one.lan(first_of(protocol, A, 5000, *place))[0]) for place in places}
+    assert len(found) == 1
+    assert outside_of(one.lan(first_of(protocol, A, 5001))[0]) not in found
+
+
+def test_udp_2_pooling_is_paired(nat: Callable[..., Nat]) -> None:
+    addresses = ["203.0.113.1", "203.0.113.2", "203.0.113.3"]
+    one = nat(address=", ".join(addresses))
+    used: dict[str, set[str]] = {}
+    for host in range(2, 42):
+        packets = [first_of(protocol, f"10.0.0.{host}", 5000 + host) for protocol in (UDP, TCP, ICMP)]
+        used[f"10.0.0.{host}"] = {outside_of(left)[0] for left in one.lan(*packets)}
+    assert all(len(found) == 1 for found in used.values())
+    assert {address for found in used.values() for address in found} == set(addresses), "all are used"
+
+
+@pytest.mark.parametrize("protocol", [UDP, TCP])
+def test_udp_3_tcp_7_ports_are_kept_and_never_shared(nat: Callable[..., Nat], protocol: int) -> None:
+    one = nat()
+    hosts = [f"10.0.1.{number}" for number in range(50)]
+    for port in (5000, 123):
+        found = [outside_of(one.lan(first_of(protocol, host, port))[0])[1] for host in hosts]
+        assert found[0] == port, "the first has its own"
+        assert len(set(found)) == 50
+        assert all((other < 1024) == (port < 1024) for other in found), "UDP-3a: of the same range"
+
+
+def test_udp_3a_without_ports_of_a_range_the_other_serves(nat: Callable[..., Nat]) -> None:
+    high, low = nat(first_port=2000, last_port=2009), nat(first_port=100, last_port=109)
+    assert 2000 <= outside_of(high.lan(udp(A, 500))[0])[1] <= 2009
+    assert 100 <= outside_of(low.lan(udp(A, 5000))[0])[1] <= 109
+
+
+def test_udp_4_parity_is_kept(nat: Callable[..., Nat]) -> None:
+    one = nat()
+    for port in (5000, 5001, 44, 45):
+        found = [outside_of(one.lan(udp(f"10.0.1.{host}", port))[0])[1] for host in range(20)]
+        assert {other % 2 for other in found} == {port % 2}
+
+
+def opened(one: Nat, protocol: int, how: str) -> list[bytes]:
+    """What left last for a flow of host A, port 5000, that has been opened this way."""
+    first = first_of(protocol, A, 5000)
+    if how == "middle":
+        return one.lan(tcp(A, 5000, ACK))
+    left = one.lan(first)
+    if how != "opening":
+        one.wan(answer(left[0]))
+    if how in ("closed", "half-closed", "reset"):
+        one.wan(answer(left[0], RST if how == "reset" else FIN | ACK))
+    if how == "closed":
+        one.lan(tcp(A, 5000, FIN | ACK))
+    return left
+
+
+@pytest.mark.parametrize(
+    ("protocol", "how", "idle_s"),
+    [
+        (UDP, "answered", 300),
+        (ICMP, "answered", 60),
+        (TCP, "opening", 240),
+        (TCP, "answered", 7440),
+        (TCP, "half-closed", 7440),
+        (TCP, "closed", 240),
+        (TCP, "reset", 240),
+        (TCP, "middle", 7440),
+    ],
+)
+def test_udp_5_tcp_5_icmp_2_time_outs(nat: Callable[..., Nat], protocol: int, how: str, idle_s: int) -> None:
+    """Not a second earlier; and then the port is another host's to have."""
+    one = nat()
+    (left,) = opened(one, protocol, how)
+    one.wait(idle_s - 1)
+    assert one.count("live_flows") == 1
+    assert seen(one.lan(first_of(protocol, B, 5000))[0]).source.port != 5000, "the mapping still holds the port"
+    one.wait(idle_s * 2 + 7440)
+    assert one.count("live_flows") == 0 and one.state.by_inside == {}
+    assert one.wan(answer(left)) == []
+    assert seen(one.lan(first_of(protocol, C, 5000))[0]).source.port == 5000
+
+
+def test_udp_5_a_mapping_lives_as_long_as_its_last_flow(nat: Callable[..., Nat]) -> None:
+    one = nat()
+    one.lan(udp(B, 5000), udp(A, 5000, P))
+    (left,) = one.lan(udp(A, 5000, Q))
+    for _ in range(3):
+        one.wait(200)
+        assert seen(one.lan(udp(A, 5000, Q))[0]).source == seen(left).source
+    assert len(one.state.by_inside) == 1 and next(iter(one.state.by_inside.values())).flows == 1
+
+
+@pytest.mark.parametrize("direction", ["out", "in"])
+def test_udp_6_packets_of_either_direction_refresh(nat: Callable[..., Nat], direction: str) -> None:
+    one = nat()
+    (left,) = one.lan(udp(A, 5000))
+    for _ in range(5):
+        one.wait(290)
+        assert one.lan(udp(A, 5000)) if direction == "out" else one.wan(answer(left))
+    assert one.count("flows_opened") == 1
+
+
+@pytest.mark.parametrize(
+    ("filtering", "let_in"),
+    [
+        ("endpoint-independent", {(P, 53), (P, 54), (Q, 53)}),
+        ("address-dependent", {(P, 53), (P, 54)}),
+        ("address-and-port-dependent", {(P, 53)}),
+    ],
+)
+@pytest.mark.parametrize("protocol", [UDP, TCP])
+def test_udp_8_tcp_3_filtering(
+    nat: Callable[..., Nat], protocol: int, filtering: str, let_in: set[tuple[str, int]]
+) -> None:
+    one = nat(filtering=filtering)
+    (left,) = one.lan(first_of(protocol, A, 5000, P, 53))
+    outside = seen(left).source
+    for remote in [(P, 53), (P, 54), (Q, 53)]:
+        came = one.wan(first_of(protocol, *remote, *outside))
+        assert [seen(frame).destination for frame in came] == [(A, 5000)] * (remote in let_in)
+    assert one.wan(first_of(protocol, P, 53, EXTERNAL, 5999)) == [], "nothing is mapped there"
+    assert one.wan(first_of(protocol, P, 53, A, 5000)) == [], "nor is anybody inside reached by the own address"
+
+
+def test_udp_8_permission_ends_with_the_last_flow_to_the_address(nat: Callable[..., Nat]) -> None:
+    one = nat(filtering="address-dependent")
+    one.lan(udp(A, 5000, P, 53), udp(A, 5000, P, 54))
+    (left,) = one.lan(udp(A, 5000, Q, 53))
+    for _ in range(2):
+        one.wait(200)
+        one.lan(udp(A, 5000, Q, 53))
+    assert one.state.remotes == {Endpoint(UDP, A, 5000): {Q: 1}}
+    assert one.wan(frames.udp(P, 53, *seen(left).source)) == []
+    assert one.wan(frames.udp(Q, 99, *seen(left).source))
+
+
+def test_filtering_must_be_known() -> None:
+    with pytest.raises(UsageError, match="filtering must be one of endpoint-independent, address-dependent, "):
+        Nat(filtering="none")
+    with pytest.raises(UsageError, match="256"):
+        Nat(address="203.0.113.1, 203.0.113.256")
+    with pytest.raises(UsageError, match="first <= last"):
+        Nat(first_port=2000, last_port=1999)
+
+
+@pytest.mark.parametrize("filtering", ["endpoint-independent", "address-and-port-dependent"])
+@pytest.mark.parametrize("protocol", [UDP, TCP])
+def test_udp_9_tcp_8_hairpinning(nat: Callable[..., Nat], protocol: int, filtering: str) -> None:
+    """With the external address and port as the source; also back, and for a host that speaks to itself."""
+    one = nat(filtering=filtering)
+    server = seen(one.lan(first_of(protocol, A, 5000))[0]).source
+    for client in (B, A):
+        (left,) = one.lan(first_of(protocol, client, 6000, *server))
+        assert seen(left) == (protocol, (EXTERNAL, seen(left).source.port), (A, 5000))
+        (back,) = one.lan(answer(left))
+        assert seen(back) == (protocol, server, (client, 6000))
+    assert one.lan(first_of(protocol, B, 6000, EXTERNAL, 999)) == [], "nothing is mapped there"
+    assert len(one.left["wan"]) == 1
+
+
+@pytest.mark.parametrize("protocol", [UDP, TCP, ICMP])
+def test_udp_12_tcp_10_icmp_6_errors_neither_end_nor_refresh(nat: Callable[..., Nat], protocol: int) -> None:
+    one = nat()
+    (left,) = opened(one, protocol, "opening")
+    idle_s = {UDP: 300, TCP: 240, ICMP: 60}[protocol]
+    one.wait(idle_s - 10)
+    for kind, code in ((3, 3), (3, 1), (11, 0), (12, 0)):
+        assert one.wan(frames.icmp_error(ROUTER, left, kind, code))
+    assert one.count("live_flows") == 1 and one.lan(first_of(protocol, A, 5000)) != []
+    one.wait(idle_s - 10)
+    assert one.wan(frames.icmp_error(ROUTER, left))
+    one.wait(30)
+    assert one.count("live_flows") == 0
+    assert one.wan(frames.icmp_error(ROUTER, left)) == [] and one.count("icmp_error_unmatched") == 1
+
+
+def test_tcp_2_simultaneous_open(nat: Callable[..., Nat]) -> None:
+    one = nat()
+    (left,) = one.lan(tcp(A, 5000, SYN))
+    assert [seen(frame).destination for frame in one.wan(answer(left, SYN))] == [(A, 5000)]
+    assert one.lan(tcp(A, 5000, SYN | ACK)) and one.wan(answer(left, SYN | ACK))
+    one.wait(7000)
+    assert one.lan(tcp(A, 5000, ACK)), "established"
+    assert one.count("flows_opened") == 1
+
+
+def test_tcp_2_simultaneous_open_where_the_other_syn_comes_first(nat: Callable[..., Nat]) -> None:
+    one = nat()
+    one.lan(tcp(A, 5000, SYN, Q))
+    assert one.wan(frames.tcp(P, 80, EXTERNAL, 5000, SYN)), "endpoint-independent filtering lets it in"
+    (left,) = one.lan(tcp(A, 5000, SYN))
+    assert seen(left).source == (EXTERNAL, 5000)
+    one.wait(7000)
+    assert one.wan(answer(left, ACK)) and one.count("flows_opened") == 2
+
+
+def test_tcp_2_opened_from_outside(nat: Callable[..., Nat]) -> None:
+    """By a SYN alone: what else comes from outside belongs to a connection, or to none."""
+    one = nat()
+    one.lan(tcp(A, 5000, SYN, Q))
+    for flags in (ACK, SYN | ACK & 0, RST, FIN | ACK, 0):
+        assert bool(one.wan(frames.tcp(P, 80, EXTERNAL, 5000, flags))) == (flags == SYN or one.count("live_flows") == 2)
+    assert one.count("dropped_by_nf") == 1
+
+
+def test_tcp_2_the_same_five_tuple_again(nat: Callable[..., Nat]) -> None:
+    """After FINs or an RST the next SYN is a new connection, with the time-out of one."""
+    one = nat()
+    (left,) = opened(one, TCP, "closed")
+    one.lan(tcp(A, 5000, SYN))
+    one.wan(answer(left))
+    one.wait(7000)
+    assert one.wan(answer(left, ACK)), "established"
+    one.wan(answer(left, RST))
+    one.lan(tcp(A, 5000, SYN))
+    one.wan(answer(left))
+    one.wait(7000)
+    assert one.lan(tcp(A, 5000, ACK)) and one.count("flows_opened") == 1
+
+
+def test_tcp_2_retransmissions_save_nothing_anew(nat: Callable[..., Nat]) -> None:
+    one = nat()
+    opened(one, TCP, "closed")
+    lsn = one.embedded.journal.lsn
+    for flags in (SYN & 0 | FIN | ACK, RST, FIN | ACK):
+        assert len(one.lan(*[tcp(A, 5000, flags)] * 3)) == 3
+    assert one.embedded.journal.lsn == lsn
+
+
+@pytest.mark.parametrize("filtering", ["endpoint-independent", "address-and-port-dependent"])
+def test_tcp_4_an_unsolicited_syn_is_not_answered(nat: Callable[..., Nat], filtering: str) -> None:
+    one = nat(filtering=filtering)
+    one.lan(tcp(A, 5000, SYN, Q))
+    port = 5001 if filtering == "endpoint-independent" else 5000
+    for _ in range(3):
+        assert one.wan(frames.tcp(P, 80, EXTERNAL, port, SYN)) == []
+    assert one.count("dropped_by_nf") == 3 and one.count("live_flows") == 1
+
+
+# ------------------------------------------------------------------------------------------------ RFC 5508 (ICMP)
+
+
+def test_icmp_1_queries_and_their_responses(nat: Callable[..., Nat]) -> None:
+    """The identifier is translated where two hosts use the same."""
+    one = nat()
+    left = [one.lan(frames.echo(host, P, 7))[0] for host in (A, B, C)]
+    assert len({outside_of(frame) for frame in left}) == 3 and outside_of(left[0])[1] == 7
+    for host, frame in zip((A, B, C), left, strict=True):
+        assert seen(one.wan(answer(frame))[0]) == (ICMP, (P, 7), (host, 7))
+    assert one.wan(frames.echo(Q, EXTERNAL, 7)) == [], "a query from outside names no host"
+    assert one.lan(frames.echo(A, EXTERNAL, 7)) == [], "nor does one from inside"
+
+
+@pytest.mark.parametrize("protocol", [UDP, TCP, ICMP])
+def test_tcp_9_icmp_4_errors_from_outside(nat: Callable[..., Nat], protocol: int) -> None:
+    """Who sent it stays who sent it, or traceroute would not work; the packet inside is the host's own again."""
+    one = nat()
+    one.lan(first_of(protocol, B, 5000))
+    sent = first_of(protocol, A, 5000)
+    (left,) = one.lan(sent)
+    assert outside_of(left)[1] != 5000
+    (came,) = one.wan(frames.icmp_error(ROUTER, left, 11, 0))
+    packet = dissect(came)
+    assert isinstance(packet, Packet) and (packet.source, packet.destination) == (ROUTER, A)
+    assert packet.flow.reversed() == seen(sent)
+    assert came[34:36] == bytes((11, 0)), "type and code stay"
+    assert one.wan(frames.icmp_error(ROUTER, sent)) == [], "nothing is known of what never left"
+
+
+@pytest.mark.parametrize("protocol", [UDP, TCP])
+def test_icmp_5_errors_from_inside(nat: Callable[..., Nat], protocol: int) -> None:
+    """From the host, or from a router inside, whose address nobody outside could answer."""
+    one = nat()
+    outside = seen(one.lan(first_of(protocol, A, 5000, Q))[0]).source
+    came = first_of(protocol, P, 99, *outside)
+    (delivered,) = one.wan(came)
+    for sender in (A, "10.0.0.254"):
+        (left,) = one.lan(frames.icmp_error(sender, delivered))
+        packet = dissect(left)
+        assert isinstance(packet, Packet) and (packet.source, packet.destination) == (EXTERNAL, P)
+        assert packet.flow.reversed() == seen(came)
+
+
+@pytest.mark.parametrize("protocol", [UDP, TCP])
+def test_icmp_7_hairpinned_errors(nat: Callable[..., Nat], protocol: int) -> None:
+    one = nat()
+    server = seen(one.lan(first_of(protocol, A, 5000))[0]).source
+    sent = first_of(protocol, B, 6000, *server)
+    (delivered,) = one.lan(sent)
+    (came,) = one.lan(frames.icmp_error(A, delivered))
+    packet = dissect(came)
+    assert isinstance(packet, Packet) and (packet.source, packet.destination) == (EXTERNAL, B)
+    assert packet.flow.reversed() == seen(sent)
+
+
+def test_icmp_8_exhaustion_is_counted_and_over_when_a_flow_ends(nat: Callable[..., Nat]) -> None:
+    one = nat(first_port=2000, last_port=2007)
+    hosts = [f"10.0.1.{number}" for number in range(10)]
+    left = one.lan(*[udp(host, 5000) for host in hosts])
+    assert sorted(outside_of(frame)[1] for frame in left) == list(range(2000, 2008)), "the very last port is used"
+    assert one.count("rejected_by_nf") == 2 and one.state.exhausted == 2
+    assert one.lan(udp(hosts[0], 5000, Q)), "a mapping serves any number of flows"
+    assert one.lan(tcp(A, 5000, SYN)), "each protocol has ports of its own"
+    one.wait(700)
+    assert len(one.lan(udp(hosts[8], 5000), udp(hosts[9], 5000))) == 2
+
+
+def test_icmp_8_an_exhausted_nat_holds_nothing_for_a_hairpinned_flow(nat: Callable[..., Nat]) -> None:
+    one = nat(first_port=2000, last_port=2000)
+    (left,) = one.lan(udp(A, 5000))
+    assert one.lan(udp(B, 5000, *seen(left).source)) == [] and one.count("rejected_by_nf") == 1
+    assert [mapping.flows for mapping in one.state.by_inside.values()] == [1]
+
+
+def test_icmp_8_who_cannot_be_served_is_told_so() -> None:
+    """On a routed port: destination unreachable, communication administratively prohibited."""
+    lan, wan = MemoryPort("lan"), MemoryPort("wan")
+    lan.interface, lan.mac = ip_interface("10.0.0.1/24"), frames.WAN_MAC
+    one = Embedded(SourceNAT, [lan, wan], {"first_port": 2000, "last_port": 2000}, virtual_time=True)
+    one.core.host = Host()
+    lan.feed([(SECOND, udp(A, 5000)), (SECOND, udp(B, 5000))])
+    one.run_burst()
+    ((_, told),) = lan.take()
+    packet = dissect(told)
+    assert isinstance(packet, Packet) and told[34:36] == bytes((3, 13))
+    assert (packet.source, packet.destination) == ("10.0.0.1", B) and packet.flow == seen(udp(B, 5000)).reversed()
+    one.finish()
+
+
+# ------------------------------------------------------------------------------------------- what holds for all
+
+
+def test_ttl_is_taken_down_and_runs_out(nat: Callable[..., Nat]) -> None:
+    one = nat()
+    assert one.lan(udp(A, 5000, ttl=2))[0][22] == 1
+    assert one.lan(udp(A, 5000, ttl=1)) == [] and one.lan(udp(B, 5000, ttl=0)) == []
+    assert one.wan(udp(P, 53, EXTERNAL, 5000, ttl=1)) == []
+    assert one.count("ttl_expired") == 3
+
+
+def test_checksums_stay_as_they_are(nat: Callable[..., Nat]) -> None:
+    """UDP without one stays without; a wrong one stays wrong by as much; none becomes 0 by accident."""
+    one = nat()
+    bare, wrong = bytearray(udp(A, 5000)), bytearray(udp(A, 5001))
+    bare[40:42], wrong[40] = b"\0\0", wrong[40] ^ 0xFF
+    left = one.lan(bytes(bare), bytes(wrong), udp(A, 5002, data=b"\0\0"))
+    assert left[0][40:42] == b"\0\0"
+    (zero,) = one.lan(udp(A, 5002, data=left[2][40:42]))  # what the checksum was is added to the data: 0 is due
+    assert zero[40:42] == b"\xff\xff"
+
+
+def test_what_is_not_translated_is_dropped_by_name(nat: Callable[..., Nat]) -> None:
+    one = nat()
+    fragment = bytearray(udp(A, 5000))
+    fragment[20] |= 0x20
+    protocol_41 = frames.ethernet(frames.ipv4(A, P, 41, bytes(40)))
+    ipv6 = frames.ethernet(
+        b"\x60\0\0\0\0\x08\x11\x40" + bytes(15) + b"\1" + bytes(15) + b"\2" + b"\0\1\0\2\0\x08\0\0", kind=0x86DD
+    )
+    one.lan(bytes(fragment), protocol_41, ipv6, udp(A, 5000)[:30])
+    one.wan(udp(P, 53, A, 5000))
+    counted = {name: one.count(name) for name in ("fragment", "untracked", "dropped_by_nf", "truncated")}
+    assert counted == {"fragment": 1, "untracked": 1, "dropped_by_nf": 2, "truncated": 1}
+
+
+def test_state_does_not_grow_with_hosts_that_are_gone(nat: Callable[..., Nat]) -> None:
+    one = nat(address="203.0.113.1, 203.0.113.2")
+    empty = len(one.embedded.journal.replica.snapshot())
+    for turn in range(3):
+        one.lan(*[udp(f"10.1.{host >> 8}.{host & 255}", 5000 + turn) for host in range(500)])
+        one.wait(700)
+    assert one.count("flows_opened") == 1500
+    assert len(one.embedded.journal.replica.snapshot()) <= empty + 40
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_traffic(nat: Callable[..., Nat], seed: int) -> None:
+    """A small pool, few hosts, all protocols, any flags, any pause: the model knows what to expect of every packet."""
+    choose = random.Random(seed)
+    one = nat(first_port=1020, last_port=1027, filtering=choose.choice(["endpoint-independent", "address-dependent"]))
+    for _ in range(1500):
+        if choose.random() < 0.03:
+            one.wait(choose.choice([7, 49, 70, 203, 252, 308, 8001]))  # no sum of halves of these is a time-out
+        host, port = choose.choice([A, B, C]), choose.choice([1020, 1021, 80, 5000, 5001])
+        remote, to = choose.choice([(P, 53), (P, 80), (Q, 53), (EXTERNAL, choose.randint(1020, 1027))])
+        protocol = choose.choice([UDP, TCP, ICMP])
+        flags = choose.choice([SYN, SYN, SYN | ACK, ACK, ACK, FIN | ACK, RST])
+        recent = [frame for frame in one.left["wan"][-20:] if frame[34] != 3]  # no error is about an error
+        if recent and choose.random() < 0.2:
+            one.wan(frames.icmp_error(ROUTER, choose.choice(recent)))
+        elif choose.random() < 0.5:
+            one.lan(
+                tcp(host, port, flags, remote, to) if protocol == TCP else first_of(protocol, host, port, remote, to)
+            )
+        else:
+            outside = (EXTERNAL, choose.randint(1019, 1028))
+            one.wan(tcp(P, to, flags, *outside) if protocol == TCP else first_of(protocol, P, to, *outside))
+
+
+# --------------------------------------------------------------------------------------- crashes and the log
+
+
+class Dying(SourceNAT):
+    """Dies when the owner's reply has come and is in the log, before the flow is saved."""
+
+    armed = False
+
+    def _become(self, translated: FiveTuple, port: str) -> None:
+        if Dying.armed:
+            os.kill(os.getpid(), signal.SIGKILL)
+        super()._become(translated, port)
+
+
+@pytest.mark.parametrize("hairpinned", [False, True])
+def test_a_flow_that_runs_again_after_a_crash_gets_no_second_port(tmp_path: Path, hairpinned: bool) -> None:
+    """G5: the owner's messages of before the crash are answered from the log, not carried out again."""
+    log, server = tmp_path / "log", udp(A, 2500)
+    sent = udp(B, 5000, EXTERNAL, 2500) if hairpinned else udp(B, 5000)
+    child = os.fork()
+    if child == 0:
+        _die_between_ask_and_save(log, server, sent)
+        os._exit(1)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+
+    with History(log) as history:
+        asked = [entry.record.body for entry in history.entries() if entry.record]
+        before = [body for body in asked if isinstance(body, AskBody) and body.flow and body.flow.source == B]
+        assert [body.message for body in before] == (["accept", "acquire"] if hairpinned else ["acquire"])
+        assert not any(getattr(body, "state", None) and body.flow.source == B for body in asked), (
+            "the flow was not saved"
+        )
+        promised = history.state().owners["wan-ports"].state.by_inside[Endpoint(UDP, B, 5000)].outside
+    assert promised.port != 5000, "which port it is was up to chance"
+
+    one = Nat(log, first_port=2000, last_port=2999)
+    assert outside_of(one.lan(server)[0]) == (EXTERNAL, 2500)
+    (left,) = one.lan(sent)
+    assert outside_of(left) == (promised.address, promised.port)
+    assert {inside.address: mapping.flows for inside, mapping in one.state.by_inside.items()} == (
+        {A: 2, B: 1} if hairpinned else {A: 1, B: 1}
+    )
+    one.embedded.finish()
+    assert_nothing_left(one.embedded)
+    assert_sound(log)
+
+
+def _die_between_ask_and_save(log: Path, server: bytes, sent: bytes) -> None:
+    """The ask reaches the log as it does where owners live in a process of their own: before the flow is saved."""
+    one = Nat(log, Dying, first_port=2000, last_port=2999)
+    one.lan(server)
+    Dying.armed = True
+    link = one.embedded.link
+    ask = link.ask
+    link.ask = lambda *what: (ask(*what), link.flush())[0]  # type: ignore[method-assign]
+    one.lan(sent)
+
+
+def test_flows_go_on_after_a_crash(nat: Callable[..., Nat]) -> None:
+    """G6: with the same translation, the same phase of TCP and the same claims on the mappings."""
+    one = nat(filtering="address-dependent")
+    (left,) = opened(one, TCP, "half-closed")
+    server = seen(one.lan(udp(A, 5000))[0]).source
+    one.lan(udp(B, 6000, *server))
+    state = one.state
+    one.crash()
+    assert one.state == state and one.embedded.core.entries == 6
+    assert one.wan(answer(left, ACK)) and one.lan(tcp(A, 5000, ACK)) and one.lan(udp(B, 6000, *server))
+    one.wait(2000)
+    assert one.count("live_flows") == 1, "the UDP flows were idle, the connection is established"
+    one.lan(tcp(A, 5000, FIN | ACK))
+    one.wait(500)
+    assert one.count("live_flows") == 0
