@@ -19,14 +19,14 @@ What UDP-n, TCP-n and ICMP-n name here are the numbered requirements of RFC 4787
     ICMP-8            who cannot be served is told so: administratively prohibited
 
 The mappings are the state of one owner. A flow is translated by the core from its first packet on; only TCP's SYN, FIN
-and RST come back to its actor. Left out: IPv6, protocols without ports, application gateways (UDP-10, TCP-6), and
-fragments (UDP-14), which are dropped as `fragment`.
+and RST come back to its actor. Left out: IPv6, protocols without ports, application gateways (UDP-10, TCP-6), fragments
+(UDP-14), which are dropped as `fragment`, and a look at the checksums of ICMP errors (ICMP-3): wrong ones stay wrong.
 """
 
 from __future__ import annotations
 
 from ipaddress import IPv4Address
-from itertools import chain
+from itertools import chain, product
 from zlib import crc32
 
 from actornet import DROP, OFFLOADED, REJECT, FiveTuple, FlowActor, Owner, Packet, Rewrite, Struct, Verdict, setting
@@ -49,6 +49,15 @@ class Endpoint(Struct, frozen=True, array_like=True, gc=False):
     port: int
 
 
+class Pool(Struct, frozen=True, array_like=True, gc=False):
+    """The external ports of one protocol and address that are of one range (UDP-3a) and parity (UDP-4)."""
+
+    protocol: int
+    address: str
+    low: bool
+    odd: bool
+
+
 class Mapping(Struct, gc=False):
     """Where the flows of an inside endpoint leave from, and how many there are."""
 
@@ -59,7 +68,7 @@ class Mapping(Struct, gc=False):
 class Mappings(Struct):
     """All mappings, each found from both its ends.
 
-    `by_outside`: protocol and external address -> port -> inside endpoint. `remotes`, kept for address-dependent
+    `by_outside`: pool -> the ports of it that are in use -> inside endpoint. `remotes`, kept for address-dependent
     filtering alone: inside endpoint -> outside address -> how many flows go there.
     """
 
@@ -67,7 +76,7 @@ class Mappings(Struct):
     first: int
     last: int
     by_inside: dict[Endpoint, Mapping] = {}
-    by_outside: dict[tuple[int, str], dict[int, Endpoint]] = {}
+    by_outside: dict[Pool, dict[int, Endpoint]] = {}
     remotes: dict[Endpoint, dict[str, int]] = {}
     exhausted: int = 0
 
@@ -80,9 +89,7 @@ class PortPool(Owner[Mappings]):
             raise ValueError("ports must be 0 < first <= last <= 65535")
         if filtering not in FILTERINGS:
             raise ValueError(f"filtering must be one of {', '.join(FILTERINGS)}")
-        addresses = [str(IPv4Address(part.strip())) for part in address.split(",")]
-        pools = [(protocol, address) for protocol in (ICMP, TCP, UDP) for address in addresses]
-        return Mappings(addresses, first, last, by_outside={pool: {} for pool in pools})
+        return Mappings([str(IPv4Address(part.strip())) for part in address.split(",")], first, last)
 
     def acquire(self, inside: Endpoint) -> Endpoint | None:
         """The external endpoint for one more flow of `inside`; None when no port is free."""
@@ -93,7 +100,7 @@ class PortPool(Owner[Mappings]):
                 self.state.exhausted += 1
                 return None
             mapping = self.state.by_inside[inside] = Mapping(outside)
-            self.state.by_outside[outside.protocol, outside.address][outside.port] = inside
+            self.state.by_outside.setdefault(_pool(outside), {})[outside.port] = inside
         mapping.flows += 1
         return mapping.outside
 
@@ -102,8 +109,11 @@ class PortPool(Owner[Mappings]):
         mapping = self.state.by_inside[inside]
         mapping.flows -= 1
         if mapping.flows == 0:
+            pool = _pool(mapping.outside)
             del self.state.by_inside[inside]
-            del self.state.by_outside[inside.protocol, mapping.outside.address][mapping.outside.port]
+            del self.state.by_outside[pool][mapping.outside.port]
+            if not self.state.by_outside[pool]:
+                del self.state.by_outside[pool]
 
     def accept(self, outside: Endpoint, remote: str) -> Endpoint | None:
         """The inside endpoint for one more flow that comes to `outside`; None when nothing is mapped there.
@@ -132,30 +142,36 @@ class PortPool(Owner[Mappings]):
             del self.state.remotes[inside]
 
     def _inside(self, outside: Endpoint) -> Endpoint | None:
-        return self.state.by_outside.get((outside.protocol, outside.address), {}).get(outside.port)
+        return self.state.by_outside.get(_pool(outside), {}).get(outside.port)
 
     def _free_endpoint(self, inside: Endpoint) -> Endpoint | None:
-        """On the external address that all of the host's endpoints have (UDP-2)."""
-        address = self.state.addresses[crc32(inside.address.encode()) % len(self.state.addresses)]
-        port = self._free_port(inside.port, self.state.by_outside[inside.protocol, address])
-        return None if port is None else Endpoint(inside.protocol, address, port)
+        """On the external address that all of the host's endpoints have (UDP-2).
 
-    def _free_port(self, wanted: int, used: dict[int, Endpoint]) -> int | None:
-        """`wanted` if it is free; else the first free one from a random one on (RFC 6056, algorithm 1)."""
-        first, last = self.state.first, self.state.last
-        if len(used) > last - first:
-            return None
-        if first <= wanted <= last and wanted not in used:
-            return wanted
-        low, high = range(first, min(last, 1023) + 1), range(max(first, 1024), last + 1)
-        same, other = (low, high) if wanted < 1024 else (high, low)  # UDP-3a
-        odd = (wanted - same.start) % 2
-        for ports in (same[odd::2], same[1 - odd :: 2], other):  # UDP-4
-            start = self.random.randrange(len(ports) or 1)
-            for port in chain(ports[start:], ports[:start]):
-                if port not in used:
-                    return port
-        raise AssertionError("not all ports were in use")
+        The port is the host's own if it is free; else, of the best pool that is not used up, the first free one from a
+        random one on (RFC 6056, algorithm 1).
+        """
+        address = self.state.addresses[crc32(inside.address.encode()) % len(self.state.addresses)]
+        own = Endpoint(inside.protocol, address, inside.port)
+        if self.state.first <= own.port <= self.state.last and self._inside(own) is None:
+            return own
+        best = _pool(own)
+        for low, odd in product((best.low, not best.low), (best.odd, not best.odd)):
+            used = self.state.by_outside.get(Pool(inside.protocol, address, low, odd), {})
+            ports = self._ports(low, odd)
+            if len(used) < len(ports):
+                start = self.random.randrange(len(ports))
+                port = next(port for port in chain(ports[start:], ports[:start]) if port not in used)
+                return Endpoint(inside.protocol, address, port)
+        return None
+
+    def _ports(self, low: bool, odd: bool) -> range:
+        first, last = (1, 1023) if low else (1024, 65535)
+        first, last = max(first, self.state.first), min(last, self.state.last)
+        return range(first + (first % 2 != odd), last + 1, 2)
+
+
+def _pool(outside: Endpoint) -> Pool:
+    return Pool(outside.protocol, outside.address, outside.port < 1024, outside.port % 2 == 1)
 
 
 class SourceNAT(FlowActor):

@@ -40,10 +40,11 @@ from thespian.actors import Actor, ActorSystem
 from actornet import FORWARD, FlowActor, Owner, Packet, Struct, Verdict
 from actornet.embedded import Embedded
 from actornet.engine.core import Core
+from actornet.node import owner_system
 from actornet.node.core_worker import IDLE_SLEEP_S, RingLink
 from actornet.node.fabric import Fabric
 from actornet.node.network_function import load_nf
-from actornet.node.owner_system import OwnerSpec, OwnerSystem
+from actornet.node.owner_system import OwnerSpec
 from actornet.ports.memory import MemoryPort
 from bench.nat import templates
 from bench.report import Row, table, write_json
@@ -87,9 +88,8 @@ def circle(flows: int) -> tuple[MemoryPort, MemoryPort]:
     return lan, wan
 
 
-def rate(core: Core, breathe: Callable[[], int], sleep: Callable[[], None], seconds: float) -> float:
+def rate(core: Core, flows: int, breathe: Callable[[], int], sleep: Callable[[], None], seconds: float) -> float:
     """Asks per second, once every flow has been round."""
-    flows = len(core.ports[0])
     _turn_until(lambda: core.count()["tx_packets"] >= 2 * flows, breathe, sleep)
     begun, asked = time.perf_counter(), core.count()["asks"]
     while (elapsed := time.perf_counter() - begun) < seconds:
@@ -103,7 +103,7 @@ def rate(core: Core, breathe: Callable[[], int], sleep: Callable[[], None], seco
 
 def in_process(flows: int, seconds: float, log: str | None) -> float:
     node = Embedded(Asker, circle(flows), None, log)
-    found = rate(node.core, node.run_burst, lambda: None, seconds)
+    found = rate(node.core, flows, node.run_burst, lambda: None, seconds)
     node.finish()
     return found
 
@@ -112,7 +112,6 @@ def across_processes(flows: int, seconds: float, directory: str, *, replicated: 
     """The core here, its owner system and the one that follows in processes of their own."""
     address = f"127.0.0.1:{_free_port()}"
     key = secrets.token_bytes(32)
-    stop = threading.Event()
     fabrics = [Fabric.create(1) for _ in range(2 if replicated else 1)]
     specs = [
         OwnerSpec(
@@ -130,25 +129,46 @@ def across_processes(flows: int, seconds: float, directory: str, *, replicated: 
         )
         for role, fabric in zip(("primary", "backup"), fabrics, strict=False)
     ]
-    with _processes([(_owner_system, (spec, key)) for spec in specs]):
+    with _processes([(_owner_system, (spec, key)) for spec in specs]) as owner_systems:
         nf, _ = load_nf(NF, {})
-        fabric = fabrics[0]
-        link = RingLink(nf, fabric, 0, stop)
-        core = Core(nf, list(circle(flows)), link=link)
-        core.share(fabric.page, fabric.replies[0])
+        page, replies = fabrics[0].page, fabrics[0].replies[0]
+        link = RingLink(nf, fabrics[0], 0)
+        lan, wan = circle(flows)
+        core = Core(nf, [lan, wan], link=link)
+        core.share(page, replies)
         link.core = core
-        replies = fabric.replies[0]
         epoll = select.epoll()
         epoll.register(replies.fileno(), select.EPOLLIN)
+        committed = 0
+
+        def turn() -> int:
+            nonlocal committed
+            committed = page.committed(0)
+            return core.breathe()
 
         def sleep() -> None:  # as a core worker does, whose ports would wake it
-            if replies.sleep_begin() and not len(core.ports[0]):
+            if replies.sleep_begin() and page.committed(0) == committed and not len(lan):
                 epoll.poll(IDLE_SLEEP_S)
             replies.sleep_end()
 
         link.attach()
         _turn_until(lambda: link.attached, lambda: link.poll() or 0, sleep)
-        return rate(core, core.breathe, sleep, seconds)
+        found = rate(core, flows, turn, sleep, seconds)
+        assert all(process.is_alive() for process in owner_systems), "an owner system ended before its time"
+        return found
+
+
+class Report:
+    """What an owner system's process has for its supervisor; there is none here."""
+
+    def __init__(self, key: bytes) -> None:
+        self.key = key
+
+    def on_status(self, status: object) -> None: ...
+
+    def on_command(self, command: object) -> None: ...
+
+    def ready(self) -> None: ...
 
 
 def _owner_system(spec: OwnerSpec, key: bytes) -> None:
@@ -156,7 +176,7 @@ def _owner_system(spec: OwnerSpec, key: bytes) -> None:
     structlog.configure(processors=[_drop])
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
-    OwnerSystem(spec, key, stop).run(lambda: None)
+    owner_system.run(spec, stop, Report(key))
 
 
 def _drop(*_: object) -> Any:
@@ -280,18 +300,17 @@ def _contended(add: Callable[..., int], args: tuple[Any, ...], waiting: int, sec
 
 
 @contextmanager
-def _processes(targets: list[tuple[Callable[..., None], tuple[Any, ...]]]) -> Iterator[None]:
+def _processes(targets: list[tuple[Callable[..., None], tuple[Any, ...]]]) -> Iterator[list[BaseProcess]]:
     """Forked processes that end with the block."""
     fork = multiprocessing.get_context("fork")
     running: list[BaseProcess] = [fork.Process(target=target, args=args, daemon=True) for target, args in targets]
     for process in running:
         process.start()
     try:
-        yield
+        yield running
     finally:
-        for process in running:
+        for process in reversed(running):  # a backup first, lest it take over
             process.terminate()
-        for process in running:
             process.join(5)
             process.kill()
             process.join()

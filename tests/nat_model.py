@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import socket
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_network
 from typing import NamedTuple
@@ -168,7 +168,7 @@ def differences(before: Packet, after: bytes) -> str:
     expected[ip + 8] -= 1
     expected[ip + 12 : ip + 20] = socket.inet_aton(before.source) + socket.inet_aton(before.destination)
     sums = [ip + 10]
-    covered = [_header_residual]
+    covered: list[Callable[[Packet, bytes], int | str]] = [_header_residual]
     if before.inner:
         inner_transport = before.inner + (frame[before.inner] & 15) * 4
         embedded = before.flow.reversed()
@@ -560,7 +560,7 @@ class Model:
             return False
         out, flow = became if p.flow == connection.flow else (connection.port, connection.flow.reversed())
         frames = self._left[out].get(flow)
-        return bool(frames) and not differences(p.addressed(flow), frames[0][1])
+        return frames is not None and len(frames) > 0 and not differences(p.addressed(flow), frames[0][1])
 
     def _end(self, connection: Connection) -> None:
         del self._at[connection.port, connection.flow]

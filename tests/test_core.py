@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from ipaddress import ip_interface
 from typing import Any, ClassVar
 
 import pytest
 
-from actornet import DROP, FORWARD, OFFLOADED, FiveTuple, FlowActor, Packet, Rewrite
+from actornet import DROP, FORWARD, OFFLOADED, REJECT, FiveTuple, FlowActor, Packet, Rewrite
 from actornet.engine.core import Core
 from actornet.engine.wire import checksums_right, parse
 from actornet.errors import UsageError
+from actornet.ports.host import Host
 from actornet.ports.memory import MemoryPort
 from tests import frames
 
@@ -389,6 +391,27 @@ def test_flow_restored_from_its_record_is_the_same_flow(bench: Any) -> None:
     assert second.count("offloaded") == 1 and second.count("handled") == 0 and second.core.entries == 2
     second.core.forget(actor.flow, "lan")
     assert second.core.entries == 0 and second.count("live_flows") == 0
+
+
+class Refuse(FlowActor):
+    def on_open(self, packet: Packet) -> Any:
+        return REJECT if packet.ttl > 1 else Rewrite("wan")
+
+
+@pytest.mark.parametrize(("hops", "told"), [(64, (1, 1)), (1, (3, 0))])
+def test_ipv6_senders_are_told_in_icmpv6(hops: int, told: tuple[int, int]) -> None:
+    """Administratively prohibited, and hop limit exceeded (RFC 4443 sections 3.1 and 3.3)."""
+    Refuse.prepare()
+    lan, wan = MemoryPort("lan"), MemoryPort("wan")
+    lan.interface, lan.mac = ip_interface("2001:db8::1/64"), frames.WAN_MAC
+    core = Core(Refuse, [lan, wan], flows_max=16, virtual_time=True, host=Host())
+    addresses = bytes.fromhex("20010db8000000000000000000000002 20010db8000100000000000000000002")
+    datagram = b"\x60\0\0\0\0\x08\x11" + bytes((hops,)) + addresses + b"\0\1\0\2\0\x08\0\0"
+    lan.feed([(SECOND, frames.ethernet(datagram, kind=0x86DD))])
+    core.breathe()
+    ((_, error),) = lan.take()
+    assert tuple(error[54:56]) == told and checksums_right(error)
+    assert wan.take() == []
 
 
 def test_fields_are_checked_when_the_class_is_defined() -> None:

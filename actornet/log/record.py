@@ -162,7 +162,7 @@ def encode(record: Record, chain_previous: int) -> tuple[bytes, int]:
     prefix = _pack_prefix(VERSION, record.kind, record.core, record.epoch, record.lsn, record.time_ns)
     record.chain = chain = xxh3_64_intdigest(prefix + body, chain_previous)
     length = len(body)
-    crc = crc32(body, crc32(_pack_suffix(chain, 0, length), crc32(prefix)))
+    crc = crc32(prefix + _pack_suffix(chain, 0, length) + body)
     return prefix + _pack_suffix(chain, crc, length) + body, chain
 
 

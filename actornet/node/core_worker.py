@@ -315,7 +315,7 @@ class CoreWorker:
     def _may_sleep(self) -> bool:
         """Declare sleep. False if a message waits, or if a word of the control page has changed since this turn began:
         what changes from now on comes with a wake-up."""
-        page, declared = self.page, all([ring.sleep_begin() for ring in self._rings])
+        page, declared = self.page, all(ring.sleep_begin() for ring in self._rings)
         return declared and page.role == self._role and page.committed(self.spec.index) == self._committed
 
     def _watch_ports(self) -> None:

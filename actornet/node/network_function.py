@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from actornet.load import load_nf as _load
 from actornet.flow import FlowActor
+from actornet.load import load_nf as _load
 from actornet.setting import Value, assign, resolve
 
 

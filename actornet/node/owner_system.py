@@ -233,7 +233,7 @@ class OwnerSystem:
             ready()
             while self._ending is None:
                 self._turn()
-                if self.stop.is_set() or all([line.detached for line in self.lines]):
+                if self.stop.is_set() or all(line.detached for line in self.lines):
                     self._leave()
         except ActornetError as error:
             self._fail(error)
@@ -251,7 +251,7 @@ class OwnerSystem:
         if begun_ns - self._rested_ns > OWNER_BUSY_MS * 1_000_000:
             time.sleep(OWNER_REST_US / 1e6)
             self._rested_ns = time.monotonic_ns()
-        elif all([line.requests.sleep_begin() for line in self.lines]):
+        elif all(line.requests.sleep_begin() for line in self.lines):
             self._epoll.poll(HEARTBEAT_MS / 1000)
             now_ns = time.monotonic_ns()
             if now_ns - begun_ns > OWNER_REST_US * 1000:
@@ -347,9 +347,7 @@ class OwnerSystem:
         if len(self.lines) == 1:
             return
         flow_core = self._home(body.flow)
-        keys = [
-            (key, self.spec.ports.index(port), self._home(key)) for key, port in FlowActor.bound_keys(body.state)
-        ]
+        keys = [(key, self.spec.ports.index(port), self._home(key)) for key, port in FlowActor.bound_keys(body.state)]
         keys = [entry for entry in keys if entry[2] != flow_core]
         known = self._redirects.pop((body.flow, body.port), [])
         for key, port, home in known:
@@ -412,7 +410,9 @@ class OwnerSystem:
         self._publish()
 
     def _begin_epoch(self, epoch: int, reason: str) -> None:
-        self.journal.begin_epoch(epoch, f"{self.spec.name}/{self.spec.role}", self.nf, self.settings, reason, time.time_ns())
+        self.journal.begin_epoch(
+            epoch, f"{self.spec.name}/{self.spec.role}", self.nf, self.settings, reason, time.time_ns()
+        )
         self.page.epoch = epoch
         self._commit()
         self.syncer.soon()
@@ -697,7 +697,8 @@ def match_log(end: Position, log: Log, position: Callable[[int], Position]) -> A
 
 def read_batch(log: Log, action: Read) -> list[bytes]:
     """The records that the protocol wants to send next, no more than fit into a batch."""
-    records, size = [], 0
+    records: list[bytes] = []
+    size = 0
     for _, data in log.scan(action.first_lsn, action.last_lsn):
         if records and size + len(data) > action.bytes_max:
             break
