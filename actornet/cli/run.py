@@ -16,13 +16,13 @@ from types import FrameType
 from typing import Any
 
 from actornet.cli import summary
-from actornet.load import load_nf
 from actornet.cli.progress import Progress
 from actornet.embedded import Embedded
 from actornet.engine.core import DROPS
 from actornet.engine.five_tuple import FiveTuple
 from actornet.errors import UsageError
 from actornet.limits import FLOWS_MAX, FLOWS_MAX_DEFAULT, HANDLER_STALL_S
+from actornet.load import load_nf
 from actornet.ports.capture import CaptureFeed, CapturePort
 from actornet.ports.pcap import Capture, CaptureWriter, read_capture
 from actornet.ports.playback import INSIDE_DEFAULT, Playback

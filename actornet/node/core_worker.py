@@ -13,6 +13,7 @@ import os
 import select
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -59,13 +60,18 @@ ASYNCIO_SLICE_NS = 1_000_000
 TAKEOVER_NS = 50_000_000
 """A core runs before all that is not real-time while it stands by, and so much longer: a dying node takes CPUs, too."""
 
+ANNOUNCE_AT_S = (0.0, 0.005, 0.015, 0.03, 0.06, 0.12, 0.25, 0.5, 1.0, 2.0)
+ANNOUNCE_SLEEP_S = 0.005
+"""After a core became active, it announces its addresses again and again: a switch may have learned them from the old
+primary's last frames since, and would go on sending there."""
+
 HANDLERS_END_S = 0.02
 HELD_END_S = 0.5
 """A core that stops waits so long for handlers that wait, then for the watermark to let out what it holds."""
 
 
 class CoreSpec(msgspec.Struct, frozen=True):
-    """What a core worker needs to know."""
+    """What a core worker needs to know. `fanout_group` is the first of one per port, the same for all cores."""
 
     index: int
     nf: str
@@ -196,10 +202,10 @@ class CoreWorker:
         self.loop = asyncio.new_event_loop()
         self.nf, _ = load_nf(spec.nf, spec.settings)
         self.link = RingLink(self.nf, self.fabric, spec.index)
-        self.ports = [self._port(name, table) for name, table in spec.ports.items()]
+        self.ports = [self._port(number, name, table) for number, (name, table) in enumerate(spec.ports.items())]
         self.core = Core(
             self.nf,
-            self.ports,
+            [*self.ports],
             index=spec.index,
             cores=len(self.fabric.requests),
             flows_max=spec.flows_max,
@@ -212,6 +218,7 @@ class CoreWorker:
         self.core.share(self.page, self.fabric.replies[spec.index])
         self.link.core = self.core
         self._role = PASSIVE
+        self._announcements: deque[float] = deque()
         self._committed = 0  # as it was when this turn began
         self._first_until_ns = 0
         self._turns = 0
@@ -268,6 +275,9 @@ class CoreWorker:
             run_early()
         if self.page.role != self._role and self.link.attached:
             self._change_role(self.page.role)
+        if self._announcements and time.monotonic() >= self._announcements[0]:
+            self._announcements.popleft()
+            self.core.announce()
         taken: int = self.core.breathe()
         return taken
 
@@ -276,7 +286,8 @@ class CoreWorker:
             self.link.poll()  # every flow that was sent before the role changed is here before its packets (G6)
             for port in self.ports:
                 port.activate()
-            self.core.announce()
+            begun = time.monotonic()
+            self._announcements = deque(begun + delay_s for delay_s in ANNOUNCE_AT_S)
             self._first_until_ns = time.monotonic_ns() + TAKEOVER_NS
         elif role == FENCED or self._role == ACTIVE:
             for port in self.ports:
@@ -290,7 +301,7 @@ class CoreWorker:
             self._ready = None
         self._watch_ports()
         if self._may_sleep():
-            self._epoll.poll(IDLE_SLEEP_S)
+            self._epoll.poll(ANNOUNCE_SLEEP_S if self._announcements else IDLE_SLEEP_S)
         for ring in self._rings:
             ring.sleep_end()
 
@@ -340,11 +351,11 @@ class CoreWorker:
             time.sleep(0.0002)
             self.core.breathe()
 
-    def _port(self, name: str, table: PortTable) -> AfPacketPort:
+    def _port(self, number: int, name: str, table: PortTable) -> AfPacketPort:
         port = AfPacketPort(
             name,
             table.interface,
-            fanout_group=self.spec.fanout_group,
+            fanout_group=self.spec.fanout_group + number,  # a group is of one interface
             cores=len(self.fabric.requests),
             core=self.spec.index,
             mac=bytes.fromhex(table.mac.replace(":", "")) if table.mac else None,

@@ -6,6 +6,8 @@ of the control page speak of.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 
 from actornet.engine.five_tuple import FiveTuple
@@ -89,8 +91,8 @@ Request = Attach | AskRequest | SaveRequest | CloseRequest | Detach
 Answer = Attached | AskReply | Restore | Forget | Redirect
 
 encode = msgspec.msgpack.Encoder().encode
-_decode_request = msgspec.msgpack.Decoder(Request).decode
-_decode_answer = msgspec.msgpack.Decoder(Answer).decode
+_decode_request: Callable[[bytes], Request] = msgspec.msgpack.Decoder(Request).decode
+_decode_answer: Callable[[bytes], Answer] = msgspec.msgpack.Decoder(Answer).decode
 
 
 def decode_request(data: bytes) -> Request:

@@ -60,7 +60,7 @@ class Fabric:
             self.page.fd,
             [(ring.fd, ring.wake_fd) for ring in self.requests],
             [(ring.fd, ring.wake_fd) for ring in self.replies],
-            [[(ring.fd, ring.wake_fd) if ring else None for ring in row] for row in self._handoffs],
+            [[(ring.fd, ring.wake_fd) if ring is not None else None for ring in row] for row in self._handoffs],
         )
 
     def siblings(self, core: int) -> list[Handoff | None]:

@@ -89,6 +89,9 @@ _log = structlog.get_logger()
 OWNER_PID_COUNTER = 31
 """The last word of the owner system's counter block: its process."""
 
+NO_PRIMARY = ("key", "version", "garbage")
+"""Counters of a link that say: what answers there is not this deployment's primary."""
+
 NEVER = 1 << 30
 
 FlowKey = tuple[FiveTuple, int]
@@ -202,6 +205,7 @@ class OwnerSystem:
         self._leaving = False
         self._failure: Exception | None = None
         self._was_welcome = False
+        self._disconnected = ""
         self._rested_ns = time.monotonic_ns()
         self._redirects: dict[FlowKey, list[tuple[FiveTuple, int, int]]] = {}
         self._commands: deque[tuple[str, dict[str, Any], Future[Any]]] = deque()
@@ -469,10 +473,21 @@ class OwnerSystem:
                 )
             elif event.kind == "disconnected":
                 self._act(self.machine.disconnected(event.reason, now_ns))
+                self._note_disconnected(link, event.reason)
             else:
                 self._act(self.machine.receive(event.message, now_ns))
             if self.link is not link:
                 return  # the role changed
+
+    def _note_disconnected(self, link: LinkServer | LinkClient, reason: str) -> None:
+        """A backup that waits for its primary says why, once; what waiting cannot mend ends it."""
+        if not isinstance(self.machine, Backup) or self._was_welcome:
+            return
+        if any(link.counters[counter] for counter in NO_PRIMARY):
+            self._fail(LinkError(f"the primary at {self.spec.link} cannot be followed: {reason}"))
+        elif reason != self._disconnected:
+            self._disconnected = reason
+            _log.info("waiting for the primary", at=self.spec.link, reason=reason)
 
     def _end(self) -> Position:
         lsn = self.log.last_lsn
@@ -652,7 +667,15 @@ class OwnerSystem:
             "flows": len(self.journal.replica.flows),
             "owners": sorted(self.journal.replica.owners),
             "takeover": self.takeover,
+            "link": self._link_status(),
         }
+
+    def _link_status(self) -> dict[str, Any] | None:
+        link = self.link
+        if link is None:
+            return None
+        counts = {name: count for name, count in link.counters.items() if count}
+        return {"address": link.address, "peer": link.peer if link.connected else None, **counts}
 
     # -- the end ----------------------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -19,7 +20,9 @@ from actornet.errors import ActornetError
 from actornet.testing.netns import Lab
 
 Name = Literal["a", "b"]
+Role = Literal["primary", "backup"]
 READY_S = 20.0
+COMMAND_S = 15.0
 
 _DEPLOYMENT = """\
 name = "pair"
@@ -43,7 +46,7 @@ mac = "02:00:5e:10:00:02"
 
 [replication]
 durability = "{durability}"
-without_backup = "solo"
+without_backup = "{without_backup}"
 
 [primary]
 log = "log-{primary}"
@@ -72,12 +75,14 @@ class Pair:
         *,
         cores: int = 1,
         durability: str = "applied",
+        without_backup: str = "solo",
     ) -> None:
         self.directory = directory
         self.cores = cores
         self.lab = Lab.nat_pair()
         self.nodes: dict[Name, subprocess.Popen[Any]] = {}
         self.primary: Name = "a"
+        self._begun: dict[Name, int] = {}
         directory.mkdir(parents=True, exist_ok=True)
         key = directory / "pair.key"
         key.touch(0o600)
@@ -89,6 +94,7 @@ class Pair:
                 settings=settings,
                 cores=cores,
                 durability=durability,
+                without_backup=without_backup,
                 primary=primary,
                 backup=backup,
                 primary_host=hosts[primary],
@@ -115,39 +121,73 @@ class Pair:
         self.launch("b", "backup")
         self.wait_in_sync("b")
 
-    def launch(self, node: Name, role: Literal["primary", "backup"]) -> None:
+    def launch(
+        self, node: Name, role: Role, *flags: str, environment: Mapping[str, str] | None = None
+    ) -> subprocess.Popen[Any]:
         """Launch a node in its role and wait until it says that it is ready."""
+        process = self.begin(node, role, *flags, environment=environment)
+        self.wait_for(node, rf"^pair {role} ready")
+        return process
+
+    def begin(
+        self, node: Name, role: Role, *flags: str, environment: Mapping[str, str] | None = None
+    ) -> subprocess.Popen[Any]:
+        """Launch a node in its role; `flags` as for `actornet launch`, `environment` besides this process's."""
         if role == "primary":
             self.primary = node
-        output = self.output(node)
-        argv = [*_ACTORNET, "launch", role, str(self.file(self.primary)), *self._cpus(node)]
-        with output.open("ab") as file:
-            begun = file.tell()
-            self.nodes[node] = self.lab.popen(node, argv, stdout=file, stderr=file)
-        self._wait_for(node, rb"^pair \w+ ready", begun)
-
-    def _cpus(self, node: Name) -> list[str]:
-        """Each node its own CPUs for its cores, as far as there are so many: else both would take the first ones."""
-        cpus = sorted(os.sched_getaffinity(0), reverse=node == "b")[: self.cores]
-        return ["--cpus", ",".join(map(str, sorted(cpus)))] if len(cpus) == self.cores else []
+        argv = [*_ACTORNET, "launch", role, str(self.file(self.primary)), *self._cpus(node), *flags]
+        with self.output(node).open("ab") as file:
+            self._begun[node] = file.tell()
+            self.nodes[node] = self.lab.popen(
+                node, argv, stdout=file, stderr=file, env={**os.environ, **(environment or {})}
+            )
+        return self.nodes[node]
 
     def wait_in_sync(self, backup: Name) -> None:
         """Wait until the backup may take over."""
-        self._wait_for(backup, rb'"event":"in sync"', 0)
+        self.wait_for(backup, r'"event":"in sync"')
+
+    def wait_takeover(self, node: Name) -> dict[str, Any]:
+        """Wait until the node has taken over; returns what it logged of that."""
+        line = self.wait_for(node, r'.*"event":"took over".*')
+        self.primary = node
+        taken: dict[str, Any] = json.loads(line)
+        return taken
+
+    def wait_for(self, node: Name, pattern: str) -> str:
+        """Wait for a line in what the node printed since it was launched; returns what matched."""
+        deadline = time.monotonic() + READY_S
+        while time.monotonic() < deadline:
+            ended = self.nodes[node].poll() is not None
+            found = re.search(pattern, self.printed(node), re.MULTILINE)
+            if found:
+                return found[0]
+            if ended:
+                break
+            time.sleep(0.005)
+        raise ActornetError(f"node {node} did not get to {pattern!r}:\n{self.printed(node)[-2000:]}")
 
     def output(self, node: Name) -> Path:
-        """What the node has printed and logged."""
+        """What the node has printed and logged, over all its launches."""
         return self.directory / f"{node}.log"
+
+    def printed(self, node: Name) -> str:
+        """What the node has printed and logged since it was launched last."""
+        return self.output(node).read_bytes()[self._begun[node] :].decode()
+
+    def log(self, node: Name) -> Path:
+        """The node's log directory."""
+        return self.directory / f"log-{node}"
+
+    def command(self, command: str, node: Name, *flags: str) -> str:
+        """Ask a node by `actornet status`, `promote` or `stop`; returns what that printed."""
+        role = "primary" if node == self.primary else "backup"
+        argv = [*_ACTORNET, command, str(self.file(self.primary)), "--role", role, *flags]
+        return self.lab.run(node, argv, timeout_s=COMMAND_S).stdout
 
     def status(self, node: Name) -> dict[str, Any]:
         """`actornet status` of a node."""
-        role = "primary" if node == self.primary else "backup"
-        done = self.lab.run(
-            node, [*_ACTORNET, "status", str(self.file(self.primary)), "--role", role, "--json"], check=False
-        )
-        if done.returncode:
-            raise ActornetError(f"status of node {node}: {done.stderr.strip()}")
-        status: dict[str, Any] = json.loads(done.stdout)[0]
+        status: dict[str, Any] = json.loads(self.command("status", node, "--json"))[0]
         return status
 
     def worker(self, node: Name, name: str) -> dict[str, Any]:
@@ -159,14 +199,24 @@ class Pair:
         found = [self.nodes[node].pid]
         for pid in found:
             for task in Path(f"/proc/{pid}/task").glob("*/children"):
-                found += map(int, task.read_text().split())
+                with suppress(OSError):  # it ended meanwhile
+                    found += map(int, task.read_text().split())
         return found
+
+    def process(self, node: Name, name: str) -> int:
+        """The process of a node that goes by this name: "node" (the supervisor), "owner-system", "core-0", "monitor"."""
+        for pid in self.processes(node):
+            with suppress(OSError):
+                if Path(f"/proc/{pid}/comm").read_text().strip() == name:
+                    return pid
+        raise ActornetError(f"node {node} has no process {name!r}")
 
     def kill(self, node: Name) -> int:
         """kill -9 of every process of a node; returns the monotonic time (ns) just before."""
         victims = self.processes(node)
         # All at once: otherwise those that die first take the CPUs from who is about to kill the others.
-        os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(2))
+        with suppress(OSError):
+            os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(2))
         began_ns = time.monotonic_ns()
         for pid in victims:
             with suppress(ProcessLookupError):  # with its parent
@@ -177,27 +227,13 @@ class Pair:
 
     def stop(self, node: Name) -> None:
         """Stop a node cleanly, as an operator would."""
-        role = "primary" if node == self.primary else "backup"
-        self.lab.run(node, [*_ACTORNET, "stop", str(self.file(self.primary)), "--role", role])
-        self.nodes[node].wait(10)
+        self.command("stop", node)
+        self.nodes[node].wait(COMMAND_S)
 
-    def wait_takeover(self, node: Name) -> dict[str, Any]:
-        """Wait until the node has taken over; returns what it logged of that."""
-        line = self._wait_for(node, rb'.*"event":"took over".*', 0)
-        taken: dict[str, Any] = json.loads(line)
-        return taken
-
-    def _wait_for(self, node: Name, pattern: bytes, offset: int) -> bytes:
-        deadline = time.monotonic() + READY_S
-        while time.monotonic() < deadline:
-            found = re.search(pattern, self.output(node).read_bytes()[offset:], re.MULTILINE)
-            if found:
-                return found[0]
-            if self.nodes[node].poll() is not None:
-                break
-            time.sleep(0.005)
-        tail = self.output(node).read_text()[-2000:]
-        raise ActornetError(f"node {node} did not get to {pattern.decode()!r}:\n{tail}")
+    def _cpus(self, node: Name) -> list[str]:
+        """Each node its own CPUs for its cores, as far as there are so many: else both would take the first ones."""
+        cpus = sorted(os.sched_getaffinity(0), reverse=node == "b")[: self.cores]
+        return ["--cpus", ",".join(map(str, sorted(cpus)))] if len(cpus) == self.cores else []
 
 
 _ACTORNET = [sys.executable, "-m", "actornet.cli.main"]

@@ -5,12 +5,15 @@ Its threads run before ordinary ones, so that what they measure is the pair and 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import random
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import pairwise
 from typing import Self
 
@@ -19,6 +22,7 @@ from actornet.testing.netns import Lab
 
 SERVER = "203.0.113.254"
 SECOND = 1_000_000_000
+TCP_PATIENCE_S = 15.0
 
 
 class UdpStream:
@@ -133,7 +137,7 @@ class TcpTransfer:
 
     def _send(self) -> None:
         digest = hashlib.sha256()
-        self._client.settimeout(15)
+        self._client.settimeout(TCP_PATIENCE_S)
         while not self._ended.is_set():
             data = os.urandom(4096)
             self._client.sendall(data)
@@ -145,13 +149,113 @@ class TcpTransfer:
 
     def _receive(self) -> None:
         digest = hashlib.sha256()
-        self._peer.settimeout(15)
+        self._peer.settimeout(TCP_PATIENCE_S)
         total = 0
         while data := self._peer.recv(65536):
             digest.update(data)
             total += len(data)
             self.progress.append((total, time.monotonic_ns()))
         self._digests["received"] = digest.hexdigest()
+
+
+class Churn:
+    """Short UDP and TCP exchanges from random ports of the `inside` addresses, a few at a time, echoed by the server.
+
+    What is sent begins with MARK and the endpoint that it comes from. `exchanged` counts the complete exchanges,
+    `unanswered` datagrams without an echo, `failures` says what else went wrong: an echo that differs, a reset.
+    """
+
+    MARK = b"actornet"
+
+    def __init__(
+        self, lab: Lab, inside: Sequence[str], ports: range, seed: int, *, port: int = 9002, threads: int = 3
+    ) -> None:
+        self._lab = lab
+        self._inside = inside
+        self._ports = ports
+        self._to = (SERVER, port)
+        self._ended = threading.Event()
+        self._udp = lab.call("server", _udp, SERVER, port)
+        self._listener = lab.call("server", _listen, SERVER, port)
+        self._listener.settimeout(0.2)
+        self.exchanged = {"udp": 0, "tcp": 0}
+        self.unanswered = 0
+        self.failures: list[str] = []
+        self._threads = [_thread(self._echo_udp), _thread(self._accept)]
+        self._threads += [threading.Thread(target=self._run, args=(random.Random(seed + n),)) for n in range(threads)]
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        for thread in self._threads:
+            thread.join(20)
+        self._udp.close()
+        self._listener.close()
+
+    @classmethod
+    def mark(cls, endpoint: tuple[str, int]) -> bytes:
+        return cls.MARK + socket.inet_aton(endpoint[0]) + endpoint[1].to_bytes(2, "big")
+
+    def _run(self, chance: random.Random) -> None:
+        while not self._ended.is_set():
+            endpoint = chance.choice(self._inside), chance.choice(self._ports)
+            exchange, kind = chance.choice(((self._exchange_udp, "udp"), (self._exchange_tcp, "tcp")))
+            try:
+                if exchange(endpoint):
+                    self.exchanged[kind] += 1
+            except OSError as error:
+                if error.errno not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL):  # the port is in use, or rests
+                    self.failures.append(f"{kind} from {endpoint}: {error}")
+            time.sleep(chance.random() * 0.01)
+
+    def _exchange_udp(self, endpoint: tuple[str, int]) -> bool:
+        with self._lab.call("client", _udp, *endpoint) as sock:
+            for number in range(2):
+                data = self.mark(endpoint) + bytes((number,))
+                sock.sendto(data, self._to)
+                try:
+                    if sock.recv(64) != data:
+                        self.failures.append(f"udp from {endpoint}: another's datagram came")
+                except TimeoutError:
+                    self.unanswered += 1
+                    return False
+        return True
+
+    def _exchange_tcp(self, endpoint: tuple[str, int]) -> bool:
+        with self._lab.call("client", _tcp, *endpoint) as sock:
+            sock.connect(self._to)
+            data = self.mark(endpoint) + os.urandom(3000)
+            sock.sendall(data)
+            sock.shutdown(socket.SHUT_WR)
+            echoed = b""
+            while more := sock.recv(4096):
+                echoed += more
+            if echoed != data:
+                self.failures.append(f"tcp from {endpoint}: {len(echoed)} bytes came back for {len(data)}")
+        return echoed == data
+
+    def _echo_udp(self) -> None:
+        while not self._ended.is_set():
+            with suppress(TimeoutError):
+                data, sender = self._udp.recvfrom(64)
+                self._udp.sendto(data, sender)
+
+    def _accept(self) -> None:
+        while not self._ended.is_set():
+            with suppress(TimeoutError):
+                sock, _ = self._listener.accept()
+                threading.Thread(target=self._echo_tcp, args=(sock,), daemon=True).start()
+
+    @staticmethod
+    def _echo_tcp(sock: socket.socket) -> None:
+        sock.settimeout(TCP_PATIENCE_S)
+        with sock, suppress(OSError):  # the client sees it, too
+            while data := sock.recv(4096):
+                sock.sendall(data)
 
 
 def _thread(run: Callable[..., None], *args: object) -> threading.Thread:
@@ -164,8 +268,24 @@ def _thread(run: Callable[..., None], *args: object) -> threading.Thread:
 
 def _udp(address: str, port: int = 0) -> socket.socket:
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    sock.bind((address, port))
+    try:
+        sock.bind((address, port))
+    except OSError:
+        sock.close()
+        raise
     sock.settimeout(0.2)
+    return sock
+
+
+def _tcp(address: str, port: int) -> socket.socket:
+    sock = socket.socket()
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((address, port))
+        sock.settimeout(TCP_PATIENCE_S)
+    except OSError:
+        sock.close()
+        raise
     return sock
 
 
@@ -173,6 +293,6 @@ def _listen(address: str, port: int) -> socket.socket:
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     sock.bind((address, port))
-    sock.listen(4)
+    sock.listen(64)
     sock.settimeout(10)
     return sock

@@ -1,0 +1,185 @@
+"""The pair under kill -9, live: real processes, real peers, in namespaces of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from actornet.replay import History, verify
+from actornet.testing.pair import Name, Pair
+from actornet.testing.traffic import SERVER, TcpTransfer, UdpStream
+from tests.processes import is_alive, wait_until
+
+pytestmark = pytest.mark.root
+
+SEED = int(os.environ.get("KILL_SEED", "0")) or random.SystemRandom().getrandbits(32)
+FILE_BYTES = 40_000_000
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[Pair]:
+    with Pair(tmp_path / "pair") as made:
+        yield made
+        pids = [pid for node in made.nodes for pid in made.processes(node) if made.nodes[node].poll() is None]
+    assert not any(map(is_alive, pids)), "a process of the pair is left"
+
+
+def verify_log(pair: Pair, node: Name) -> None:
+    """G4, G8: the log is whole, and re-executing it decides the same."""
+    with History(str(pair.directory / f"log-{node}")) as history:
+        found = verify(history)
+    assert found.problem is None, found.problem
+
+
+def churn(pair: Pair, flows: int, rng: random.Random) -> None:
+    """Short UDP flows from the client, answered or not."""
+
+    def send() -> None:
+        for _ in range(flows):
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                sock.bind(("10.0.0.2", 0))
+                sock.sendto(b"x", (SERVER, rng.randint(20_000, 30_000)))
+
+    pair.lab.call("client", send)
+
+
+def test_a_download_and_iperf3_survive_the_primary(pair: Pair, tmp_path: Path) -> None:
+    """G6: nothing is reset, no byte is wrong, and there is nothing to replay."""
+    site = tmp_path / "site"
+    site.mkdir()
+    content = os.urandom(FILE_BYTES)
+    (site / "file").write_bytes(content)
+    pair.start()
+    pair.lab.popen(
+        "server", [sys.executable, "-m", "http.server", "8000", "--directory", str(site)], stderr=subprocess.DEVNULL
+    )
+    pair.lab.popen("server", ["iperf3", "-s"], stdout=subprocess.DEVNULL)
+    time.sleep(0.7)
+    curl = pair.lab.popen(
+        "client", ["curl", "-sS", "--limit-rate", "16M", "-o", str(tmp_path / "got"), f"http://{SERVER}:8000/file"]
+    )
+    iperf = pair.lab.popen("client", ["iperf3", "-c", SERVER, "-t", "3"], stdout=subprocess.DEVNULL)
+    time.sleep(1.0)
+    pair.kill("a")
+    taken = pair.wait_takeover("b")
+    assert curl.wait(20) == 0 and iperf.wait(20) == 0
+    assert hashlib.sha256((tmp_path / "got").read_bytes()).digest() == hashlib.sha256(content).digest()
+    assert taken["records_replayed"] == 0 and taken["flows_waiting_for_cores"] == 0 and taken["flows"] >= 2
+    pair.stop("b")
+    verify_log(pair, "a")
+    verify_log(pair, "b")
+
+
+def test_a_killed_core_comes_back_with_its_flows(pair: Pair) -> None:
+    """G6 for a core: its flows come from the log; the connection goes on, and nobody takes over."""
+    pair.start()
+    with UdpStream(pair.lab) as stream, TcpTransfer(pair.lab) as transfer:
+        time.sleep(0.3)
+        os.kill(pair.worker("a", "core-0")["pid"], signal.SIGKILL)
+        wait_until(lambda: pair.worker("a", "core-0")["restarts"] == 1, 10)
+        killed_ns = time.monotonic_ns()
+        time.sleep(0.7)
+    assert transfer.outcome()
+    assert stream.received[-1][1] > killed_ns, "the stream went on"
+    assert pair.worker("a", "core-0")["status"]["counters"]["flows_restored"] >= 2
+    assert pair.worker("b", "owner-system")["status"]["role"] == "backup"
+
+
+def test_a_clean_stop_hands_over(pair: Pair) -> None:
+    """The backup takes over at once, for the reason `handover`."""
+    pair.start()
+    with UdpStream(pair.lab) as stream:
+        time.sleep(0.3)
+        began_ns = time.monotonic_ns()
+        pair.stop("a")
+        taken = pair.wait_takeover("b")
+        time.sleep(0.5)
+    assert taken["reason"] == "handover" and taken["records_replayed"] == 0
+    assert stream.outage_ms(began_ns) < 1000 and stream.received[-1][0] > stream.sent - 50
+    verify_log(pair, "a")
+
+
+@pytest.mark.parametrize("round_", range(3))
+def test_random_kills_lose_no_translation(pair: Pair, round_: int) -> None:
+    """G3, G5, G8: whatever dies and when, what has left is in the survivor's log, and both logs are sound."""
+    rng = random.Random(SEED + round_)
+    pair.start()
+    victim = rng.choice(("everything", "owner-system", "launcher"))
+    with UdpStream(pair.lab) as stream:
+        churn(pair, rng.randint(50, 300), rng)
+        time.sleep(rng.random() * 0.2)
+        if victim == "everything":
+            pair.kill("a")
+        else:
+            pid = pair.nodes["a"].pid if victim == "launcher" else pair.worker("a", victim)["pid"]
+            os.kill(pid, signal.SIGKILL)
+        taken = pair.wait_takeover("b")
+        taken_ns = time.monotonic_ns()
+        churn(pair, 50, rng)
+        time.sleep(0.4)
+    assert taken["records_replayed"] == 0, f"seed {SEED}, {victim}"
+    assert stream.received[-1][1] > taken_ns, f"seed {SEED}, {victim}: the stream went on"
+    pair.stop("b")
+    verify_log(pair, "b")
+    verify_log(pair, "a")
+
+
+def test_two_cores_translate_as_one(tmp_path: Path) -> None:
+    """Packets that come to the wrong core are handed to the right one; a takeover keeps both cores' flows."""
+    with Pair(tmp_path / "pair", cores=2) as pair:
+        pair.start()
+        with UdpStream(pair.lab) as stream, TcpTransfer(pair.lab) as transfer:
+            churn(pair, 40, random.Random(1))
+            time.sleep(0.5)
+            cores = [pair.worker("a", f"core-{core}")["status"]["counters"] for core in range(2)]
+            killed_ns = pair.kill("a")
+            pair.wait_takeover("b")
+            time.sleep(0.8)
+        assert transfer.outcome() and stream.outage_ms(killed_ns) < 1000
+        assert all(counters["flows_opened"] for counters in cores), "both cores have flows"
+        assert sum(counters["handler_error"] for counters in cores) == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (('interface = "lan0"', 'interface = "nowhere0"'), "nowhere0"),
+        (("SourceNAT", "SourceMAT"), "SourceNAT"),
+        (('address = "203.0.113.1"', 'addres = "203.0.113.1"'), "addres"),
+        (("127.0.0.1:7401", "127.0.0.1:7409\nx = 1"), "pair"),
+    ],
+)
+def test_a_wrong_deployment_is_one_line(pair: Pair, change: tuple[str, str], message: str) -> None:
+    file = pair.file("a")
+    file.write_text(file.read_text().replace(*change, 1))
+    done = pair.lab.run("a", [sys.executable, "-m", "actornet.cli.main", "launch", "primary", str(file)], check=False)
+    said = done.stderr.strip().splitlines()
+    assert done.returncode != 0 and message in said[-1] and "Traceback" not in done.stderr, done.stderr
+
+
+def test_a_backup_with_another_key_is_refused(pair: Pair) -> None:
+    """G10."""
+    pair.launch("a", "primary")
+    other = pair.directory / "other"
+    other.mkdir()
+    (other / "pair.key").touch(0o600)
+    (other / "pair.key").write_text("f" * 64)
+    (other / "a.toml").write_text(pair.file("a").read_text())
+    done = pair.lab.run(
+        "b",
+        [sys.executable, "-m", "actornet.cli.main", "launch", "backup", str(other / "a.toml")],
+        check=False,
+        timeout_s=15,
+    )
+    assert done.returncode != 0 and "key" in done.stderr.splitlines()[-1], done.stderr
+    assert pair.worker("a", "owner-system")["status"]["state"] == "alone"
