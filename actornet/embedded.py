@@ -14,8 +14,9 @@ from typing import Any
 
 import msgspec
 
-from actornet.engine.core import Ask, Core
+from actornet.engine.core import Core
 from actornet.engine.five_tuple import FiveTuple
+from actornet.engine.flow_base import Ask
 from actornet.engine.port import Port
 from actornet.errors import OwnerError, UsageError
 from actornet.flow import FlowActor
@@ -180,7 +181,7 @@ class Embedded:
         self._loop.close()
 
     def counters(self) -> dict[str, int]:
-        """Counter name -> value; see `actornet.engine.core.COUNTERS`."""
+        """Counter name -> value; see `actornet.engine.counters`."""
         counts: dict[str, int] = self.core.count()
         return counts
 

@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from actornet.engine.core import HANDLERS, FlowBase
+from actornet.engine.core import HANDLERS
 from actornet.engine.five_tuple import FiveTuple
+from actornet.engine.flow_base import FlowBase
 from actornet.engine.packet import Packet
 from actornet.engine.verdict import DROP, Forward, Verdict
 from actornet.errors import UsageError

@@ -155,3 +155,6 @@ OWNER_REST_US = 300
 
 HANDOVER_S = 2.0
 """How long a primary that stops waits for its backup's last acknowledgement."""
+
+ADJACENCIES_MAX = 65_535
+"""Next hops that one core sends to, each for good; a flow to one more fails with a UsageError."""

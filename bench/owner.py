@@ -162,8 +162,12 @@ def across_processes(flows: int, seconds: float, directory: str, *, replicated: 
                 epoll.poll(IDLE_SLEEP_S)
             replies.sleep_end()
 
+        def listen() -> int:
+            link.poll()
+            return 0
+
         link.attach()
-        _turn_until(lambda: link.attached, lambda: link.poll() or 0, sleep)
+        _turn_until(lambda: link.attached, listen, sleep)
         found = rate(core, flows, turn, sleep, seconds)
         assert all(process.is_alive() for process in owner_systems), "an owner system ended before its time"
         return found

@@ -13,7 +13,7 @@ import pytest
 from actornet.cli.main import COMMANDS, main
 from actornet.cli.progress import Progress
 from actornet.cli.summary import DROPS as MEANINGS
-from actornet.engine.core import DROPS
+from actornet.engine.counters import DROPS
 from actornet.ports.pcap import CaptureWriter, read_capture
 
 ROOT = Path(__file__).parent.parent

@@ -88,6 +88,27 @@ def test_an_ordinary_actor_reaches_an_owner(core: CoreSystem) -> None:
     system.shutdown()
 
 
+class Asking(FlowActor):
+    """Asks for every packet, and changes nothing of its own."""
+
+    tally = Tally.named("tally")
+
+    async def on_packet(self, packet: Packet) -> Any:
+        await self.tally.add(1)
+        return FORWARD
+
+
+def test_a_flow_may_ask_for_every_packet(tmp_path: Any) -> None:
+    """G5: recorded replies are bounded, because a flow that asks again and again is saved now and then."""
+    embedded = Embedded(Asking, [MemoryPort("lan"), MemoryPort("wan")], log_directory=str(tmp_path / "log"))
+    for _ in range(10):
+        feed(CoreSystem(embedded), 30)
+    counts = embedded.counters()
+    assert counts["asks"] == 300 and counts["handler_error"] == 0
+    assert sum(map(len, embedded.journal.replica.asks.values())) <= 32
+    embedded.finish()
+
+
 def test_an_owners_error_and_a_wrong_message_come_back_as_poison(core: CoreSystem) -> None:
     system = ActorSystem(systemBase=core, transientUnique=True)
     for message in (OwnerMessage("add", (-1,)), OwnerMessage("subtract", (1,)), "add"):

@@ -11,7 +11,7 @@ import pytest
 
 from actornet import DROP, FORWARD, FlowActor, Packet
 from actornet.embedded import Embedded
-from actornet.engine.core import DROPS
+from actornet.engine.counters import DROPS
 from actornet.ports.memory import MemoryPort
 from actornet.ports.pcap import read_capture
 from actors.nat import SourceNAT

@@ -512,5 +512,3 @@ def test_errors_quoting_errors_a_thousand_deep_do_no_harm() -> None:
     for _ in range(1000):
         packet = bytes(dpkt.ip.IP(p=1, len=20 + 8 + len(packet), data=b"\x03\0\0\0\0\0\0\0" + packet))
     expose(Host(), OURS + THEIRS + b"\x08\x00" + packet)
-
-

@@ -18,7 +18,7 @@ from typing import Any
 from actornet.cli import summary
 from actornet.cli.progress import Progress
 from actornet.embedded import Embedded
-from actornet.engine.core import DROPS
+from actornet.engine.counters import DROPS
 from actornet.engine.five_tuple import FiveTuple
 from actornet.errors import UsageError
 from actornet.limits import FLOWS_MAX, FLOWS_MAX_DEFAULT, HANDLER_STALL_S

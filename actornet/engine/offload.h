@@ -6,26 +6,17 @@
 #include <time.h>
 
 #include "flow_table.h"
+#include "parked.h"
 #include "rewrite.h"
 
+#define AN_TCP_SYN_FIN_RST 0x07
 #define AN_GENERAL (-1) /* not for the fast path: untouched, but `entry` is set */
-
-/* A packet that outlives its burst: in a mailbox, with a suspended handler, or waiting for the watermark. */
-struct an_parked {
-    struct an_packet p; /* first: a parked packet is a packet */
-    struct an_parked *next;
-    void *flow;         /* owned reference, or NULL */
-    uint64_t need;      /* committed sequence number that lets it go */
-    int32_t out;        /* port to leave by; -1: a marker without a frame */
-    uint8_t frame[];
-};
 
 /* The next hop's and the port's MAC addresses as they stand in the Ethernet header, and the packets that wait for them. */
 struct an_adjacency {
     uint8_t destination[6], source[6];
     uint8_t resolved, attempts;
-    uint32_t waiting_count;
-    struct an_parked *waiting, *waiting_tail;
+    struct an_queue waiting;
 };
 
 static inline uint64_t an_now_ns(void)
@@ -35,21 +26,27 @@ static inline uint64_t an_now_ns(void)
     return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
-/* Returns the port to leave by, or AN_GENERAL. */
-static inline int an_offload(struct an_table *table, struct an_packet *p, uint64_t now_ns,
+/* Whether the entry's rewrite, rather than its flow's actor, decides about the packet. */
+static inline int an_offloaded(const struct an_entry *e, const struct an_packet *p)
+{
+    return e->rewrite.action != AN_SLOW && !(e->state & AN_PUNT_TCP && p->tcp_flags & AN_TCP_SYN_FIN_RST);
+}
+
+/* Returns the port to leave by, or AN_GENERAL. `probed` is what an_table_probe() guessed. */
+static inline int an_offload(struct an_table *table, struct an_packet *p, uint32_t probed, uint64_t now_ns,
                              const struct an_adjacency *adjacencies)
 {
     struct an_entry *e;
     const struct an_adjacency *next_hop;
     if (an_unlikely(p->reason != AN_OK))
         return AN_GENERAL;
-    p->entry = an_table_find(table, &p->key, p->hash);
+    p->entry = an_table_find_probed(table, &p->key, p->hash, probed);
     if (an_unlikely(p->entry == AN_NONE))
         return AN_GENERAL;
     e = &table->entries[p->entry];
     next_hop = &adjacencies[e->rewrite.adjacency];
     if (an_unlikely(e->rewrite.action != AN_FORWARD || e->state & (AN_BUSY | AN_HELD) || p->flags & AN_ICMP_ERROR ||
-                    (e->state & AN_PUNT_TCP && p->tcp_flags & 0x07) || !next_hop->resolved ||
+                    (e->state & AN_PUNT_TCP && p->tcp_flags & AN_TCP_SYN_FIN_RST) || !next_hop->resolved ||
                     an_rewrite_apply(p, &e->rewrite, e->addresses) != 0))
         return AN_GENERAL;
     if (e->rewrite.adjacency)
@@ -58,6 +55,15 @@ static inline int an_offload(struct an_table *table, struct an_packet *p, uint64
     e->bytes += p->length;
     e->last_seen_ns = now_ns;
     return e->rewrite.out_port;
+}
+
+/* The first entry from `index` on with which a flow was opened, or AN_NONE. */
+static inline uint32_t an_flow_from(const struct an_table *table, uint32_t index)
+{
+    for (; index < table->touched; index++)
+        if (table->entries[index].state & AN_PRIMARY)
+            return index;
+    return AN_NONE;
 }
 
 /* What the general path will touch of a flow that is not offloaded: its actor. */

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import zlib
 
-from actornet.engine.core import PID_COUNTER
+from actornet.engine.counters import PID_COUNTER
 from actornet.engine.ring import ControlPage
 from actornet.node.core_worker import CoreSpec
 from actornet.node.deployment import Deployment

@@ -20,8 +20,10 @@ from typing import Any
 import msgspec
 import structlog
 
-from actornet.engine.core import COUNTERS, Ask, Core
+from actornet.engine.core import Core
+from actornet.engine.counters import COUNTERS
 from actornet.engine.five_tuple import FiveTuple
+from actornet.engine.flow_base import Ask
 from actornet.engine.ring import ACTIVE, FENCED, PASSIVE
 from actornet.errors import OwnerError
 from actornet.flow import FlowActor
@@ -290,6 +292,7 @@ class CoreWorker:
             self._announcements = deque(begun + delay_s for delay_s in ANNOUNCE_AT_S)
             self._first_until_ns = time.monotonic_ns() + TAKEOVER_NS
         elif role == FENCED or self._role == ACTIVE:
+            self._announcements.clear()
             for port in self.ports:
                 port.deactivate()
             self.core.drop_held()

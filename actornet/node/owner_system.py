@@ -431,8 +431,12 @@ class OwnerSystem:
         )
 
     def _listen(self) -> None:
-        if self.spec.listen is not None:
+        if self.spec.listen is None:
+            return
+        try:
             self.link = LinkServer(self.spec.listen, self.key, self._epoll)
+        except LinkError as error:
+            raise LinkError(f"{error}: set `link`, or `listen`, to a free address of this host") from None
 
     def _promote(self, action: Promote) -> None:
         """Take over: the flows are in the cores' tables and the owners' states are current (G6)."""

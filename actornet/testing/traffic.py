@@ -32,8 +32,8 @@ class UdpStream:
     """
 
     def __init__(self, lab: Lab, port: int = 9000, spacing_s: float = 0.001) -> None:
-        self._client = lab.call("client", _udp, "10.0.0.2")
-        self._server = lab.call("server", _udp, SERVER, port)
+        self._client = lab.call("client", udp_socket, "10.0.0.2")
+        self._server = lab.call("server", udp_socket, SERVER, port)
         self._to = (SERVER, port)
         self._spacing_ns = int(spacing_s * SECOND)
         self._ended = threading.Event()
@@ -175,7 +175,7 @@ class Churn:
         self._ports = ports
         self._to = (SERVER, port)
         self._ended = threading.Event()
-        self._udp = lab.call("server", _udp, SERVER, port)
+        self._udp = lab.call("server", udp_socket, SERVER, port)
         self._listener = lab.call("server", _listen, SERVER, port)
         self._listener.settimeout(0.2)
         self.exchanged = {"udp": 0, "tcp": 0}
@@ -213,7 +213,7 @@ class Churn:
             time.sleep(chance.random() * 0.01)
 
     def _exchange_udp(self, endpoint: tuple[str, int]) -> bool:
-        with self._lab.call("client", _udp, *endpoint) as sock:
+        with self._lab.call("client", udp_socket, *endpoint) as sock:
             for number in range(2):
                 data = self.mark(endpoint) + bytes((number,))
                 sock.sendto(data, self._to)
@@ -266,7 +266,8 @@ def _thread(run: Callable[..., None], *args: object) -> threading.Thread:
     return threading.Thread(target=undisturbed, daemon=True)
 
 
-def _udp(address: str, port: int = 0) -> socket.socket:
+def udp_socket(address: str, port: int = 0) -> socket.socket:
+    """A socket whose calls take 0.2 s at most."""
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     try:
         sock.bind((address, port))

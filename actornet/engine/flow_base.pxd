@@ -1,0 +1,37 @@
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+
+cdef class FlowBase  # before the import: a suspension names its flow
+
+from actornet.engine.suspension cimport Suspension
+
+# FlowBase.marks
+cdef enum:
+    MARK_DIRTY = 0x01     # replicated state changed since it was last saved
+    MARK_CLOSING = 0x02   # close when the handler has completed
+    MARK_SAVED = 0x04     # the log knows this flow
+
+
+cdef class Ask:
+    cdef FlowBase flow
+    cdef readonly str owner
+    cdef readonly str message
+    cdef bint done
+    cdef bint waited             # by a handler that the core drives
+    cdef object value
+    cdef object error
+    cdef object future           # of the asyncio task that waits
+
+
+cdef class FlowBase:
+    cdef void *core              # borrowed: the Core whose table holds this flow; NULL before open and after close
+    cdef Suspension suspension
+    cdef uint64_t depends        # outputs wait until this sequence number is committed (G3)
+    cdef uint64_t idle_ns
+    cdef uint64_t incarnation
+    cdef uint32_t first          # entry of the key that the flow was opened with
+    cdef uint32_t held           # its items in the core's queue behind the watermark
+    cdef uint32_t asks
+    cdef str reason              # why it closes
+    cdef bytes saved             # last saved state, kept only where fields may change in place
+    cdef uint8_t keys
+    cdef uint8_t marks

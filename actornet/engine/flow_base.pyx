@@ -1,0 +1,226 @@
+"""What a flow is to its core: its keys, its marks, its owner messages."""
+
+import asyncio
+
+from cpython.object cimport PyObject_GenericSetAttr
+
+from actornet.engine.core cimport Core
+from actornet.engine.counters cimport C_ASKS, C_FLOW_TABLE_FULL
+from actornet.engine.types cimport AN_NONE, AN_PUNT_TCP, AN_SLOW, an_entry, an_key
+from actornet.engine.verdict cimport Verdict
+from actornet.engine.wire cimport an_timer_arm, five_tuple, key_of
+
+from actornet.errors import UsageError
+from actornet.limits import ASKS_OPEN_PER_FLOW_MAX, KEYS_PER_FLOW_MAX
+
+cdef int keys_max = KEYS_PER_FLOW_MAX
+cdef uint32_t asks_per_save = ASKS_OPEN_PER_FLOW_MAX // 2
+
+
+cdef class Ask:
+    """An owner message on its way; await it for the reply, or don't, if none is needed.
+
+    Raises OwnerError, the same text on primary, backup and replay, when the owner's handler raised.
+    """
+
+    def __await__(self):
+        return self
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        if self.done:
+            if self.error is not None:
+                raise self.error
+            raise StopIteration(self.value)
+        if self.flow.core != NULL and (<Core>self.flow.core).driving is self.flow:
+            return self
+        # Awaited inside a real asyncio task (gather, wait_for): be a future there.
+        self.future = asyncio.get_running_loop().create_future()
+        self.future._asyncio_future_blocking = True
+        return self.future
+
+    def resolve(self, value) -> None:
+        """The reply has come."""
+        self._finish(value, None)
+
+    def fail(self, error: BaseException) -> None:
+        """There will be no value: the waiting handler gets `error`."""
+        self._finish(None, error)
+
+    def _finish(self, value, error):
+        if self.done:
+            return
+        self.done = True
+        self.value = value
+        self.error = error
+        if self.future is not None:
+            if not self.future.done():
+                self.future.set_result(None)
+        elif self.waited and self.flow.suspension is not None:
+            self.flow.suspension.wake(self)
+
+
+cdef class FlowBase:
+    """The compiled base of `FlowActor`: one connection's place in its core."""
+
+    def __setattr__(self, name, value):
+        PyObject_GenericSetAttr(self, name, value)
+        if not (<str>name).startswith("_"):
+            self.marks |= MARK_DIRTY
+
+    @property
+    def flow(self):
+        """FiveTuple that the flow was opened with."""
+        cdef Core core = core_of(self)
+        return five_tuple(&core.flows.table.entries[self.first].key)
+
+    @property
+    def port(self) -> str:
+        """Name of the port at which the flow was opened."""
+        cdef Core core = core_of(self)
+        return core.port_names[core.flows.table.entries[self.first].key.port]
+
+    @property
+    def port_index(self) -> int:
+        cdef Core core = core_of(self)
+        return core.flows.table.entries[self.first].key.port
+
+    @property
+    def idle_s(self) -> float:
+        """Seconds without a packet on any key after which the flow closes."""
+        return self.idle_ns / 1e9
+
+    @idle_s.setter
+    def idle_s(self, value):
+        cdef Core core
+        if not 0 < value < 1e9:
+            raise UsageError(f"idle_s must be positive seconds, not {value!r}")
+        self.idle_ns = <uint64_t>(value * 1e9)
+        if self.core != NULL:
+            core = <Core>self.core
+            an_timer_arm(&core.flows.table, self.first, core.now_ns + self.idle_ns)
+
+    @property
+    def incarnation(self) -> int:
+        return self.incarnation
+
+    @property
+    def asks(self) -> int:
+        return self.asks
+
+    @property
+    def packets(self) -> int:
+        """Packets of all keys so far, offloaded ones included."""
+        return self._total(True)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all keys so far, offloaded ones included."""
+        return self._total(False)
+
+    def _total(self, bint packets):
+        cdef uint64_t total = 0
+        cdef uint32_t i = self.first
+        cdef an_entry *e
+        for _ in range(self.keys):
+            e = &(<Core>self.core).flows.table.entries[i]
+            total += e.packets if packets else e.bytes
+            i = e.next_key
+        return total
+
+    def bind(self, flow, str port=None) -> None:
+        """Let packets of `flow` that arrive at `port` come here; None is the port opposite to this flow's first one.
+
+        Raises UsageError if another flow holds the key, if this one holds KEYS_PER_FLOW_MAX, or the table is full.
+        """
+        cdef Core core = core_of(self)
+        cdef an_key key
+        cdef uint32_t index
+        key_of(flow, core.resolve_out(port, core.flows.table.entries[self.first].key.port), &key)
+        index = core.flows.find(&key)
+        if index != AN_NONE and core.flows.table.entries[index].actor != NULL:
+            if core.flows.table.entries[index].actor != <void *>self:
+                raise UsageError(f"bind: {flow} at {core.port_names[key.port]} belongs to another flow")
+            return
+        if self.keys >= keys_max:
+            raise UsageError(f"bind: {self.flow} holds {self.keys} keys, the most a flow may have")
+        if not core.flows.add_key(self, &key):
+            core.counters[<int>C_FLOW_TABLE_FULL] += 1
+            raise UsageError("bind: the flow table is full; raise flows_max")
+        self.marks |= MARK_DIRTY
+
+    def offload(self, Verdict verdict not None, flow=None, str port=None, *, idle_s=None, bint punt_tcp=True) -> None:
+        """Let the core carry out `verdict` for this key's packets without the actor, from the watermark on (G3).
+
+        `flow` and `port` name a bound key; without them it is the key that the flow was opened with. TCP packets with
+        SYN, FIN or RST still come to `on_packet` unless `punt_tcp` is False. Raises UsageError for an unbound key.
+        """
+        cdef Core core = core_of(self)
+        cdef an_key key
+        cdef uint32_t index = self.first
+        if flow is not None:
+            if port is None:
+                index = core.flows.find_at_any_port(flow, <void *>self)
+            else:
+                key_of(flow, core.resolve_out(port, 0), &key)
+                index = core.flows.find(&key)
+            if index == AN_NONE or core.flows.table.entries[index].actor != <void *>self:
+                raise UsageError(f"offload: {flow} is not bound to this flow; call bind first")
+        core.flows.install(index, verdict, punt_tcp)
+        if idle_s is not None:
+            self.idle_s = idle_s
+        self.marks |= MARK_DIRTY
+
+    def withdraw(self) -> None:
+        """Cancel the offload of all keys: packets come to the actor again."""
+        cdef Core core = core_of(self)
+        cdef uint32_t i = self.first
+        for _ in range(self.keys):
+            core.flows.table.entries[i].rewrite.action = AN_SLOW
+            i = core.flows.table.entries[i].next_key
+        self.marks |= MARK_DIRTY
+
+    def close(self) -> None:
+        """Close the flow once the running handler has completed; `on_close` runs."""
+        self.marks |= MARK_CLOSING
+
+    def _ask(self, reference, str message, tuple args):
+        """Send an owner message; called by the proxies that `Owner.named` makes."""
+        cdef Core core = core_of(self)
+        cdef Ask ask = Ask.__new__(Ask)
+        if core.link is None:
+            raise UsageError(f"owner {reference.name!r} is not running: this core has no owner system")
+        ask.flow = self
+        ask.owner = reference.name
+        ask.message = message
+        self.asks += 1
+        if self.asks % asks_per_save == 0:
+            self.marks |= MARK_DIRTY  # a saved flow covers its asks: their recorded replies are bounded
+        core.counters[<int>C_ASKS] += 1
+        core.submitted = True
+        self.depends = max(self.depends, core.link.ask(self, ask, message, args))
+        return ask
+
+    def _keys(self) -> list:
+        """Record form of the keys: [five-tuple, port, verdict form or False, punt, next hop or None] each."""
+        cdef Core core = core_of(self)
+        cdef uint32_t i = self.first
+        cdef an_entry *e
+        keys = []
+        for _ in range(self.keys):
+            e = &core.flows.table.entries[i]
+            keys.append([
+                five_tuple(&e.key), core.port_names[e.key.port],
+                False if e.rewrite.action == AN_SLOW else core.flows.offload_form(e),
+                bool(e.state & AN_PUNT_TCP), core.neighbors.form(e.rewrite.adjacency),
+            ])
+            i = e.next_key
+        return keys
+
+
+cdef Core core_of(FlowBase flow):
+    if flow.core == NULL:
+        raise RuntimeError("this flow is closed")
+    return <Core>flow.core

@@ -1,0 +1,38 @@
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+
+from actornet.engine.flow_base cimport FlowBase
+from actornet.engine.types cimport an_entry, an_key
+from actornet.engine.verdict cimport Verdict
+from actornet.engine.wire cimport an_table
+
+cdef extern from "offload.h" nogil:
+    uint32_t an_flow_from(const an_table *table, uint32_t index)
+
+
+cdef class Flows:
+    cdef an_table table
+    cdef void *core              # borrowed: the Core whose flows these are
+
+    cdef int open(self, uint32_t flows_max) except -1
+    cdef uint32_t find(self, const an_key *key) noexcept
+    cdef uint32_t find_at_any_port(self, object flow, void *actor) except? 0
+    cdef FlowBase create(self, const an_key *key)
+    cdef int remove(self, FlowBase flow) except -1
+    cdef bint add_key(self, FlowBase flow, const an_key *key) noexcept
+    cdef int set_state(self, FlowBase flow, uint8_t bit, bint on) except -1
+    cdef int expire(self) except -1
+    cdef int close_all(self, str reason) except -1
+    cdef int install(self, uint32_t index, Verdict verdict, bint punt) except -1
+    cdef object offload_form(self, const an_entry *e)
+    cdef int restore(
+        self, object flow, str port, uint64_t incarnation, uint32_t asks, object fields, object keys, uint64_t idle_ns
+    ) except -1
+    cdef int forget(self, object flow, str port) except -1
+    cdef int redirect(self, object flow, str port, int to) except -1
+    cdef int redirect_end(self, object flow, str port) except -1
+    cdef list actors(self)
+
+    cdef uint32_t _insert(self, const an_key *key) noexcept
+    cdef int _free_keys(self, FlowBase flow) noexcept
+    cdef int _free_entry(self, uint32_t index) noexcept
+    cdef int _displace(self, const an_key *key) except -1

@@ -1,0 +1,370 @@
+"""The flows of one core: which actor has which keys, what the core carries out for them, and their way from the log."""
+
+import os
+
+from cpython.object cimport PyObject_GenericSetAttr
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy, memset
+
+from actornet.engine.core cimport Core
+from actornet.engine.counters cimport C_FLOW_TABLE_FULL, C_FLOWS_RESTORED, C_LIVE_FLOWS
+from actornet.engine.flow_base cimport MARK_SAVED
+from actornet.engine.types cimport (
+    AN_BUSY, AN_DECREMENT_TTL, AN_DROP, AN_FORWARD, AN_HELD, AN_NONE, AN_PRIMARY, AN_PUNT_TCP, AN_REDIRECT,
+    AN_SET_DESTINATION, AN_SET_DESTINATION_PORT, AN_SET_DSCP, AN_SET_SOURCE, AN_SET_SOURCE_PORT, an_rewrite,
+)
+from actornet.engine.verdict cimport VERDICT_DROP, VERDICT_FORWARD, VERDICT_REWRITE, Forward, Rewrite
+from actornet.engine.wire cimport (
+    address_text, an_hash, an_rewrite_prepare, an_table_find, an_table_free, an_table_init, an_table_insert,
+    an_table_remove, an_timer_advance, an_timer_arm, key_of,
+)
+
+from actornet.engine.verdict import decode_verdict
+from actornet.errors import UsageError
+
+DEF DUE_MAX = 64
+
+MUTABLE = (list, dict, set)
+
+
+cdef class Flows:
+    """Flow actors by key. Each is in the table under the key that it was opened with and under those that it has bound.
+
+    The table owns a reference to each actor; an actor only borrows its core.
+    """
+
+    def __dealloc__(self):
+        cdef FlowBase flow
+        cdef uint32_t i = an_flow_from(&self.table, 0)
+        while i != AN_NONE:
+            flow = <FlowBase>self.table.entries[i].actor
+            flow.core = NULL
+            self._free_keys(flow)
+            Py_DECREF(flow)
+            i = an_flow_from(&self.table, i + 1)
+        an_table_free(&self.table)
+
+    cdef int open(self, uint32_t flows_max) except -1:
+        """Make room for so many keys. Raises MemoryError."""
+        # The seed is secret and random, so that nobody can choose keys that collide.
+        cdef uint64_t seed = int.from_bytes(os.urandom(8), "little")
+        cdef int status = an_table_init(&self.table, flows_max, seed, (<Core>self.core).now_ns)
+        if status != 0:
+            raise MemoryError(f"flow table of {flows_max} entries: {os.strerror(-status)}")
+        return 0
+
+    # -- keys -------------------------------------------------------------------------------------------------------
+
+    cdef uint32_t find(self, const an_key *key) noexcept:
+        """The key's entry, or AN_NONE."""
+        return an_table_find(&self.table, key, <uint32_t>an_hash(key, self.table.seed))
+
+    cdef uint32_t find_at_any_port(self, object flow, void *actor) except? 0:
+        """The entry at which `actor` (NULL: any) has the five-tuple, at whichever port; AN_NONE if it does not."""
+        cdef Core core = <Core>self.core
+        cdef an_key key
+        cdef uint32_t index
+        cdef void *holder
+        cdef int port
+        key_of(flow, 0, &key)
+        for port in range(core.port_count):
+            key.port = port
+            index = self.find(&key)
+            if index != AN_NONE:
+                holder = self.table.entries[index].actor
+                if holder != NULL and (actor == NULL or holder == actor):
+                    return index
+        return AN_NONE
+
+    cdef FlowBase create(self, const an_key *key):
+        """A new actor with this key, all fields at their defaults; None when the table is full."""
+        cdef Core core = <Core>self.core
+        cdef FlowBase flow
+        cdef an_entry *e
+        cdef uint32_t index
+        if self.table.used == self.table.entries_max:
+            return None
+        flow = core.nf.__new__(core.nf)
+        for name, value in core.nf.field_defaults:
+            PyObject_GenericSetAttr(flow, name, value if type(value) not in MUTABLE else value.copy())
+        index = self._insert(key)
+        flow.core = self.core
+        flow.first = index
+        flow.keys = 1
+        flow.idle_ns = core.idle_ns_default
+        e = &self.table.entries[index]
+        e.actor = <void *>flow
+        Py_INCREF(flow)
+        e.state |= AN_PRIMARY
+        e.last_seen_ns = core.now_ns
+        an_timer_arm(&self.table, index, core.now_ns + flow.idle_ns)
+        core.counters[<int>C_LIVE_FLOWS] += 1
+        return flow
+
+    cdef int remove(self, FlowBase flow) except -1:
+        """Take a flow and its keys out of the table."""
+        self._free_keys(flow)
+        flow.core = NULL
+        (<Core>self.core).counters[<int>C_LIVE_FLOWS] -= 1
+        Py_DECREF(flow)
+        return 0
+
+    cdef int _free_keys(self, FlowBase flow) noexcept:
+        cdef uint32_t i = flow.first, following
+        for _ in range(flow.keys):
+            following = self.table.entries[i].next_key
+            self._free_entry(i)
+            i = following
+        flow.keys = 0
+        return 0
+
+    cdef uint32_t _insert(self, const an_key *key) noexcept:
+        return an_table_insert(&self.table, key, <uint32_t>an_hash(key, self.table.seed))
+
+    cdef int _free_entry(self, uint32_t index) noexcept:
+        free(self.table.entries[index].addresses)
+        an_table_remove(&self.table, index)
+        return 0
+
+    cdef bint add_key(self, FlowBase flow, const an_key *key) noexcept:
+        """Give the flow one more key, which no other flow has; False when the table is full."""
+        cdef an_entry *first = &self.table.entries[flow.first]
+        cdef an_entry *e
+        cdef uint32_t index = self.find(key)
+        if index != AN_NONE:
+            self._free_entry(index)  # a redirection to another core, where the flow no longer is
+        index = self._insert(key)
+        if index == AN_NONE:
+            return False
+        e = &self.table.entries[index]
+        e.actor = <void *>flow
+        e.last_seen_ns = (<Core>self.core).now_ns
+        e.state |= first.state & (AN_HELD | AN_BUSY)
+        e.next_key = first.next_key
+        first.next_key = index
+        flow.keys += 1
+        return True
+
+    cdef int set_state(self, FlowBase flow, uint8_t bit, bint on) except -1:
+        """Set or clear a bit in all entries of the flow."""
+        cdef uint32_t i = flow.first
+        for _ in range(flow.keys):
+            if on:
+                self.table.entries[i].state |= bit
+            else:
+                self.table.entries[i].state &= ~bit
+            i = self.table.entries[i].next_key
+        return 0
+
+    cdef list actors(self):
+        """The actors of all live flows."""
+        cdef uint32_t i = an_flow_from(&self.table, 0)
+        found = []
+        while i != AN_NONE:
+            found.append(<object>self.table.entries[i].actor)
+            i = an_flow_from(&self.table, i + 1)
+        return found
+
+    cdef int expire(self) except -1:
+        """Close the flows that have been idle for too long."""
+        cdef Core core = <Core>self.core
+        cdef uint32_t due[DUE_MAX]
+        cdef uint32_t n, k, i
+        cdef uint64_t last
+        cdef FlowBase flow
+        n = an_timer_advance(&self.table, core.now_ns, due, DUE_MAX)
+        for k in range(n):
+            if not self.table.entries[due[k]].state & AN_PRIMARY:
+                continue  # closed together with one before it
+            flow = <FlowBase>self.table.entries[due[k]].actor
+            last = 0
+            i = flow.first
+            for _ in range(flow.keys):
+                last = max(last, self.table.entries[i].last_seen_ns)
+                i = self.table.entries[i].next_key
+            if flow.suspension is not None:
+                last = core.now_ns
+            if last + flow.idle_ns <= core.now_ns:
+                core.begin_close(flow, "idle")
+            else:
+                an_timer_arm(&self.table, flow.first, last + flow.idle_ns)
+        return 0
+
+    cdef int close_all(self, str reason) except -1:
+        cdef uint32_t i = an_flow_from(&self.table, 0)
+        while i != AN_NONE:
+            (<Core>self.core).begin_close(<FlowBase>self.table.entries[i].actor, reason)
+            i = an_flow_from(&self.table, i + 1)
+        return 0
+
+    # -- offloads ---------------------------------------------------------------------------------------------------
+
+    cdef int install(self, uint32_t index, Verdict verdict, bint punt) except -1:
+        """Make `verdict` the entry's offload."""
+        cdef Core core = <Core>self.core
+        cdef an_entry *e = &self.table.entries[index]
+        cdef an_rewrite r
+        cdef Rewrite rewrite
+        cdef const uint8_t *addresses = NULL
+        cdef int adjacency
+        memset(&r, 0, sizeof(r))
+        if verdict.kind == VERDICT_DROP:
+            r.action = AN_DROP
+        elif verdict.kind == VERDICT_FORWARD:
+            r.action = AN_FORWARD
+            r.out_port = core.resolve_out((<Forward>verdict).to, e.key.port)
+        elif verdict.kind == VERDICT_REWRITE:
+            rewrite = <Rewrite>verdict
+            if rewrite.version and rewrite.version != e.key.version:
+                raise UsageError(f"offload: an IPv{rewrite.version} address for an IPv{e.key.version} flow")
+            r = rewrite.rewrite
+            addresses = rewrite.ipv6_addresses()
+            r.out_port = core.resolve_out(rewrite.to, e.key.port)
+            an_rewrite_prepare(&r, &e.key, addresses)
+        else:
+            raise UsageError(f"offload: {verdict!r} is not a decision that the core can carry out")
+        if r.action == AN_FORWARD:
+            adjacency = core.neighbors.adjacency(r.out_port, &e.key, &r, addresses)
+            if adjacency < 0:
+                raise UsageError(f"offload: no route to the destination out of port {core.port_names[r.out_port]}")
+            r.adjacency = adjacency
+        if addresses != NULL:
+            if e.addresses == NULL:
+                e.addresses = <uint8_t *>malloc(32)
+                if e.addresses == NULL:
+                    raise MemoryError("offload")
+            memcpy(e.addresses, addresses, 32)
+        e.rewrite = r
+        if punt:
+            e.state |= AN_PUNT_TCP
+        else:
+            e.state &= ~AN_PUNT_TCP
+        return 0
+
+    cdef object offload_form(self, const an_entry *e):
+        """Record form of an entry's offload: `decode_verdict` makes the same verdict of it."""
+        cdef const an_rewrite *r = &e.rewrite
+        cdef const uint8_t *source = <const uint8_t *>&r.source
+        cdef const uint8_t *destination = <const uint8_t *>&r.destination
+        if r.action == AN_DROP:
+            return None
+        to = (<Core>self.core).port_names[r.out_port]
+        if r.fields == 0:
+            return [to]
+        if e.addresses != NULL:
+            source, destination = e.addresses, e.addresses + 16
+        return [
+            to,
+            address_text(source, e.key.version) if r.fields & AN_SET_SOURCE else None,
+            r.source_port if r.fields & AN_SET_SOURCE_PORT else None,
+            address_text(destination, e.key.version) if r.fields & AN_SET_DESTINATION else None,
+            r.destination_port if r.fields & AN_SET_DESTINATION_PORT else None,
+            r.dscp if r.fields & AN_SET_DSCP else None,
+            bool(r.fields & AN_DECREMENT_TTL),
+        ]
+
+    # -- from the log -----------------------------------------------------------------------------------------------
+
+    cdef int restore(
+        self, object flow, str port, uint64_t incarnation, uint32_t asks, object fields, object keys, uint64_t idle_ns
+    ) except -1:
+        """Make a flow as its record says, offloads included; flows that hold its keys now are replaced (G6).
+
+        A flow for which the table has no room is left out and counted as `flow_table_full`.
+        """
+        cdef Core core = <Core>self.core
+        cdef an_key key
+        cdef FlowBase actor
+        cdef uint32_t index
+        cdef int at
+        cdef bint complete = False
+        key_of(flow, core.port_index(port), &key)
+        self._displace(&key)
+        actor = self.create(&key)
+        if actor is None:
+            core.counters[<int>C_FLOW_TABLE_FULL] += 1
+            return 0
+        try:
+            for name, value in fields:
+                PyObject_GenericSetAttr(actor, name, value)
+            actor.incarnation = incarnation
+            actor.asks = asks
+            actor.idle_ns = idle_ns
+            an_timer_arm(&self.table, actor.first, core.now_ns + actor.idle_ns)
+            for tuple_, arriving, form, punt, next_hop in keys:
+                at = core.port_index(arriving)
+                key_of(tuple_, at, &key)
+                index = self.find(&key)
+                if index == AN_NONE or self.table.entries[index].actor != <void *>actor:
+                    self._displace(&key)
+                    if not self.add_key(actor, &key):
+                        core.counters[<int>C_FLOW_TABLE_FULL] += 1
+                        return 0
+                if form is False:
+                    continue
+                verdict = decode_verdict(form)
+                if next_hop is not None:
+                    core.neighbors.restore(core.resolve_out(getattr(verdict, "to", None), at), next_hop)
+                self.install(self.find(&key), verdict, punt)
+            complete = True
+        finally:
+            if not complete:  # never half a flow
+                self.remove(actor)
+        actor.marks = MARK_SAVED
+        core.incarnation_next = max(core.incarnation_next, incarnation + 1)
+        core.counters[<int>C_FLOWS_RESTORED] += 1
+        return 0
+
+    cdef int forget(self, object flow, str port) except -1:
+        """Remove the flow that was opened with this key, without `on_close`."""
+        cdef Core core = <Core>self.core
+        cdef an_key key
+        cdef uint32_t index
+        key_of(flow, core.port_index(port), &key)
+        index = self.find(&key)
+        if index != AN_NONE and self.table.entries[index].state & AN_PRIMARY:
+            self._displace(&key)
+        return 0
+
+    cdef int _displace(self, const an_key *key) except -1:
+        """Free a key for a flow from the log: whoever holds it goes with all its keys."""
+        cdef uint32_t index = self.find(key)
+        cdef FlowBase flow
+        if index == AN_NONE:
+            return 0
+        if self.table.entries[index].actor == NULL:
+            return self._free_entry(index)
+        flow = <FlowBase>self.table.entries[index].actor
+        if flow.suspension is not None:
+            flow.suspension.abandon()
+        return self.remove(flow)
+
+    cdef int redirect(self, object flow, str port, int to) except -1:
+        """Packets of this key belong to a flow on core `to`: hand them over."""
+        cdef Core core = <Core>self.core
+        cdef an_key key
+        cdef uint32_t index
+        key_of(flow, core.port_index(port), &key)
+        index = self.find(&key)
+        if index == AN_NONE:
+            index = self._insert(&key)
+            if index == AN_NONE:
+                core.counters[<int>C_FLOW_TABLE_FULL] += 1
+                return 0
+        elif self.table.entries[index].actor != NULL:
+            return 0  # a flow of our own holds it
+        self.table.entries[index].rewrite.action = AN_REDIRECT
+        self.table.entries[index].rewrite.out_port = to
+        return 0
+
+    cdef int redirect_end(self, object flow, str port) except -1:
+        """The flow on the other core has closed."""
+        cdef Core core = <Core>self.core
+        cdef an_key key
+        cdef uint32_t index
+        key_of(flow, core.port_index(port), &key)
+        index = self.find(&key)
+        if index != AN_NONE and self.table.entries[index].actor == NULL:
+            self._free_entry(index)
+        return 0

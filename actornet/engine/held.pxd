@@ -1,0 +1,17 @@
+from libc.stdint cimport uint32_t
+
+from actornet.engine.flow_base cimport FlowBase
+from actornet.engine.parked cimport an_parked, an_queue
+from actornet.engine.types cimport an_packet
+
+
+cdef class Held:
+    cdef void *core              # borrowed: the Core whose output this is
+    cdef an_queue queue
+    cdef uint32_t packets        # in the queue, besides markers
+
+    cdef int hold(self, FlowBase flow, an_packet *p, int out) except -1
+    cdef int release(self) except -1
+    cdef int drop(self) except -1
+
+    cdef int _let_go(self, an_parked *item) except -1

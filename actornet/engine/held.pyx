@@ -1,0 +1,92 @@
+"""Output that waits for the watermark (G3): one queue per core, ordered by the sequence number that each item needs."""
+
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
+from libc.stdint cimport uint32_t, uint64_t
+from libc.stdlib cimport free
+from libc.string cimport memset
+
+from actornet.engine.core cimport Core
+from actornet.engine.counters cimport C_HELD, C_HELD_FENCED, C_HELD_FULL
+from actornet.engine.parked cimport an_queue_pop, an_queue_push
+from actornet.engine.ring cimport an_word_load
+from actornet.engine.types cimport AN_HELD
+
+from actornet.limits import HELD_PACKETS_MAX
+
+cdef uint32_t packets_max = HELD_PACKETS_MAX
+
+
+cdef class Held:
+    """Packets, and markers: a flow with an item here is one whose offload must join the queue. At most one marker per
+    flow waits, so the flow table bounds them."""
+
+    def __dealloc__(self):
+        cdef an_parked *item
+        while (item := an_queue_pop(&self.queue)) != NULL:
+            Py_XDECREF(<PyObject *>item.flow)
+            free(item)
+
+    cdef int hold(self, FlowBase flow, an_packet *p, int out) except -1:
+        """Queue an output, or a marker (`p` NULL); until it has gone the flow's later outputs join."""
+        cdef Core core = <Core>self.core
+        cdef an_parked *item
+        if p != NULL and self.packets >= packets_max:
+            return core.drop(p, C_HELD_FULL)
+        item = core.park(p)
+        if self.queue.tail != NULL and self.queue.tail.need > flow.depends:
+            flow.depends = self.queue.tail.need  # one queue: what goes later needs no less
+        item.need = flow.depends
+        item.out = out
+        item.flow = <void *>flow
+        Py_INCREF(flow)
+        if flow.held == 0:
+            core.flows.set_state(flow, AN_HELD, True)
+        flow.held += 1
+        an_queue_push(&self.queue, item)
+        if p != NULL:
+            self.packets += 1
+            core.counters[<int>C_HELD] += 1
+        return 0
+
+    cdef int release(self) except -1:
+        """Let go what the watermark has passed, in order."""
+        cdef Core core = <Core>self.core
+        cdef an_parked *item
+        cdef uint64_t committed = an_word_load(core.committed)
+        while self.queue.head != NULL and self.queue.head.need <= committed:
+            item = an_queue_pop(&self.queue)
+            self._let_go(item)
+            if item.out < 0:
+                free(item)
+            else:
+                self.packets -= 1
+                core.transmit(&item.p, item.out)
+        return 0
+
+    cdef int _let_go(self, an_parked *item) except -1:
+        """The item has left the queue: if it was its flow's last, the offload need not join any more."""
+        cdef Core core = <Core>self.core
+        cdef FlowBase flow = <FlowBase>item.flow
+        item.flow = NULL
+        Py_DECREF(flow)
+        flow.held -= 1
+        if flow.held or flow.core == NULL:
+            return 0
+        if flow.depends > an_word_load(core.committed):
+            return self.hold(flow, NULL, -1)  # it was saved again meanwhile
+        return core.flows.set_state(flow, AN_HELD, False)
+
+    cdef int drop(self) except -1:
+        """Drop all packets: they must not leave any more (G7)."""
+        cdef Core core = <Core>self.core
+        cdef an_queue dropped = self.queue
+        cdef an_parked *item
+        memset(&self.queue, 0, sizeof(an_queue))
+        self.packets = 0
+        while (item := an_queue_pop(&dropped)) != NULL:
+            self._let_go(item)
+            if item.out >= 0:
+                core.counters[<int>C_HELD_FENCED] += 1
+            free(item)
+        return 0

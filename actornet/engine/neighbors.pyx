@@ -1,0 +1,227 @@
+"""Routed ports: the neighbours' MAC addresses, the packets that wait for them, and what the node answers for itself."""
+
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy, memset
+
+from actornet.engine.core cimport Core
+from actornet.engine.counters cimport C_ANSWERED, C_NEIGHBOR_FULL, C_NEIGHBOR_UNRESOLVED
+from actornet.engine.parked cimport an_parked, an_queue_pop, an_queue_push
+from actornet.engine.types cimport AN_COPIED, AN_SET_DESTINATION, AN_UNTRACKED
+from actornet.engine.wire cimport address_text
+
+from actornet.errors import UsageError
+from actornet.limits import ADJACENCIES_MAX, NEIGHBOR_PACKETS_MAX
+
+DEF SOLICITATIONS_MAX = 3
+DEF SECOND_NS = 1_000_000_000
+
+cdef uint32_t adjacencies_max = ADJACENCIES_MAX
+cdef uint32_t waiting_max = NEIGHBOR_PACKETS_MAX
+
+
+cdef class Neighbors:
+    """Adjacencies: per next hop, the MAC addresses as they stand in the Ethernet header."""
+
+    def __cinit__(self):
+        self.table = <an_adjacency *>calloc(adjacencies_max + 1, sizeof(an_adjacency))
+        if self.table == NULL:
+            raise MemoryError("adjacency table")
+        self.table[0].resolved = 1
+        self.count = 1
+        self.indices = {}
+        self.keys = [None]
+        self.unresolved = set()
+
+    def __dealloc__(self):
+        cdef an_parked *item
+        cdef uint32_t i
+        for i in range(self.count):
+            while (item := an_queue_pop(&self.table[i].waiting)) != NULL:
+                Py_XDECREF(<PyObject *>item.flow)
+                free(item)
+        free(self.table)
+
+    cdef int adjacency(self, int out, const an_key *key, const an_rewrite *rewrite, const uint8_t *addresses) except -2:
+        """Index for packets of `key` after `rewrite` (or NULL) that leave by `out`.
+
+        0 on a transparent port; -1 when there is no route. `addresses` are an IPv6 rewrite's. Raises UsageError beyond
+        ADJACENCIES_MAX.
+        """
+        cdef Core core = <Core>self.core
+        cdef const uint8_t *destination = <const uint8_t *>&key.destination
+        if not core.routed >> out & 1:
+            return 0
+        if rewrite != NULL and rewrite.fields & AN_SET_DESTINATION:
+            destination = <const uint8_t *>&rewrite.destination if addresses == NULL else addresses + 16
+        next_hop = core.host.next_hop(core.ports[out], address_text(destination, key.version))
+        if next_hop is None:
+            return -1
+        return self._index(out, next_hop)
+
+    cdef int _index(self, int out, str next_hop) except -1:
+        cdef Core core = <Core>self.core
+        cdef uint32_t index
+        known = self.indices.get((out, next_hop))
+        if known is not None:
+            return <int>known
+        if self.count > adjacencies_max:
+            raise UsageError(f"more than {adjacencies_max} neighbours")
+        index = self.count
+        self.count += 1
+        self.indices[out, next_hop] = index
+        self.keys.append((out, next_hop))
+        memcpy(self.table[index].source, core.macs[out], 6)
+        mac = core.host.resolve(core.ports[out], next_hop)
+        if mac is not None:
+            self._resolved(index, <const uint8_t *><const char *>mac)
+        return index
+
+    cdef int _resolved(self, uint32_t index, const uint8_t *mac) except -1:
+        """A neighbour's MAC address is known, or has changed: let go the packets that wait for it."""
+        cdef Core core = <Core>self.core
+        cdef an_adjacency *a = &self.table[index]
+        cdef an_parked *item
+        memcpy(a.destination, mac, 6)
+        a.resolved = 1
+        self.unresolved.discard(index)
+        while a.waiting.head != NULL:
+            item = an_queue_pop(&a.waiting)
+            memcpy(item.p.data, mac, 6)
+            if item.flow == NULL:
+                core.transmit(&item.p, item.out)
+            else:
+                flow = <FlowBase>item.flow
+                item.flow = NULL
+                Py_DECREF(flow)
+                core.emit(flow, &item.p, item.out)
+        return 0
+
+    cdef int ethernet(self, FlowBase flow, an_packet *p, int out, uint32_t index) except -1:
+        """Write the next hop's MAC addresses, then emit; ask for them first if they are unknown. Without `flow` the
+        packet depends on no record."""
+        cdef Core core = <Core>self.core
+        cdef an_adjacency *a = &self.table[index]
+        cdef an_parked *item
+        memcpy(p.data + 6, a.source, 6)
+        if a.resolved:
+            memcpy(p.data, a.destination, 6)
+            return core.emit(flow, p, out) if flow is not None else core.transmit(p, out)
+        if a.waiting.length >= waiting_max:
+            return core.drop(p, C_NEIGHBOR_FULL)
+        item = core.park(p)
+        item.out = out
+        if flow is not None:
+            item.flow = <void *>flow
+            Py_INCREF(flow)
+        an_queue_push(&a.waiting, item)
+        if a.waiting.length == 1:
+            self._solicit(index)
+        return 0
+
+    cdef int _solicit(self, uint32_t index) except -1:
+        cdef Core core = <Core>self.core
+        out, address = self.keys[index]
+        self.unresolved.add(index)
+        request = core.host.request(core.ports[out], address, core.now_ns)
+        if request is not None:
+            self.send(out, request)
+        return 0
+
+    cdef int tick(self) except -1:
+        """Once a second, ask again for neighbours that have not answered; after three times, drop what waits."""
+        cdef Core core = <Core>self.core
+        cdef an_adjacency *a
+        cdef an_parked *item
+        if core.now_ns < self.tick_ns:
+            return 0
+        self.tick_ns = core.now_ns + SECOND_NS
+        for index in list(self.unresolved):
+            a = &self.table[<uint32_t>index]
+            a.attempts += 1
+            if a.attempts <= SOLICITATIONS_MAX and a.waiting.head != NULL:
+                self._solicit(index)
+                continue
+            a.attempts = 0
+            self.unresolved.discard(index)
+            while a.waiting.head != NULL:
+                item = an_queue_pop(&a.waiting)
+                Py_XDECREF(<PyObject *>item.flow)
+                core.drop(&item.p, C_NEIGHBOR_UNRESOLVED)
+        return 0
+
+    cdef int learn(self, const an_packet *p) except -1:
+        """An on-link host that opens a flow has shown its MAC address: the replies need no ARP."""
+        cdef Core core = <Core>self.core
+        cdef str source = address_text(p.key.source, p.key.version)
+        cdef uint32_t index
+        known = self.indices.get((p.port, source))
+        if known is not None:
+            index = known
+        elif self.count > adjacencies_max or core.host.next_hop(core.ports[p.port], source) != source:
+            return 0
+        else:
+            index = self._index(p.port, source)
+        if not self.table[index].resolved:
+            self._resolved(index, p.data + 6)
+        return 0
+
+    cdef object form(self, uint32_t index):
+        """Record form of an adjacency, so that a takeover needs no ARP: [next hop, MAC], or None."""
+        cdef an_adjacency *a = &self.table[index]
+        if index == 0 or not a.resolved:
+            return None
+        return [self.keys[index][1], (<const char *>a.destination)[:6]]
+
+    cdef int restore(self, int out, object form) except -1:
+        """Know what `form` says of a next hop out of this port."""
+        cdef uint32_t index
+        if (<Core>self.core).routed >> out & 1:
+            index = self._index(out, form[0])
+            if not self.table[index].resolved:
+                self._resolved(index, <const uint8_t *><const char *>form[1])
+        return 0
+
+    cdef bint is_for_host(self, const an_packet *p) except -1:
+        """An echo request, or ICMPv6 control, to this routed port's own address."""
+        cdef Core core = <Core>self.core
+        if not core.routed >> p.port & 1:
+            return False
+        if p.key.protocol == 58 and p.reason == AN_UNTRACKED:
+            return True
+        if p.key.protocol not in (1, 58) or p.l4 == 0 or p.l4 >= p.length or p.data[p.l4] not in (8, 128):
+            return False
+        return address_text(p.key.destination, p.key.version) == str(core.ports[p.port].interface.ip)
+
+    cdef int answer(self, an_packet *p) except -1:
+        """A frame for the node itself: ARP, neighbour discovery, ping. Frees the packet if it was parked."""
+        cdef Core core = <Core>self.core
+        cdef bytes frame = <bytes>p.data[:p.length]
+        port = core.ports[p.port]
+        core.counters[<int>C_ANSWERED] += 1
+        for to, reply in core.host.handle(port, frame, core.now_ns):
+            self.send(to.index, reply)
+        indices = list(self.unresolved)
+        if len(frame) >= 32 and frame[12:14] == b"\x08\x06":  # ARP, which may also tell that a MAC address has changed
+            index = self.indices.get((p.port, address_text(<const uint8_t *><const char *>frame + 28, 4)))
+            indices = [] if index is None else [index]
+        for index in indices:
+            out, address = self.keys[index]
+            mac = core.host.resolve(core.ports[out], address)
+            if mac is not None:
+                self._resolved(index, <const uint8_t *><const char *>mac)
+        if p.flags & AN_COPIED:
+            free(p)
+        return 0
+
+    cdef int send(self, int out, bytes frame) except -1:
+        """Send a frame that the node itself made."""
+        cdef Core core = <Core>self.core
+        cdef an_packet p
+        memset(&p, 0, sizeof(p))
+        p.data = <uint8_t *><char *>frame
+        p.length = len(frame)
+        p.port = out
+        p.time_ns = core.now_ns
+        return core.transmit(&core.park(&p).p, out)

@@ -1,0 +1,217 @@
+"""A flow whose handler waits, for an owner's reply or for asyncio; what arrives meanwhile stays in order (G1)."""
+
+import asyncio
+from asyncio import tasks as asyncio_tasks
+
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF
+from libc.stdint cimport uint32_t
+from libc.stdlib cimport free
+
+from actornet.engine.core cimport (
+    PHASE_MESSAGE, PHASE_PACKET, PYGEN_ERROR, PYGEN_NEXT, Core, PyIter_Send, PySendResult, an_now_ns, an_offloaded,
+    take_error,
+)
+from actornet.engine.counters cimport C_HELD_FENCED, C_MAILBOX_FULL, C_SUSPENDED
+from actornet.engine.flow_base cimport Ask
+from actornet.engine.parked cimport an_queue_pop, an_queue_push
+from actornet.engine.types cimport AN_BUSY, AN_NONE, an_entry
+
+from actornet.engine.task import FlowTask
+from actornet.errors import UsageError
+from actornet.limits import MAILBOX_PACKETS_MAX
+
+cdef uint32_t mailbox_max = MAILBOX_PACKETS_MAX
+
+
+cdef class Suspension:
+    """What a flow needs only while a handler of it waits, until its mailbox is empty again.
+
+    As an asyncio callback, it goes on if what is done is what its handler waits for.
+    """
+
+    def __cinit__(self):
+        self.messages = []
+
+    def __dealloc__(self):
+        cdef an_parked *item = self.packet
+        while item != NULL:
+            free(item)
+            item = an_queue_pop(&self.mailbox)
+
+    def __call__(self, waited) -> None:
+        self.wake(waited)
+
+    cdef int begin(self, object coroutine, object waiting_on, an_packet *p, int phase) except -1:
+        """A handler waits: its packet is parked, and the core's view of it and its asyncio task become its own."""
+        cdef Core core = <Core>self.flow.core
+        core.suspended += 1
+        core.counters[<int>C_SUSPENDED] += 1
+        self.coroutine, self.phase = coroutine, phase
+        self.view, core.view = core.view, core.new_view()
+        self.packet = core.park(p) if p != NULL else NULL
+        self.view.p = &self.packet.p if p != NULL else NULL
+        self.reply = core.reply if phase == PHASE_MESSAGE else None
+        if core.loop is not None:
+            self.task, core.task = core.task, FlowTask(core.loop)
+            self.task.suspended(self.cancel)
+            if asyncio_tasks.current_task(core.loop) is self.task:
+                asyncio_tasks._leave_task(core.loop, self.task)
+                asyncio_tasks._enter_task(core.loop, core.task)
+        return self._wait(waiting_on)
+
+    cdef int _wait(self, object waiting_on) except -1:
+        cdef Core core = <Core>self.flow.core
+        self.waiting_on = waiting_on
+        if isinstance(waiting_on, Ask) and not (<Ask>waiting_on).done:
+            (<Ask>waiting_on).waited = True
+            return 0
+        self.on_loop = True
+        core.on_loop += 1
+        if getattr(waiting_on, "_asyncio_future_blocking", None):
+            waiting_on._asyncio_future_blocking = False
+            waiting_on.add_done_callback(self)
+            return 0
+        # a bare yield, as asyncio.sleep(0) makes, or a reply that has come meanwhile
+        self.unawaitable = waiting_on is not None and not isinstance(waiting_on, Ask)
+        if core.loop is None:
+            raise UsageError("a handler that awaits asyncio needs a core with an event loop")
+        core.loop.call_soon(self, waiting_on)
+        return 0
+
+    cdef int receive(self, an_packet *p) except -1:
+        """A packet for the mailbox."""
+        cdef Core core = <Core>self.flow.core
+        if self.mailbox.length >= mailbox_max:
+            return core.drop(p, C_MAILBOX_FULL)
+        an_queue_push(&self.mailbox, core.park(p))
+        return 0
+
+    def cancel(self) -> bool:
+        """Throw CancelledError into the handler (a time-out has passed)."""
+        if self.view is None or self.waiting_on is None:
+            return False
+        if isinstance(self.waiting_on, Ask):
+            self.waiting_on.fail(asyncio.CancelledError())
+            return True
+        return self.waiting_on.cancel()
+
+    cdef int wake(self, object waited) except -1:
+        """`waited` has come. Drive the handler on within the running turn or, from asyncio, as a turn of its own."""
+        cdef Core core
+        if self.view is None or self.waiting_on is not waited or self.flow.core == NULL:
+            return 0
+        core = <Core>self.flow.core
+        if core.loop is None or asyncio_tasks.current_task(core.loop) is not None:
+            return self._resume()
+        if not core.virtual_time:
+            core.now_ns = an_now_ns()
+        asyncio_tasks._enter_task(core.loop, core.task)
+        try:
+            self._resume()
+            return core.exhale()
+        finally:
+            asyncio_tasks._leave_task(core.loop, core.task)
+
+    cdef int _resume(self) except -1:
+        """Drive the handler on; when it has completed, treat the mailbox."""
+        cdef Core core = <Core>self.flow.core
+        cdef PyObject *result = NULL
+        cdef PySendResult status
+        cdef an_packet *p = NULL
+        cdef int phase = self.phase
+        core.on_loop -= self.on_loop
+        self.on_loop = False
+        task, outer = self.task, None
+        if task is not None:
+            outer = asyncio_tasks.current_task(core.loop)
+            if outer is not None:
+                asyncio_tasks._leave_task(core.loop, outer)
+            asyncio_tasks._enter_task(core.loop, task)
+        core.driving = self.flow
+        if self.unawaitable:
+            self.coroutine.close()
+            status = PYGEN_ERROR
+            raised = TypeError(
+                f"a handler awaited {self.waiting_on!r}: neither an owner's reply nor an asyncio awaitable")
+        else:
+            status = PyIter_Send(<PyObject *>self.coroutine, <PyObject *>None, &result)
+            raised = take_error() if status == PYGEN_ERROR else None
+        core.driving = None
+        if task is not None:
+            asyncio_tasks._leave_task(core.loop, task)
+            if outer is not None:
+                asyncio_tasks._enter_task(core.loop, outer)
+        outcome = None
+        if result != NULL:
+            outcome = <object>result
+            Py_DECREF(outcome)
+        if status == PYGEN_NEXT:
+            return self._wait(outcome)
+        core.suspended -= 1
+        core.reply, self.reply = self.reply, None
+        self.view.p = NULL
+        self.view = self.coroutine = self.task = self.waiting_on = None
+        if self.packet != NULL:
+            p = &self.packet.p
+            p.entry = core.flows.find(&p.key)
+            self.packet = NULL
+        if status == PYGEN_ERROR:
+            core.report(self.flow, raised, p, phase)
+        else:
+            core.completed(self.flow, p, phase, outcome)
+        return drain(self, core)
+
+    cdef int abandon(self) except -1:
+        """The flow goes while its handler waits, because the log knows better (G6): nothing of it may leave."""
+        cdef Core core = <Core>self.flow.core
+        core.suspended -= 1
+        core.on_loop -= self.on_loop
+        self.on_loop = False
+        self.view.p = NULL
+        self.view = self.coroutine = self.task = self.waiting_on = None
+        self.flow.suspension = None
+        if self.packet != NULL:
+            core.drop(&self.packet.p, C_HELD_FENCED)
+            self.packet = NULL
+        while self.mailbox.head != NULL:
+            core.drop(&an_queue_pop(&self.mailbox).p, C_HELD_FENCED)
+        for reply in [self.reply] + [reply for _, reply in self.messages]:
+            refuse(reply)
+        self.reply, self.messages = None, []
+        return 0
+
+
+cdef int drain(Suspension s, Core core) except -1:
+    """Treat what came meanwhile, until a handler waits again."""
+    cdef FlowBase flow = s.flow
+    cdef an_parked *item
+    cdef an_entry *e
+    while s.view is None and s.mailbox.head != NULL:
+        item = an_queue_pop(&s.mailbox)
+        item.p.entry = core.flows.find(&item.p.key)
+        if flow.core == NULL or item.p.entry == AN_NONE:
+            core.process(&item.p)  # the flow closed: a new one may begin
+            continue
+        e = &core.flows.table.entries[item.p.entry]
+        if an_offloaded(e, &item.p):
+            core.carry_out(e, &item.p)
+        else:
+            core.handle(flow, &item.p, PHASE_PACKET)
+    while s.view is None and s.messages:
+        message, reply = s.messages.pop(0)
+        if flow.core == NULL:
+            refuse(reply)
+        else:
+            core.deliver(flow, message, reply)
+    if s.view is None:
+        flow.suspension = None
+        core.flows.set_state(flow, AN_BUSY, False)
+    return 0
+
+
+cdef int refuse(object reply) except -1:
+    """Tell who waits for a message's answer that there is nobody to give it."""
+    if reply is not None:
+        reply(UsageError("the flow has closed"))
+    return 0
