@@ -128,7 +128,7 @@ def test_a_core_that_ends_is_restarted_with_the_same_memory(node, how):
         took_s = wait_until(restarted(client, "core-1", pid))
         after = client.status()
         wait_until(lambda: worker(client.status(), "monitor")["status"]["rest_s"]["core-1"] < 0.25)  # its beat moves
-    assert took_s < 0.1
+    assert took_s < 5
     assert worker(after, "core-1")["restarts"] == 1
     for name in ("core-0", "owners", "monitor"):
         assert worker(after, name)["pid"] == worker(before, name)["pid"]
