@@ -622,4 +622,5 @@ def test_killed_peer_is_noticed(record_property: Callable[[str, object], None]) 
     record_property("noticed_us", took_us)
     print(f"\nkill -9 noticed, and confirmed by a refused connection, after {took_us:.0f} us")
     assert [event.kind for event in seen] == ["disconnected"] * 2
-    assert seen[1] == Disconnected("connection refused")
+    # The dying process may still have taken the second connection into its queue.
+    assert seen[1] in (Disconnected("connection refused"), Disconnected("connection reset by peer"))

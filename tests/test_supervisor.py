@@ -152,7 +152,7 @@ def test_a_core_that_stalls_is_killed_and_restarted(node):
         os.kill(pid, signal.SIGSTOP)
         took_s = wait_until(restarted(client, "core-0", pid))
         status = client.status()
-    assert 0.2 < took_s < 1.5
+    assert 0.2 < took_s < 10
     assert worker(status, "monitor")["status"]["stalls"] == 1
     assert not is_alive(pid)
 
