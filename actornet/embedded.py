@@ -14,11 +14,12 @@ from typing import Any
 
 import msgspec
 
+from actornet.engine.asks import ask_request
 from actornet.engine.core import Core
 from actornet.engine.five_tuple import FiveTuple
 from actornet.engine.flow_base import Ask
 from actornet.engine.port import Port
-from actornet.errors import OwnerError, UsageError
+from actornet.errors import UsageError
 from actornet.flow import FlowActor
 from actornet.journal import Journal, owners_of, restore_flow
 from actornet.limits import FLOWS_MAX_DEFAULT
@@ -39,38 +40,28 @@ class LocalLink:
         self.core: Core | None = None
         self._now_ns = now_ns
         self._saves = journal.log is not None
-        self._replies = {
-            (reference.name, name): message.reply_value
+        self._messages = {
+            (reference.name, name): message
             for reference in owners_of(nf).values()
             for name, message in reference.owner.messages.items()
         }
 
-    def ask(self, actor: FlowActor, ask: Ask, message: str, args: tuple[Any, ...]) -> int:
-        reply = self.journal.ask(
-            0,
-            actor.flow if self._saves else None,  # without a log nobody runs again: replies need not be recorded
-            actor.port_index,
-            actor.incarnation,
-            actor.asks,
-            ask.owner,
-            message,
-            _encode(args),
-            self._now_ns(),
-        )
-        try:
-            ask.resolve(self._replies[ask.owner, message](reply))
-        except OwnerError as error:
-            ask.fail(error)
+    def ask(self, actor: FlowActor, ask: Ask, args: tuple[Any, ...]) -> int:
+        sender = actor if self._saves else None  # without a log nobody runs again: replies need not be recorded
+        ask.answer(self._reply(sender, ask.owner, ask.message.name, args))
         return self.journal.lsn if self._saves else 0
 
     def ask_from_outside(self, owner: str, message: str, args: tuple[Any, ...]) -> Any:
-        value = self._replies.get((owner, message))
-        if value is None:
-            known = ", ".join(sorted(".".join(pair) for pair in self._replies)) or "none"
-            raise UsageError(f"there is no owner message {owner}.{message}; there are: {known}")
-        reply = self.journal.ask(0, None, 0, 0, 0, owner, message, _encode(args), self._now_ns())
+        known = self._messages.get((owner, message))
+        if known is None:
+            names = ", ".join(sorted(".".join(pair) for pair in self._messages)) or "none"
+            raise UsageError(f"there is no owner message {owner}.{message}; there are: {names}")
+        reply = self._reply(None, owner, message, args)
         self.flush()
-        return value(reply)
+        return known.reply_value(reply)
+
+    def _reply(self, actor: FlowActor | None, owner: str, message: str, args: tuple[Any, ...]) -> bytes:
+        return self.journal.ask(0, ask_request(actor, owner, message, _encode(args)), self._now_ns())
 
     def save(self, actor: FlowActor) -> int:
         if not self._saves:

@@ -11,14 +11,27 @@ from functools import cache
 from typing import Any
 
 from actornet.engine.core import Core
-from actornet.engine.five_tuple import FiveTuple
 from actornet.errors import LogDamagedError
 from actornet.flow import FlowActor
-from actornet.log.record import CHAIN_START, Body, CloseBody, ControlBody, EpochBody, FlowBody, Record, decode, encode
+from actornet.log.record import (
+    CHAIN_START,
+    Body,
+    CloseBody,
+    ControlBody,
+    EpochBody,
+    FlowBody,
+    Kind,
+    Record,
+    decode,
+    encode,
+    seal,
+)
 from actornet.log.record import verify_chain as check_chain
 from actornet.log.store import Log
 from actornet.owner import OwnerReference
 from actornet.replication.replica import Replica
+
+_ASK = Kind.ASK
 
 Batch = list[tuple[int, bytes]]
 """Encoded records by LSN, without gaps."""
@@ -56,23 +69,14 @@ class Journal:
                 self.replica.create_owner(reference.name, reference.path, reference.resolved(settings), time_ns)
             )
 
-    def ask(
-        self,
-        core: int,
-        flow: FiveTuple | None,
-        port: int,
-        incarnation: int,
-        number: int,
-        owner: str,
-        message: str,
-        args: bytes,
-        time_ns: int,
-    ) -> bytes:
-        """Run an owner's handler, or find its recorded reply (G5); returns the reply's bytes."""
-        time_ns = max(time_ns, self.replica.time_ns)
-        record, reply = self.replica.execute_ask(core, flow, port, incarnation, number, owner, message, args, time_ns)
-        if record is not None:
-            self._enqueue(record)
+    def ask(self, core: int, request: bytes, time_ns: int) -> bytes:
+        """Run an owner's handler, or find its recorded reply (G5); returns the reply. `request`: see `AskRequest`."""
+        replica = self.replica
+        body, reply = replica.execute_ask(request, time_ns)
+        if body is not None and self.log is not None:
+            lsn = replica.lsn
+            data, self.chain = seal(_ASK, core, replica.epoch, lsn, replica.time_ns, body, self.chain)
+            self._queue.append((lsn, data))
         return reply
 
     def execute(self, body: FlowBody | CloseBody | ControlBody, core: int, time_ns: int) -> None:

@@ -388,6 +388,7 @@ def _sender(cls: type[Owner[Any]]) -> type[_Sender]:
     source = []
     scope: dict[str, Any] = {}
     for message in cls.messages.values():
+        scope[f"_message_{message.name}"] = message
         names = list(message.signature.parameters)[1:]
         parameters = []
         for name in names:
@@ -400,7 +401,7 @@ def _sender(cls: type[Owner[Any]]) -> type[_Sender]:
         args = "".join(f"{name}, " for name in names)
         source.append(
             f"def {message.name}({', '.join(['_sender', *parameters])}):\n"
-            f"    return _sender._actor._ask(_sender._reference, {message.name!r}, ({args}))"
+            f"    return _sender._actor._ask(_sender._reference, _message_{message.name}, ({args}))"
         )
     exec("\n".join(source), scope)
     methods: dict[str, Any] = {name: scope[name] for name in cls.messages}

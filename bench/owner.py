@@ -16,6 +16,7 @@ one process and in two, a Pykka proxy, and a number in shared memory or in a man
 from __future__ import annotations
 
 import argparse
+import asyncio
 import multiprocessing
 import os
 import secrets
@@ -143,9 +144,9 @@ def across_processes(flows: int, seconds: float, directory: str, *, replicated: 
     with _processes([(_owner_system, (spec, key)) for spec in specs]) as owner_systems:
         nf, _ = load_nf(NF, {})
         page, replies = fabrics[0].page, fabrics[0].replies[0]
-        link = RingLink(nf, fabrics[0], 0)
+        link = RingLink(fabrics[0].requests[0], fabrics[0].replies[0], nf)
         lan, wan = circle(flows)
-        core = Core(nf, [lan, wan], link=link)
+        core = Core(nf, [lan, wan], link=link, loop=asyncio.new_event_loop())  # as a core worker has
         core.share(page, replies)
         link.core = core
         epoll = select.epoll()

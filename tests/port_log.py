@@ -12,10 +12,10 @@ import lmdb
 import msgspec
 
 from actornet.engine.five_tuple import FiveTuple
-from actornet.log.record import CloseBody, ControlBody, EpochBody, FlowBody, Record, encode
+from actornet.log.record import CloseBody, ControlBody, EpochBody, FlowBody, Kind, Record, decode, encode, seal
 from actornet.log.store import Log
 from actornet.owner import Owner, Struct
-from actornet.replication.replica import Replica
+from actornet.replication.replica import AskRequest, Replica
 
 NF = "actors.nat:SourceNAT"
 TIME_NS = 1_770_000_000_000_000_000
@@ -57,6 +57,15 @@ def flow(number: int) -> FiveTuple:
     return FiveTuple(17, f"10.0.{number >> 8 & 255}.{number & 255}", 4000, "192.0.2.1", 53)
 
 
+def executed(replica: Replica, asked: AskRequest, time_ns: int) -> tuple[Record | None, bytes]:
+    """What an ask's record says, if there is one, and its reply."""
+    body, reply = replica.execute_ask(asked.encoded(), time_ns)
+    if body is None:
+        return None, reply
+    data, _ = seal(Kind.ASK, 0, replica.epoch, replica.lsn, replica.time_ns, body, 0)
+    return decode(data, replica.lsn), reply
+
+
 class Primary:
     """Executes, encodes, and appends one batch at a time; goes on where a log ends when given its replica."""
 
@@ -90,7 +99,8 @@ class Primary:
 
     def ask(self, sender: FiveTuple | None, number: int, message: str, *args: object) -> bytes:
         encoded = msgspec.msgpack.encode(args)
-        record, reply = self.replica.execute_ask(0, sender, 0, 1, number, "wan-ports", message, encoded, self.time_ns)
+        asked = AskRequest(sender, 0, 1, number, "wan-ports", message, encoded)
+        record, reply = executed(self.replica, asked, self.time_ns)
         self.take(record)
         return reply
 

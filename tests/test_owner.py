@@ -67,8 +67,8 @@ class Named:
     def __init__(self) -> None:
         self.sent: list[tuple[str, str, tuple[Any, ...]]] = []
 
-    def _ask(self, reference: OwnerReference, message: str, args: tuple[Any, ...]) -> str:
-        self.sent.append((reference.name, message, args))
+    def _ask(self, reference: OwnerReference, message: Message, args: tuple[Any, ...]) -> str:
+        self.sent.append((reference.name, message.name, args))
         return "reply"
 
 

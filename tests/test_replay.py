@@ -14,6 +14,7 @@ from port_log import (
     PortPool,
     Ports,
     Primary,
+    executed,
     exit_code,
     flip,
     flow,
@@ -28,7 +29,7 @@ from actornet.log.record import ControlBody, Kind, chain_of, decode, encode
 from actornet.log.store import Log
 from actornet.replay import History, Query, verify
 from actornet.replay.text import brief, instant, plain, tree, unpack
-from actornet.replication.replica import Replica
+from actornet.replication.replica import AskRequest, Replica
 
 
 @pytest.fixture
@@ -355,7 +356,7 @@ def test_ipv6_flows_are_found_by_address():
 
 def _ask(sender: FiveTuple):
     replica = Replica()
-    record, _ = replica.execute_ask(0, sender, 0, 1, 1, "nobody", "x", b"\x90", 1)
+    record, _ = executed(replica, AskRequest(sender, 0, 1, 1, "nobody", "x", b"\x90"), 1)
     assert record is not None
     return record
 

@@ -12,8 +12,9 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from port_log import executed
 
-from actornet.engine.five_tuple import FiveTuple
+from actornet.engine.five_tuple import FiveTuple, flow_key
 from actornet.errors import DivergenceError, FencedError, LogDamagedError, UsageError
 from actornet.limits import ASKS_OPEN_PER_FLOW_MAX, MESSAGE_BYTES_MAX
 from actornet.log.record import (
@@ -31,7 +32,10 @@ from actornet.log.record import (
     encode,
 )
 from actornet.owner import Owner, Struct, path_of
-from actornet.replication.replica import Replica
+from actornet.replication.replica import AskRequest, Replica
+
+PAIR = b"\x92"
+"""An array's head: what `flow_key` and a target lack to be decoded."""
 
 SECOND = 1_000_000_000
 FLOWS = [FiveTuple(17, "10.0.0.1", 5000 + number, "198.51.100.7", 53) for number in range(3)]
@@ -132,6 +136,11 @@ def epoch_body(seed: int = 7) -> EpochBody:
     return EpochBody("a", "test", {}, "f00d", seed, "start")
 
 
+def outside(message: str, args: bytes) -> AskRequest:
+    """A message to the book from no flow."""
+    return AskRequest(None, 0, 0, 0, "book", message, args)
+
+
 class Primary:
     """A replica, and the encoded log that it made."""
 
@@ -158,7 +167,8 @@ class Primary:
         owner: str = "book",
     ) -> list[Any]:
         time_ns = self.replica.time_ns + SECOND // 7
-        record, reply = self.replica.execute_ask(0, flow, 1, incarnation, number, owner, message, pack(*args), time_ns)
+        asked = AskRequest(flow, 1, incarnation, number, owner, message, pack(*args))
+        record, reply = executed(self.replica, asked, time_ns)
         self.keep(record)
         return outcome(reply)
 
@@ -276,12 +286,12 @@ def test_what_is_asked_again_after_a_takeover_changes_nothing(history: list[Any]
     replica = backup_of(primary)
     replica.begin_epoch(replica.epoch + 1, epoch_body(99), replica.time_ns)
     before = replica.state_hash()
-    for (flow, port), recorded in replica.asks.items():
-        for body, reply in recorded:
-            again = replica.execute_ask(
-                0, flow, port, 1000, body.number, body.owner, body.message, body.args, replica.time_ns + 1
-            )
-            assert again == (None, reply)
+    for key, recorded in replica.asks.items():
+        flow, port = msgspec.msgpack.decode(PAIR + key, type=tuple[FiveTuple, int])
+        for number, target, args, reply in recorded:
+            owner, message = msgspec.msgpack.decode(PAIR + target)
+            asked = AskRequest(flow, port, 1000, number, owner, message, args)
+            assert replica.execute_ask(asked.encoded(), replica.time_ns + 1) == (None, reply)
     assert replica.state_hash() == before
 
 
@@ -335,7 +345,7 @@ def test_time_never_runs_backwards() -> None:
     """G4: a clock that was set back, or is another primary's, gives no earlier record."""
     replica = Primary().replica
     latest = replica.begin_epoch(2, epoch_body(), 50 * SECOND).time_ns
-    record, reply = replica.execute_ask(0, None, 0, 0, 0, "book", "time", pack(), 40 * SECOND)
+    record, reply = executed(replica, outside("time", pack()), 40 * SECOND)
     assert record is not None and (record.time_ns, outcome(reply)) == (latest, [0, 50.0])
     assert replica.execute(ControlBody("note", ""), 0, SECOND).time_ns == latest
     assert replica.hash_state(SECOND).time_ns == latest
@@ -359,7 +369,7 @@ def test_other_flows_numbers_and_ports_are_others() -> None:
     primary = Primary()
     ports = {primary.ask("allocate", FLOW, flow=flow, number=number)[1] for flow in FLOWS[:2] for number in (1, 2)}
     assert ports == {1, 2, 3, 4}
-    record, reply = primary.replica.execute_ask(0, FLOW, 2, 1, 1, "book", "allocate", pack(FLOW), SECOND)
+    record, reply = executed(primary.replica, AskRequest(FLOW, 2, 1, 1, "book", "allocate", pack(FLOW)), SECOND)
     assert record is not None and outcome(reply) == [0, None]
 
 
@@ -368,7 +378,7 @@ def test_a_flow_that_asks_otherwise_is_answered_anew() -> None:
     primary = Primary()
     primary.ask("tag", "a", flow=FLOW)
     assert primary.ask("tag", "b", flow=FLOW, incarnation=2) == [0, ["a", "a'", "b", "b'"]]
-    assert [body.args for body, _ in primary.replica.asks[FLOW, 1]] == [pack("b")]
+    assert [args for _, _, args, _ in primary.replica.asks[flow_key(FLOW, 1)]] == [pack("b")]
     assert primary.ask("untag", "b", flow=FLOW, incarnation=2) == [0, ["a", "a'", "b'"]]
     assert primary.ask("untag", "b", flow=FLOW, incarnation=2, owner="nobody")[0] == 1
     backup_of(primary)
@@ -386,8 +396,8 @@ def test_recorded_replies_go_when_the_flow_is_saved_or_closed() -> None:
     for number in (1, 2, 3):
         primary.ask("tag", f"{number}", flow=FLOW, number=number)
     primary.save(FLOW, 2)
-    assert [body.number for body, _ in primary.replica.asks[FLOW, 1]] == [3]
-    assert primary.replica.flows[FLOW, 1].state == b"state 2"
+    assert [number for number, *_ in primary.replica.asks[flow_key(FLOW, 1)]] == [3]
+    assert primary.replica.flows[flow_key(FLOW, 1)].state == b"state 2"
     assert primary.ask("tag", "2", flow=FLOW, number=2)[:2] == [1, "OwnerError"]
     primary.save(FLOW, 3)
     assert primary.replica.asks == {}
@@ -415,11 +425,11 @@ def test_what_an_older_incarnation_says_changes_nothing() -> None:
     ]
     assert len(primary.log) == records
     primary.close(FLOW, incarnation=1)
-    assert len(primary.replica.asks[FLOW, 1]) == 2
+    assert len(primary.replica.asks[flow_key(FLOW, 1)]) == 2
     primary.save(FLOW, 2, incarnation=2)
     primary.save(FLOW, 9, incarnation=1)
     primary.close(FLOW, incarnation=1)
-    assert primary.replica.flows[FLOW, 1].asks == 2
+    assert primary.replica.flows[flow_key(FLOW, 1)].asks == 2
     assert primary.ask("tag", "d", flow=FLOW, incarnation=1, number=9)[0] == 1
     backup_of(primary)
 
@@ -460,7 +470,7 @@ def test_what_goes_wrong_is_a_reply(owner: str, message: str, args: tuple[object
 
 def test_arguments_that_are_not_msgpack_are_a_reply() -> None:
     primary = Primary()
-    record, reply = primary.replica.execute_ask(0, None, 0, 0, 0, "book", "tag", b"\x91", SECOND)
+    record, reply = executed(primary.replica, outside("tag", b"\x91"), SECOND)
     primary.keep(record)
     assert outcome(reply) == [1, "DecodeError", "Input data was truncated"]
     backup_of(primary)
@@ -474,8 +484,8 @@ def test_numbers_are_the_same_before_and_after_a_snapshot() -> None:
     restored = Replica.restore(primary.replica.snapshot(), load)
     assert restored.state_hash() == primary.replica.state_hash()
     assert (
-        restored.execute_ask(0, None, 0, 0, 0, "book", "spend", pack(0), 5)[1]
-        == primary.replica.execute_ask(0, None, 0, 0, 0, "book", "spend", pack(0), 5)[1]
+        restored.execute_ask(outside("spend", pack(0)).encoded(), 5)[1]
+        == primary.replica.execute_ask(outside("spend", pack(0)).encoded(), 5)[1]
         == b"\x92\x00\xcb" + bytes(8)
     )
 
@@ -486,7 +496,7 @@ def test_the_order_of_dicts_survives_a_snapshot() -> None:
     state = primary.replica.owners["book"].state
     state.used = {9: FLOWS[2], 1: FLOWS[0]}
     restored = Replica.restore(primary.replica.snapshot(), load)
-    reply = restored.execute_ask(0, None, 0, 0, 0, "book", "oldest", pack(), 5)[1]
+    reply = restored.execute_ask(outside("oldest", pack()).encoded(), 5)[1]
     assert outcome(reply)[1] == list(msgspec.structs.astuple(FLOWS[2]))
 
 
@@ -521,11 +531,11 @@ def test_a_divergence_of_states_is_found_by_a_hash_record() -> None:
 
 
 def change_flows(replica: Replica) -> None:
-    replica.flows[FLOW, 1].state = b"other"
+    replica.flows[flow_key(FLOW, 1)].state = b"other"
 
 
 def change_asks(replica: Replica) -> None:
-    replica.asks[FLOWS[1], 1].pop()
+    replica.asks[flow_key(FLOWS[1], 1)].pop()
 
 
 def change_owner(replica: Replica) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 
-class FiveTuple(msgspec.Struct, frozen=True, array_like=True, order=True):
+class FiveTuple(msgspec.Struct, frozen=True, array_like=True, order=True, gc=False):
     """Protocol, source and destination of one direction of a connection.
 
     Addresses are in text form (RFC 5952 for IPv6); ports are 0..65535. For ICMP and ICMPv6 echo both ports are the
@@ -27,6 +27,14 @@ class FiveTuple(msgspec.Struct, frozen=True, array_like=True, order=True):
         return f"{name} {_endpoint(self.source, self.source_port)} > " + _endpoint(
             self.destination, self.destination_port
         )
+
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+def flow_key(flow: FiveTuple, port: int) -> bytes:
+    """A flow and the index of the port it arrives at, as bytes to look it up by: their msgpack, without an array's head."""
+    return _encode((flow, port))[1:]
 
 
 def _endpoint(address: str, port: int) -> str:

@@ -14,12 +14,15 @@ cdef enum:
 cdef class Ask:
     cdef FlowBase flow
     cdef readonly str owner
-    cdef readonly str message
+    cdef readonly object message # `actornet.owner.Message`
     cdef bint done
     cdef bint waited             # by a handler that the core drives
     cdef object value
     cdef object error
     cdef object future           # of the asyncio task that waits
+
+    cpdef int answer(self, bytes reply) except -1
+    cdef int _finish(self, object value, object error) except -1
 
 
 cdef class FlowBase:

@@ -10,7 +10,7 @@ from actornet.engine.types cimport AN_NONE, AN_PUNT_TCP, AN_SLOW, an_entry, an_k
 from actornet.engine.verdict cimport Verdict
 from actornet.engine.wire cimport an_timer_arm, five_tuple, key_of
 
-from actornet.errors import UsageError
+from actornet.errors import OwnerError, UsageError
 from actornet.limits import ASKS_OPEN_PER_FLOW_MAX, KEYS_PER_FLOW_MAX
 
 cdef int keys_max = KEYS_PER_FLOW_MAX
@@ -41,17 +41,21 @@ cdef class Ask:
         self.future._asyncio_future_blocking = True
         return self.future
 
-    def resolve(self, value) -> None:
-        """The reply has come."""
-        self._finish(value, None)
+    cpdef int answer(self, bytes reply) except -1:
+        """The owner's reply has come."""
+        try:
+            value = self.message.reply_value(reply)
+        except OwnerError as error:
+            return self._finish(None, error)
+        return self._finish(value, None)
 
     def fail(self, error: BaseException) -> None:
-        """There will be no value: the waiting handler gets `error`."""
+        """There will be no reply: the waiting handler gets `error`."""
         self._finish(None, error)
 
-    def _finish(self, value, error):
+    cdef int _finish(self, object value, object error) except -1:
         if self.done:
-            return
+            return 0
         self.done = True
         self.value = value
         self.error = error
@@ -60,6 +64,7 @@ cdef class Ask:
                 self.future.set_result(None)
         elif self.waited and self.flow.suspension is not None:
             self.flow.suspension.wake(self)
+        return 0
 
 
 cdef class FlowBase:
@@ -186,7 +191,7 @@ cdef class FlowBase:
         """Close the flow once the running handler has completed; `on_close` runs."""
         self.marks |= MARK_CLOSING
 
-    def _ask(self, reference, str message, tuple args):
+    def _ask(self, reference, message, tuple args):
         """Send an owner message; called by the proxies that `Owner.named` makes."""
         cdef Core core = core_of(self)
         cdef Ask ask = Ask.__new__(Ask)
@@ -200,7 +205,7 @@ cdef class FlowBase:
             self.marks |= MARK_DIRTY  # a saved flow covers its asks: their recorded replies are bounded
         core.counters[<int>C_ASKS] += 1
         core.submitted = True
-        self.depends = max(self.depends, core.link.ask(self, ask, message, args))
+        self.depends = max(self.depends, core.link.ask(self, ask, args))
         return ask
 
     def _keys(self) -> list:

@@ -65,18 +65,22 @@ cdef int octet_text(uint8_t octet, char *text) noexcept nogil:
     return n + 1
 
 
-cdef object address_text(const uint8_t *address, int version):
-    """Dotted text of IPv4, RFC 5952 text of IPv6."""
-    cdef char text[64]
+cdef int address_chars(const uint8_t *address, int version, char *text) noexcept nogil:
+    """Dotted text of IPv4, RFC 5952 text of IPv6; returns its length, at most 45. `text` has room for 64."""
     cdef int n = 0, i
     if version == 4:
         for i in range(4):
             n += octet_text(address[i], text + n)
             text[n] = 46
             n += 1
-        return PyUnicode_DecodeASCII(text, n - 1, NULL)
-    inet_ntop(AF_INET6, address, text, sizeof(text))
-    return PyUnicode_DecodeASCII(text, strlen(text), NULL)
+        return n - 1
+    inet_ntop(AF_INET6, address, text, 64)
+    return <int>strlen(text)
+
+
+cdef object address_text(const uint8_t *address, int version):
+    cdef char text[64]
+    return PyUnicode_DecodeASCII(text, address_chars(address, version, text), NULL)
 
 
 cdef object five_tuple(const an_key *key):

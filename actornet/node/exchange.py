@@ -1,5 +1,7 @@
 """What cores and the owner system say to each other through their rings; each message is one msgpack array.
 
+Asks, tagged 1, and their replies, 11, are written and read by `actornet.engine.asks`; all others are here.
+
 A core's requests are counted from 1 since it attached: the count is the sequence number that replies and the commit word
 of the control page speak of.
 """
@@ -19,18 +21,6 @@ class Attach(msgspec.Struct, array_like=True, tag=0):
     """A core has (re)started: it wants its flows, and answers to nothing that was sent before."""
 
     pid: int
-
-
-class AskRequest(msgspec.Struct, array_like=True, tag=1, gc=False):
-    """A flow's message to an owner; `args` is a msgpack list."""
-
-    flow: FiveTuple
-    port: int
-    incarnation: int
-    number: int
-    owner: str
-    message: str
-    args: bytes
 
 
 class SaveRequest(msgspec.Struct, array_like=True, tag=2, gc=False):
@@ -59,13 +49,6 @@ class Attached(msgspec.Struct, array_like=True, tag=10):
     incarnation_first: int
 
 
-class AskReply(msgspec.Struct, array_like=True, tag=11, gc=False):
-    """The reply to the request with this sequence number."""
-
-    sequence: int
-    reply: bytes
-
-
 class Restore(msgspec.Struct, array_like=True, tag=12, gc=False):
     """A flow of this core, as the log has it."""
 
@@ -87,8 +70,8 @@ class Redirect(msgspec.Struct, array_like=True, tag=14, gc=False):
     core: int
 
 
-Request = Attach | AskRequest | SaveRequest | CloseRequest | Detach
-Answer = Attached | AskReply | Restore | Forget | Redirect
+Request = Attach | SaveRequest | CloseRequest | Detach
+Answer = Attached | Restore | Forget | Redirect
 
 encode = msgspec.msgpack.Encoder().encode
 _decode_request: Callable[[bytes], Request] = msgspec.msgpack.Decoder(Request).decode

@@ -22,7 +22,8 @@ from typing import Any
 import msgspec
 import structlog
 
-from actornet.engine.five_tuple import FiveTuple
+from actornet.engine.asks import ask_reply, is_ask, push_reply
+from actornet.engine.five_tuple import FiveTuple, flow_key
 from actornet.engine.ring import ACTIVE, FENCED, PASSIVE, Ring
 from actornet.engine.wire import rss_core
 from actornet.errors import ActornetError, FencedError, LinkError, LogError, NodeError
@@ -43,14 +44,13 @@ from actornet.log.store import Log
 from actornet.node import exchange
 from actornet.node.exchange import (
     Answer,
-    AskReply,
-    AskRequest,
     Attach,
     Attached,
     CloseRequest,
     Detach,
     Forget,
     Redirect,
+    Request,
     Restore,
     SaveRequest,
 )
@@ -116,8 +116,8 @@ class OwnerSpec(msgspec.Struct, frozen=True):
 class CoreLine:
     """The owner system's end of one core's rings.
 
-    `pending` has (LSN, sequence number) of the core's requests above the watermark, in order. What is sent is announced
-    by `flush`: to wake a core costs more than to send it a message.
+    `pending` has (LSN, sequence number) of the core's requests above the watermark, in order, an entry per turn. What is
+    sent is announced by `flush`: to wake a core costs more than to send it a message.
     """
 
     def __init__(self, requests: Ring, replies: Ring) -> None:
@@ -131,7 +131,16 @@ class CoreLine:
 
     def send(self, answer: Answer) -> None:
         """Into the reply ring, or, while that is full, behind it."""
-        data = exchange.encode(answer)
+        self._send(exchange.encode(answer))
+
+    def reply(self, reply: bytes) -> None:
+        """The reply to the core's next request, which is an ask."""
+        self.sequence += 1
+        self._unannounced = True
+        if self.backlog or not push_reply(self.replies, self.sequence, reply):
+            self._send(ask_reply(self.sequence, reply))
+
+    def _send(self, data: bytes) -> None:
         self._unannounced = True
         if self.backlog or not self.replies.push(data):
             self.backlog.append(data)
@@ -268,9 +277,8 @@ class OwnerSystem:
         """Everything that waits, once."""
         self.page.owner_beat += 1
         for core, line in enumerate(self.lines):
-            if not line.backlog and (data := line.requests.pop_many(REQUESTS_PER_TURN)):
-                for message in data:
-                    self._request(core, line, message)
+            if not line.backlog and (messages := line.requests.pop_many(REQUESTS_PER_TURN)):
+                self._serve(core, line, messages)
             line.flush()
         self._commit()
         self._hear_peer()
@@ -286,24 +294,17 @@ class OwnerSystem:
 
     # -- requests of the cores --------------------------------------------------------------------------------------
 
-    def _request(self, core: int, line: CoreLine, data: bytes) -> None:
-        request = exchange.decode_request(data)
-        now_ns = time.time_ns()
+    def _serve(self, core: int, line: CoreLine, messages: list[bytes]) -> None:
+        ask, now_ns = self.journal.ask, time.time_ns()
+        for message in messages:
+            if is_ask(message):
+                line.reply(ask(core, message, now_ns))
+            else:
+                self._request(core, line, exchange.decode_request(message), now_ns)
+        line.pending.append((self.journal.lsn, line.sequence))
+
+    def _request(self, core: int, line: CoreLine, request: Request, now_ns: int) -> None:
         match request:
-            case AskRequest():
-                reply = self.journal.ask(
-                    core,
-                    request.flow,
-                    request.port,
-                    request.incarnation,
-                    request.number,
-                    request.owner,
-                    request.message,
-                    request.args,
-                    now_ns,
-                )
-                line.sequence += 1
-                line.send(AskReply(line.sequence, reply))
             case SaveRequest():
                 self.journal.execute(request.body, core, now_ns)
                 line.sequence += 1
@@ -316,11 +317,8 @@ class OwnerSystem:
                 line.sequence += 1
             case Attach():
                 self._attach(core, line, request.pid)
-                return
             case Detach():
                 line.detached = True
-                return
-        line.pending.append((self.journal.lsn, line.sequence))
 
     def _attach(self, core: int, line: CoreLine, pid: int) -> None:
         """A core has (re)started: send its flows."""
@@ -571,10 +569,10 @@ class OwnerSystem:
         flows = self.journal.replica.flows
         for body in self.journal.apply(action.records):
             match body:
-                case FlowBody() if flows.get((body.flow, body.port)) is body:
+                case FlowBody() if flows.get(flow_key(body.flow, body.port)) is body:
                     self.lines[self._home(body.flow)].send(Restore(body))
                     self._redirect(body)
-                case CloseBody() if (body.flow, body.port) not in flows:
+                case CloseBody() if flow_key(body.flow, body.port) not in flows:
                     self._redirect_end((body.flow, body.port))
                     self.lines[self._home(body.flow)].send(Forget(body.flow, body.port))
         self.journal.commit()
@@ -607,9 +605,9 @@ class OwnerSystem:
         self._follow()
 
     def _forget_flows(self) -> None:
-        for flow, port in self.journal.replica.flows:
-            self._redirect_end((flow, port))
-            self.lines[self._home(flow)].send(Forget(flow, port))
+        for body in self.journal.replica.flows.values():
+            self._redirect_end((body.flow, body.port))
+            self.lines[self._home(body.flow)].send(Forget(body.flow, body.port))
 
     def _restore_flows(self) -> None:
         for body in self.journal.replica.flows.values():

@@ -15,7 +15,7 @@ from actornet.log.record import CHAIN_START, AskBody, Record, decode, verify_cha
 from actornet.log.snapshot import Snapshot
 from actornet.log.store import Log
 from actornet.owner import Owner, import_owner
-from actornet.replication.replica import Replica
+from actornet.replication.replica import AskRequest, Replica
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):
@@ -171,17 +171,8 @@ class History:
         body = record.body
         assert isinstance(body, AskBody)
         replica = self.state(record.lsn - 1)
-        _, reply = replica.execute_ask(
-            record.core,
-            body.flow,
-            body.port,
-            body.incarnation,
-            body.number,
-            body.owner,
-            body.message,
-            body.args,
-            record.time_ns,
-        )
+        asked = AskRequest(body.flow, body.port, body.incarnation, body.number, body.owner, body.message, body.args)
+        _, reply = replica.execute_ask(asked.encoded(), record.time_ns)
         hash_actual = xxh3_64_intdigest(reply)
         agrees = hash_actual == body.reply_hash
         outcome = msgspec.msgpack.decode(reply)

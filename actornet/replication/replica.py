@@ -25,7 +25,8 @@ from typing import Any
 import msgspec
 from xxhash import xxh3_64_intdigest
 
-from actornet.engine.five_tuple import FiveTuple
+from actornet.engine.asks import ask_body, read_ask
+from actornet.engine.five_tuple import FiveTuple, flow_key
 from actornet.errors import DivergenceError, FencedError, LogDamagedError, UsageError
 from actornet.limits import ASKS_OPEN_PER_FLOW_MAX, MESSAGE_BYTES_MAX
 from actornet.log.record import (
@@ -43,18 +44,34 @@ from actornet.log.record import (
 from actornet.owner import Moment, Owner, create, decode_state, encode_state, import_owner
 from actornet.replication.canonical import canonical
 
-FlowKey = tuple[FiveTuple, int]
-"""A flow's five-tuple and arriving port."""
 
-Recorded = tuple[AskBody, bytes]
-"""An ask and its reply."""
+class AskRequest(msgspec.Struct, array_like=True, tag=1, gc=False):
+    """A message to an owner, as `execute_ask` takes it, encoded; `args` is a msgpack list.
+
+    Cores write the same bytes without this class, and nothing but `read_ask` reads them.
+    """
+
+    flow: FiveTuple | None
+    port: int
+    incarnation: int
+    number: int
+    owner: str
+    message: str
+    args: bytes
+
+    def encoded(self) -> bytes:
+        return _encode(self)
+
+
+Recorded = tuple[int, bytes, bytes, bytes]
+"""An ask and its reply: number, target, args, reply."""
 
 
 class OpenAsks(list[Recorded]):
     """A flow's asks that no saved state covers, and their replies, as they came; one number is in it once.
 
     `highest` is the highest number in it, `newest` the newest incarnation of the flow that is known. What comes above the
-    one and is not older than the other is new, and needs no search: 2 us an ask in place of 6 with 32 of them.
+    one and is not older than the other is new, and needs no search.
     """
 
     __slots__ = ("highest", "newest")
@@ -62,44 +79,44 @@ class OpenAsks(list[Recorded]):
     highest: int
     newest: int
 
-    @classmethod
-    def begin(cls, body: AskBody, reply: bytes) -> OpenAsks:
-        """With its first entry."""
-        asks = cls(((body, reply),))
-        asks.highest = body.number
-        asks.newest = body.incarnation
-        return asks
+    def __init__(self, incarnation: int, entry: Recorded) -> None:
+        super().__init__((entry,))
+        self.newest = incarnation
+        self.highest = entry[0]
 
-    def remember(self, body: AskBody, reply: bytes) -> None:
+    def remember(self, incarnation: int, entry: Recorded) -> None:
         """Add one; a new incarnation that asks otherwise under a known number replaces."""
-        number = body.number
+        number = entry[0]
         if number > self.highest:
             self.highest = number
         else:
-            self[:] = [entry for entry in self if entry[0].number != number]
-        self.newest = body.incarnation
-        self.append((body, reply))
+            self[:] = [known for known in self if known[0] != number]
+        self.newest = incarnation
+        self.append(entry)
 
 
 Handler = tuple[Callable[..., Any], Callable[[bytes], tuple[Any, ...]], Callable[[bytes], tuple[int, Any]] | None]
 
-_ASK = Kind.ASK
 _KIND_OF: dict[type, Kind] = {
     OwnerBody: Kind.OWNER,
     FlowBody: Kind.FLOW,
     CloseBody: Kind.CLOSE,
     ControlBody: Kind.CONTROL,
 }
-_SNAPSHOT_VERSION = 1
+_SNAPSHOT_VERSION = 2
 _WORD = (1 << 64) - 1
 _ERROR_TEXT_MAX = 500
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
+_PAIR = b"\x92"
 _encode = msgspec.msgpack.Encoder().encode
 
 
 class Snapshot(msgspec.Struct, array_like=True):
-    """A replica's whole content at one LSN; owners' states as `encode_state` gives them."""
+    """A replica's whole content at one LSN; owners' states as `encode_state` gives them.
+
+    `asks` has each flow's key, newest incarnation and recorded replies.
+    """
 
     version: int
     lsn: int
@@ -108,7 +125,7 @@ class Snapshot(msgspec.Struct, array_like=True):
     term: EpochBody | None
     owners: list[tuple[OwnerBody, bytes]]
     flows: list[FlowBody]
-    asks: list[Recorded]
+    asks: list[tuple[bytes, int, list[Recorded]]]
 
 
 class Replica:
@@ -117,7 +134,7 @@ class Replica:
     `load` finds an owner class by its path. `term` is the current epoch's first record. `time_ns` is the last record's
     time: a primary makes no earlier one, so that owners never see time run backwards when a clock is set, or another
     node's goes on. `flows` and `asks` (recorded replies that no saved state covers, oldest first) are keyed by
-    five-tuple and port.
+    `flow_key`.
     """
 
     def __init__(self, load: Callable[[str], type[Owner[Any]]] = import_owner) -> None:
@@ -126,35 +143,24 @@ class Replica:
         self.time_ns = 0
         self.term: EpochBody | None = None
         self.owners: dict[str, Owner[Any]] = {}
-        self.flows: dict[FlowKey, FlowBody] = {}
-        self.asks: dict[FlowKey, OpenAsks] = {}
+        self.flows: dict[bytes, FlowBody] = {}
+        self.asks: dict[bytes, OpenAsks] = {}
         self._created: dict[str, OwnerBody] = {}
-        self._handlers: dict[str, dict[str, Handler]] = {}
+        self._handlers: dict[bytes, Handler] = {}
         self._moment = Moment()
         self._load = load
 
     # The primary's side: each call changes the state and returns the record to log.
 
-    def execute_ask(
-        self,
-        core: int,
-        flow: FiveTuple | None,
-        port: int,
-        incarnation: int,
-        number: int,
-        owner: str,
-        message: str,
-        args: bytes,
-        time_ns: int,
-    ) -> tuple[Record | None, bytes]:
-        """Handle one message to an owner: its record and reply.
+    def execute_ask(self, request: bytes, time_ns: int) -> tuple[bytes | None, bytes]:
+        """Handle one message to an owner, as `AskRequest` encodes it: the ASK record's body and the reply.
 
-        No record is made, and nothing changes, when the flow is given a recorded reply (G5) or is refused: its
-        incarnation is stale, or too many of its asks are open. `flow` is None for a sender that is no flow.
+        The record is that of `lsn` and `time_ns`, as they are then. There is none (None), and nothing changes, when the
+        flow is given a recorded reply (G5) or is refused: its incarnation is stale, or too many of its asks are open.
         """
+        key, incarnation, number, target, args = read_ask(request)
         recorded = None
-        if flow is not None:
-            key = (flow, port)
+        if key:
             recorded = self.asks.get(key)
             if (
                 recorded is None
@@ -162,22 +168,20 @@ class Replica:
                 or incarnation < recorded.newest
                 or len(recorded) >= ASKS_OPEN_PER_FLOW_MAX
             ):
-                saved = self.flows.get(key)
-                known = self._known_reply(recorded, saved, incarnation, number, owner, message, args)
+                known = self._known_reply(recorded, self.flows.get(key), incarnation, number, target, args)
                 if known is not None:
                     return None, known
         lsn = self.lsn + 1
         if time_ns < self.time_ns:
             time_ns = self.time_ns
-        reply = self._reply(owner, message, args, lsn, time_ns)
-        body = AskBody(flow, port, incarnation, number, owner, message, args, xxh3_64_intdigest(reply))
+        reply = self._reply(target, args, lsn, time_ns)
         self.lsn = lsn
         self.time_ns = time_ns
         if recorded is not None:
-            recorded.remember(body, reply)
-        elif flow is not None:
-            self.asks[key] = OpenAsks.begin(body, reply)
-        return Record(lsn, self.epoch, time_ns, _ASK, core, body), reply
+            recorded.remember(incarnation, (number, target, args, reply))
+        elif key:
+            self.asks[key] = OpenAsks(incarnation, (number, target, args, reply))
+        return ask_body(request, xxh3_64_intdigest(reply)), reply
 
     def begin_epoch(self, epoch: int, body: EpochBody, time_ns: int) -> Record:
         """Begin a primary's term. Raises FencedError unless the epoch is higher than all before."""
@@ -238,7 +242,7 @@ class Replica:
             for name, created in sorted(self._created.items())
         ]
         flows = sum(xxh3_64_intdigest(_encode(body)) for body in self.flows.values()) & _WORD
-        asks = sum(xxh3_64_intdigest(_encode(entry)) for entries in self.asks.values() for entry in entries) & _WORD
+        asks = sum(xxh3_64_intdigest(_encode((key, open.newest, open))) for key, open in self.asks.items()) & _WORD
         return xxh3_64_intdigest(_encode((self.lsn, self.epoch, owners, flows, asks)))
 
     def snapshot(self) -> bytes:
@@ -252,7 +256,7 @@ class Replica:
                 self.term,
                 [(created, encode_state(self.owners[name])) for name, created in self._created.items()],
                 list(self.flows.values()),
-                [entry for entries in self.asks.values() for entry in entries],
+                [(key, open.newest, open) for key, open in self.asks.items()],
             )
         )
         return xxh3_64_intdigest(data).to_bytes(8, "little") + data
@@ -280,17 +284,11 @@ class Replica:
             owner = owner_type(replica._moment)
             owner.state = decode_state(owner_type, state)
             replica._add(created, owner)
-        replica.flows = {(body.flow, body.port): body for body in snapshot.flows}
-        for body, reply in snapshot.asks:
-            assert body.flow is not None
-            recorded = replica.asks.get((body.flow, body.port))
-            if recorded is not None:
-                recorded.remember(body, reply)
-            else:
-                replica.asks[body.flow, body.port] = OpenAsks.begin(body, reply)
-        for key, recorded in replica.asks.items():
-            if key in replica.flows:
-                recorded.newest = max(recorded.newest, replica.flows[key].incarnation)
+        replica.flows = {flow_key(body.flow, body.port): body for body in snapshot.flows}
+        for key, newest, entries in snapshot.asks:
+            replica.asks[key] = OpenAsks(newest, entries[0])
+            for entry in entries[1:]:
+                replica.asks[key].remember(newest, entry)
         return replica
 
     def _apply_body(self, record: Record, body: Body) -> None:
@@ -317,7 +315,8 @@ class Replica:
                 pass
 
     def _apply_ask(self, record: Record, body: AskBody) -> None:
-        reply = self._reply(body.owner, body.message, body.args, record.lsn, record.time_ns)
+        target = _target(body.owner, body.message)
+        reply = self._reply(target, body.args, record.lsn, record.time_ns)
         actual = xxh3_64_intdigest(reply)
         if actual != body.reply_hash:
             raise DivergenceError(
@@ -326,12 +325,13 @@ class Replica:
                 "the code or the state differs from the primary's"
             )
         if body.flow is not None:
-            key = (body.flow, body.port)
+            key = flow_key(body.flow, body.port)
+            entry = (body.number, target, body.args, reply)
             recorded = self.asks.get(key)
             if recorded is not None:
-                recorded.remember(body, reply)
+                recorded.remember(body.incarnation, entry)
             else:
-                self.asks[key] = OpenAsks.begin(body, reply)
+                self.asks[key] = OpenAsks(body.incarnation, entry)
 
     def _begin(self, body: EpochBody) -> None:
         self.term = body
@@ -353,13 +353,15 @@ class Replica:
     def _add(self, body: OwnerBody, owner: Owner[Any]) -> None:
         self._created[body.name] = body
         self.owners[body.name] = owner
-        self._handlers[body.name] = {
-            name: (message.function.__get__(owner), message.decode, message.normalise)
-            for name, message in owner.messages.items()
-        }
+        for name, message in owner.messages.items():
+            self._handlers[_target(body.name, name)] = (
+                message.function.__get__(owner),
+                message.decode,
+                message.normalise,
+            )
 
     def _save(self, body: FlowBody) -> None:
-        key = (body.flow, body.port)
+        key = flow_key(body.flow, body.port)
         saved = self.flows.get(key)
         recorded = self.asks.get(key)
         if _is_stale(body.incarnation, recorded, saved):
@@ -369,11 +371,11 @@ class Replica:
             if recorded.highest <= body.asks:
                 del self.asks[key]
             else:
-                recorded[:] = [entry for entry in recorded if entry[0].number > body.asks]
+                recorded[:] = [entry for entry in recorded if entry[0] > body.asks]
                 recorded.newest = body.incarnation
 
     def _close(self, body: CloseBody) -> None:
-        key = (body.flow, body.port)
+        key = flow_key(body.flow, body.port)
         if _is_stale(body.incarnation, self.asks.get(key), self.flows.get(key)):
             return
         self.flows.pop(key, None)
@@ -385,15 +387,14 @@ class Replica:
         saved: FlowBody | None,
         incarnation: int,
         number: int,
-        owner: str,
-        message: str,
+        target: bytes,
         args: bytes,
     ) -> bytes | None:
         """The reply that needs no handler: a recorded one, or a refusal."""
         if recorded is not None and number <= recorded.highest:
-            for body, reply in recorded:
-                if body.number == number and body.args == args and body.message == message and body.owner == owner:
-                    return reply
+            for known in recorded:
+                if known[:3] == (number, target, args):
+                    return known[3]
         if _is_stale(incarnation, recorded, saved):
             return _error_reply("OwnerError", f"ask {number} comes from an incarnation of the flow that is gone")
         if saved is not None and saved.incarnation == incarnation and number <= saved.asks:
@@ -402,12 +403,12 @@ class Replica:
             return _error_reply("OwnerError", f"the flow has {len(recorded)} asks since it was last saved, the most")
         return None
 
-    def _reply(self, owner: str, message: str, args: bytes, lsn: int, time_ns: int) -> bytes:
+    def _reply(self, target: bytes, args: bytes, lsn: int, time_ns: int) -> bytes:
         """Run a handler; its value or its error, encoded."""
-        try:
-            run, decode, normalise = self._handlers[owner][message]
-        except KeyError:
-            return self._unknown(owner, message)
+        handler = self._handlers.get(target)
+        if handler is None:
+            return self._unknown(target)
+        run, decode, normalise = handler
         moment = self._moment
         moment.lsn = lsn
         moment.time_ns = time_ns
@@ -425,10 +426,16 @@ class Replica:
             return _error_reply("OwnerError", f"the reply has {len(reply)} bytes; {MESSAGE_BYTES_MAX} is the most")
         return reply
 
-    def _unknown(self, owner: str, message: str) -> bytes:
+    def _unknown(self, target: bytes) -> bytes:
+        owner, message = msgspec.msgpack.decode(_PAIR + target)
         if owner not in self.owners:
             return _error_reply("UsageError", f"there is no owner {owner!r}")
         return _error_reply("UsageError", f"owner {owner!r} has no message {message!r}")
+
+
+def _target(owner: str, message: str) -> bytes:
+    """As `read_ask` gives it."""
+    return _encode((owner, message))[1:]
 
 
 def _is_stale(incarnation: int, recorded: OpenAsks | None, saved: FlowBody | None) -> bool:

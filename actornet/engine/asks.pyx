@@ -1,0 +1,276 @@
+"""Messages to owners as bytes: what a core writes, what the owner system reads of it, and the replies.
+
+An ask's request is the msgpack array `[1, five-tuple or nil, port, incarnation, number, owner, message, args]`; an ASK
+record's body is the same without the 1, with the reply's hash at its end. So the body is made by copying, and what the
+owner system looks up are slices: `key` is the bytes of five-tuple and port, `target` those of owner and message. The
+reply is `[11, sequence number, reply]`.
+"""
+
+import time
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.unicode cimport PyUnicode_AsUTF8AndSize
+from libc.stddef cimport size_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport free, realloc
+from libc.string cimport memcpy
+
+from actornet.engine.core cimport Core
+from actornet.engine.flow_base cimport Ask, FlowBase
+from actornet.engine.ring cimport Ring
+from actornet.engine.types cimport an_key
+from actornet.engine.wire cimport address_chars
+
+import msgspec
+
+from actornet.errors import RingError
+
+
+cdef extern from "msgpack.h" nogil:
+    enum:
+        AN_MP_NIL, AN_MP_ARRAY, AN_MP_HEAD_MAX
+
+    struct an_mp:
+        const uint8_t *at
+        const uint8_t *end
+
+    uint8_t *an_mp_head(uint8_t *out, uint8_t first, uint64_t value, int bytes)
+    uint8_t *an_mp_uint(uint8_t *out, uint64_t value)
+    uint8_t *an_mp_str(uint8_t *out, const void *text, uint32_t length)
+    uint8_t *an_mp_bin(uint8_t *out, const void *bytes, uint32_t length)
+    uint64_t an_mp_take(an_mp *mp, int bytes)
+    uint64_t an_mp_read_uint(an_mp *mp)
+    const uint8_t *an_mp_read_str(an_mp *mp, size_t *length)
+    const uint8_t *an_mp_read_bin(an_mp *mp, size_t *length)
+
+
+cdef enum:
+    ASK = 1
+    REPLY = 11
+    FIELDS = 8
+    KEY_BYTES_MAX = 128          # head, five-tuple with two addresses as text, port
+    REPLY_HEAD_MAX = 2 + 2 * 9   # type, sequence number, length
+    POLL_MESSAGES = 256
+
+cdef double FULL_SLEEP_S = 50e-6
+
+_encode_args = msgspec.msgpack.Encoder().encode
+
+
+def ask_request(FlowBase flow, str owner, str message, bytes args) -> bytes:
+    """A message to an owner, `args` a msgpack list; `flow` is None when the sender is no flow."""
+    cdef size_t most = request_bytes_max(owner, message, args)
+    cdef bytes request = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>most)
+    cdef uint8_t *begin = <uint8_t *>PyBytes_AS_STRING(request)
+    return request[:write_request(begin, flow, owner, message, args) - begin]
+
+
+def is_ask(bytes message) -> bool:
+    """Whether a core's message is an ask's request."""
+    cdef const uint8_t *data = <const uint8_t *>PyBytes_AS_STRING(message)
+    return PyBytes_GET_SIZE(message) > 2 and data[0] == AN_MP_ARRAY + FIELDS and data[1] == ASK
+
+
+def read_ask(bytes request) -> tuple:
+    """Of a request: key (empty when the sender is no flow), incarnation, number, target, args. RingError for other bytes."""
+    cdef an_mp mp
+    cdef const uint8_t *begin
+    cdef const uint8_t *target
+    cdef const uint8_t *args
+    cdef size_t length
+    cdef uint64_t incarnation, number
+    cdef bytes key
+    mp.at = <const uint8_t *>PyBytes_AS_STRING(request)
+    mp.end = mp.at + PyBytes_GET_SIZE(request)
+    if an_mp_take(&mp, 1) != AN_MP_ARRAY + FIELDS or an_mp_take(&mp, 1) != ASK:
+        raise RingError("request ring: a message is no ask; the node's processes differ in version")
+    begin = mp.at
+    if skip_flow(&mp):
+        an_mp_read_uint(&mp)
+        key = PyBytes_FromStringAndSize(<const char *>begin, mp.at - begin) if mp.at != NULL else b""
+    else:
+        an_mp_read_uint(&mp)
+        key = b""
+    incarnation = an_mp_read_uint(&mp)
+    number = an_mp_read_uint(&mp)
+    target = mp.at
+    an_mp_read_str(&mp, &length)
+    an_mp_read_str(&mp, &length)
+    begin = mp.at
+    args = an_mp_read_bin(&mp, &length)
+    if mp.at == NULL or mp.at != mp.end:
+        raise RingError("request ring: an ask cannot be read; the node's processes differ in version")
+    return (
+        key, incarnation, number,
+        PyBytes_FromStringAndSize(<const char *>target, begin - target),
+        PyBytes_FromStringAndSize(<const char *>args, <Py_ssize_t>length),
+    )
+
+
+def ask_body(bytes request, uint64_t reply_hash) -> bytes:
+    """The body of the ASK record for a request that `read_ask` has read."""
+    cdef Py_ssize_t length = PyBytes_GET_SIZE(request) - 2
+    cdef bytes body = PyBytes_FromStringAndSize(NULL, 1 + length + AN_MP_HEAD_MAX)
+    cdef uint8_t *out = <uint8_t *>PyBytes_AS_STRING(body)
+    out[0] = AN_MP_ARRAY + FIELDS
+    memcpy(out + 1, PyBytes_AS_STRING(request) + 2, length)
+    an_mp_head(out + 1 + length, 0xcf, reply_hash, 8)
+    return body
+
+
+def ask_reply(uint64_t sequence, bytes reply) -> bytes:
+    """The reply to the request with this sequence number, as it is sent."""
+    cdef uint8_t head[REPLY_HEAD_MAX]
+    return (<const char *>head)[:write_reply_head(head, sequence, reply) - head] + reply
+
+
+def push_reply(Ring ring, uint64_t sequence, bytes reply) -> bool:
+    """Send `ask_reply`. False: the ring is full."""
+    cdef uint8_t head[REPLY_HEAD_MAX]
+    cdef size_t length = write_reply_head(head, sequence, reply) - head
+    return ring.push_bytes(
+        head, length, <const uint8_t *>PyBytes_AS_STRING(reply), <size_t>PyBytes_GET_SIZE(reply)
+    ) == 1
+
+
+cdef class OwnerLink:
+    """A core's end of the rings to its owner system; a subclass says what other messages mean.
+
+    `sequence` counts the requests that are answered or logged; `ask`, `save` and `close` return it: the commit word must
+    reach it before outputs may leave. Until `attached` replies are those to a process before this one, and are dropped.
+    """
+
+    def __cinit__(self, Ring requests not None, Ring replies not None, *args):
+        self.requests, self.replies = requests, replies
+        self.asks = {}
+        self.backlog = []
+
+    def __dealloc__(self):
+        free(self.buffer)
+
+    def ask(self, FlowBase actor, Ask ask, tuple args):
+        """Send a flow's message to an owner."""
+        cdef bytes encoded = _encode_args(args)
+        cdef str message = ask.message.name
+        cdef size_t most = request_bytes_max(ask.owner, message, encoded)
+        cdef uint8_t *buffer
+        if most > self.buffer_bytes:
+            buffer = <uint8_t *>realloc(self.buffer, most)
+            if buffer == NULL:
+                raise MemoryError
+            self.buffer, self.buffer_bytes = buffer, most
+        end = write_request(self.buffer, actor, ask.owner, message, encoded)
+        self._push(self.buffer, end - self.buffer)
+        self.sequence += 1
+        self.asks[self.sequence] = ask
+        return self.sequence
+
+    def push(self, bytes message not None, bint counted=True):
+        """Send a message; returns the sequence number, which it has if it is `counted`."""
+        self._push(<const uint8_t *>PyBytes_AS_STRING(message), <size_t>PyBytes_GET_SIZE(message))
+        self.sequence += counted
+        return self.sequence
+
+    def flush(self):
+        """Called once per burst: wake the owner system if it sleeps."""
+        self.requests.wake()
+
+    def poll(self):
+        """Treat what the owner system sent."""
+        cdef list messages
+        while True:
+            messages = self.backlog or self.replies.pop_many(POLL_MESSAGES)
+            if not messages:
+                return
+            self.backlog = []
+            for message in messages:
+                self._treat(<bytes>message)
+
+    def heard(self, data):
+        """The owner system sent something else than a reply."""
+        raise NotImplementedError
+
+    cdef int _push(self, const uint8_t *data, size_t length) except -1:
+        """The ring is bounded: when it is full the core waits here, which is how back-pressure reaches its queue."""
+        while not self.requests.push_bytes(data, length, NULL, 0):
+            self.requests.wake()
+            self.backlog += self.replies.pop_many(POLL_MESSAGES)  # the owner system may be waiting for room there
+            time.sleep(FULL_SLEEP_S)
+        return 0
+
+    cdef int _treat(self, bytes data) except -1:
+        cdef an_mp mp
+        cdef const uint8_t *reply
+        cdef size_t length
+        cdef uint64_t sequence
+        mp.at = <const uint8_t *>PyBytes_AS_STRING(data)
+        mp.end = mp.at + PyBytes_GET_SIZE(data)
+        if an_mp_take(&mp, 1) != AN_MP_ARRAY + 3 or an_mp_take(&mp, 1) != REPLY:
+            self.heard(data)
+            return 0
+        sequence = an_mp_read_uint(&mp)
+        reply = an_mp_read_bin(&mp, &length)
+        if mp.at == NULL or mp.at != mp.end:
+            raise RingError("reply ring: a reply cannot be read; the node's processes differ in version")
+        if self.attached:
+            (<Ask>self.asks.pop(sequence)).answer(PyBytes_FromStringAndSize(<const char *>reply, <Py_ssize_t>length))
+        return 0
+
+
+cdef uint8_t *write_reply_head(uint8_t *out, uint64_t sequence, bytes reply) noexcept:
+    out = an_mp_uint(an_mp_head(out, AN_MP_ARRAY + 3, REPLY, 1), sequence)
+    return an_mp_head(out, 0xc6, <uint64_t>PyBytes_GET_SIZE(reply), 4)
+
+
+cdef size_t request_bytes_max(str owner, str message, bytes args) except 0:
+    cdef Py_ssize_t owner_bytes, message_bytes
+    PyUnicode_AsUTF8AndSize(owner, &owner_bytes)
+    PyUnicode_AsUTF8AndSize(message, &message_bytes)
+    return <size_t>(2 + KEY_BYTES_MAX + 5 * AN_MP_HEAD_MAX + owner_bytes + message_bytes + PyBytes_GET_SIZE(args))
+
+
+cdef uint8_t *write_request(uint8_t *out, FlowBase flow, str owner, str message, bytes args) except NULL:
+    """Writes at most `request_bytes_max`; returns the end."""
+    cdef Py_ssize_t length
+    cdef const char *text
+    cdef an_key *key = NULL
+    if flow is not None:
+        if flow.core == NULL:
+            raise RuntimeError("this flow is closed")
+        key = &(<Core>flow.core).flows.table.entries[flow.first].key
+    out = an_mp_head(out, AN_MP_ARRAY + FIELDS, ASK, 1)
+    if key == NULL or key.version == 0:
+        out = an_mp_head(out, AN_MP_NIL, 0, 0)
+    else:
+        out = an_mp_uint(an_mp_head(out, AN_MP_ARRAY + 5, 0, 0), key.protocol)
+        out = an_mp_uint(write_address(out, key.source, key.version), key.source_port)
+        out = an_mp_uint(write_address(out, key.destination, key.version), key.destination_port)
+    out = an_mp_uint(out, key.port if key != NULL else 0)
+    out = an_mp_uint(out, flow.incarnation if flow is not None else 0)
+    out = an_mp_uint(out, flow.asks if flow is not None else 0)
+    text = PyUnicode_AsUTF8AndSize(owner, &length)
+    out = an_mp_str(out, text, <uint32_t>length)
+    text = PyUnicode_AsUTF8AndSize(message, &length)
+    out = an_mp_str(out, text, <uint32_t>length)
+    return an_mp_bin(out, PyBytes_AS_STRING(args), <uint32_t>PyBytes_GET_SIZE(args))
+
+
+cdef uint8_t *write_address(uint8_t *out, const uint8_t *address, int version) noexcept:
+    cdef char text[64]
+    return an_mp_str(out, text, <uint32_t>address_chars(address, version, text))
+
+
+cdef bint skip_flow(an_mp *mp) noexcept:
+    """Whether a five-tuple is there and not nil."""
+    cdef size_t length
+    cdef uint64_t first = an_mp_take(mp, 1)
+    if first != AN_MP_ARRAY + 5:
+        if first != AN_MP_NIL:
+            mp.at = NULL
+        return False
+    an_mp_read_uint(mp)
+    an_mp_read_str(mp, &length)
+    an_mp_read_uint(mp)
+    an_mp_read_str(mp, &length)
+    an_mp_read_uint(mp)
+    return True
