@@ -133,6 +133,9 @@ class Embedded:
         self.link.flush()
         for body in self.journal.replica.flows.values():
             restore_flow(self.core, nf, body)
+        with self._running():
+            for _, port, packet in list(self.journal.replica.orphans()):
+                self.core.resume(port, packet)
 
     def run_burst(self) -> int:
         """One turn of the core; returns the packets it took. Handlers that await asyncio are driven too."""

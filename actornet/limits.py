@@ -18,6 +18,10 @@ HELD_PACKETS_MAX = 65_536
 RING_BYTES = 1 << 22
 """Shared-memory ring between a core and the owner system, each direction."""
 
+PACKET_KEPT_BYTES_MAX = 1518
+"""A flow's first packet is kept with its first ask, unless it is longer: then a takeover before the flow was saved leaves
+what it asked for to nobody, until it comes again."""
+
 MESSAGE_BYTES_MAX = 1 << 20
 """One owner message, reply, flow record or link frame."""
 

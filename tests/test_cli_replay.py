@@ -90,6 +90,7 @@ def test_ls_for_programs_has_every_field(replay, directory):
         "owner": "wan-ports",
         "message": "allocate",
         "args": [str(flow(0))],
+        "packet": None,
         "reply_hash": f"{record.body.reply_hash:016x}",
     }
     assert saved["state"] == [[0, "open"], [[str(flow(0).reversed()), "wan", None, False, None]], 60_000_000_000]

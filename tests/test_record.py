@@ -29,8 +29,8 @@ FLOW = FiveTuple(6, "2001:db8::1", 40000, "198.51.100.7", 443)
 SAMPLES = [
     (Kind.EPOCH, EpochBody("a", "actors.nat:SourceNAT", {"address": "203.0.113.1"}, "f00d", (1 << 64) - 1, "start")),
     (Kind.OWNER, OwnerBody("wan-ports", "actors.nat:PortPool", {"first": 1024, "names": ["x", "y"]})),
-    (Kind.ASK, AskBody(FLOW, 1, 7, 3, "wan-ports", "allocate", b"\x91\x01", (1 << 64) - 1)),
-    (Kind.ASK, AskBody(None, 0, 0, 0, "wan-ports", "count", b"\x90", 0)),
+    (Kind.ASK, AskBody(FLOW, 1, 7, 3, "wan-ports", "allocate", b"\x91\x01", None, (1 << 64) - 1)),
+    (Kind.ASK, AskBody(None, 0, 0, 0, "wan-ports", "count", b"\x90", b"packet", 0)),
     (Kind.FLOW, FlowBody(FLOW, 1, 7, 3, b"state")),
     (Kind.CLOSE, CloseBody(FLOW, 1, 7, "idle")),
     (Kind.CONTROL, ControlBody("stop", "by the operator")),
@@ -49,7 +49,9 @@ settings = st.dictionaries(text, plain, max_size=4)
 bodies = {
     Kind.EPOCH: st.builds(EpochBody, text, text, settings, text, word, text),
     Kind.OWNER: st.builds(OwnerBody, text, text, settings),
-    Kind.ASK: st.builds(AskBody, st.none() | flow, word, word, word, text, text, st.binary(max_size=300), word),
+    Kind.ASK: st.builds(
+        AskBody, st.none() | flow, word, word, word, text, text, st.binary(max_size=300), st.none() | st.binary(), word
+    ),
     Kind.FLOW: st.builds(FlowBody, flow, word, word, word, st.binary(max_size=300)),
     Kind.CLOSE: st.builds(CloseBody, flow, word, word, text),
     Kind.CONTROL: st.builds(ControlBody, text, text),

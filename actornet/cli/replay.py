@@ -159,6 +159,8 @@ def _fields(record: Record) -> list[tuple[str, list[str]]]:
         args = unpack(body.args)
         fields += [("ask", [str(body.number)]), ("owner", [body.owner]), ("message", [body.message])]
         fields.append(("arguments", tree(args) if args else ["none"]))
+        if body.packet:
+            fields.append(("packet", [f"the flow's first, {len(body.packet)} bytes"]))
     elif isinstance(body, FlowBody):
         fields += [("covers", [f"asks up to {body.asks}"]), ("state", tree(unpack(body.state)))]
     elif isinstance(body, EpochBody | OwnerBody | ControlBody):

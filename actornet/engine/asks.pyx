@@ -1,9 +1,12 @@
 """Messages to owners as bytes: what a core writes, what the owner system reads of it, and the replies.
 
-An ask's request is the msgpack array `[1, five-tuple or nil, port, incarnation, number, owner, message, args]`; an ASK
-record's body is the same without the 1, with the reply's hash at its end. So the body is made by copying, and what the
-owner system looks up are slices: `key` is the bytes of five-tuple and port, `target` those of owner and message. The
-reply is `[11, sequence number, reply]`.
+An ask's request is the msgpack array `[1, five-tuple or nil, port, incarnation, number, owner, message, args, packet or
+nil]`; an ASK record's body is the same without the 1, with the reply's hash at its end. So the body is made by copying,
+and what the owner system looks up are slices: `key` is the bytes of five-tuple and port, `target` those of owner and
+message. The reply is `[11, sequence number, reply]`.
+
+`packet` is there in the first ask of a flow that the log does not know yet: if the flow's core dies before the flow is
+saved, whoever goes on treats that packet again. It is a byte of flags, the virtio header, and the frame.
 """
 
 import time
@@ -16,14 +19,15 @@ from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy
 
 from actornet.engine.core cimport Core
-from actornet.engine.flow_base cimport Ask, FlowBase
+from actornet.engine.flow_base cimport MARK_SAVED, Ask, FlowBase
 from actornet.engine.ring cimport Ring
-from actornet.engine.types cimport an_key
+from actornet.engine.types cimport AN_CSUM_PARTIAL, an_key, an_packet
 from actornet.engine.wire cimport address_chars
 
 import msgspec
 
 from actornet.errors import RingError
+from actornet.limits import PACKET_KEPT_BYTES_MAX
 
 
 cdef extern from "msgpack.h" nogil:
@@ -47,12 +51,14 @@ cdef extern from "msgpack.h" nogil:
 cdef enum:
     ASK = 1
     REPLY = 11
-    FIELDS = 8
+    FIELDS = 9
+    PACKET_HEAD = 1 + 12
     KEY_BYTES_MAX = 128          # head, five-tuple with two addresses as text, port
     REPLY_HEAD_MAX = 2 + 2 * 9   # type, sequence number, length
     POLL_MESSAGES = 256
 
 cdef double FULL_SLEEP_S = 50e-6
+cdef uint32_t packet_kept_max = PACKET_KEPT_BYTES_MAX
 
 _encode_args = msgspec.msgpack.Encoder().encode
 
@@ -72,12 +78,16 @@ def is_ask(bytes message) -> bool:
 
 
 def read_ask(bytes request) -> tuple:
-    """Of a request: key (empty when the sender is no flow), incarnation, number, target, args. RingError for other bytes."""
+    """Of a request: key, incarnation, number, target, args, packet; RingError for other bytes.
+
+    The key is empty when the sender is no flow, the packet when there is none.
+    """
     cdef an_mp mp
     cdef const uint8_t *begin
     cdef const uint8_t *target
     cdef const uint8_t *args
-    cdef size_t length
+    cdef const uint8_t *packet = NULL
+    cdef size_t length, packet_bytes = 0
     cdef uint64_t incarnation, number
     cdef bytes key
     mp.at = <const uint8_t *>PyBytes_AS_STRING(request)
@@ -98,12 +108,17 @@ def read_ask(bytes request) -> tuple:
     an_mp_read_str(&mp, &length)
     begin = mp.at
     args = an_mp_read_bin(&mp, &length)
+    if mp.at != NULL and mp.at < mp.end and mp.at[0] == AN_MP_NIL:
+        an_mp_take(&mp, 1)
+    else:
+        packet = an_mp_read_bin(&mp, &packet_bytes)
     if mp.at == NULL or mp.at != mp.end:
         raise RingError("request ring: an ask cannot be read; the node's processes differ in version")
     return (
         key, incarnation, number,
         PyBytes_FromStringAndSize(<const char *>target, begin - target),
         PyBytes_FromStringAndSize(<const char *>args, <Py_ssize_t>length),
+        PyBytes_FromStringAndSize(<const char *>packet, <Py_ssize_t>packet_bytes) if packet != NULL else b"",
     )
 
 
@@ -226,7 +241,10 @@ cdef size_t request_bytes_max(str owner, str message, bytes args) except 0:
     cdef Py_ssize_t owner_bytes, message_bytes
     PyUnicode_AsUTF8AndSize(owner, &owner_bytes)
     PyUnicode_AsUTF8AndSize(message, &message_bytes)
-    return <size_t>(2 + KEY_BYTES_MAX + 5 * AN_MP_HEAD_MAX + owner_bytes + message_bytes + PyBytes_GET_SIZE(args))
+    return <size_t>(
+        2 + KEY_BYTES_MAX + 6 * AN_MP_HEAD_MAX + owner_bytes + message_bytes + PyBytes_GET_SIZE(args)
+        + PACKET_HEAD + packet_kept_max
+    )
 
 
 cdef uint8_t *write_request(uint8_t *out, FlowBase flow, str owner, str message, bytes args) except NULL:
@@ -234,10 +252,13 @@ cdef uint8_t *write_request(uint8_t *out, FlowBase flow, str owner, str message,
     cdef Py_ssize_t length
     cdef const char *text
     cdef an_key *key = NULL
+    cdef an_packet *packet = NULL
     if flow is not None:
         if flow.core == NULL:
             raise RuntimeError("this flow is closed")
         key = &(<Core>flow.core).flows.table.entries[flow.first].key
+        if flow.asks == 1 and not flow.marks & MARK_SAVED:
+            packet = (<Core>flow.core).packet_of(flow)
     out = an_mp_head(out, AN_MP_ARRAY + FIELDS, ASK, 1)
     if key == NULL or key.version == 0:
         out = an_mp_head(out, AN_MP_NIL, 0, 0)
@@ -252,7 +273,17 @@ cdef uint8_t *write_request(uint8_t *out, FlowBase flow, str owner, str message,
     out = an_mp_str(out, text, <uint32_t>length)
     text = PyUnicode_AsUTF8AndSize(message, &length)
     out = an_mp_str(out, text, <uint32_t>length)
-    return an_mp_bin(out, PyBytes_AS_STRING(args), <uint32_t>PyBytes_GET_SIZE(args))
+    out = an_mp_bin(out, PyBytes_AS_STRING(args), <uint32_t>PyBytes_GET_SIZE(args))
+    if packet == NULL or packet.length > packet_kept_max:
+        return an_mp_head(out, AN_MP_NIL, 0, 0)
+    if PACKET_HEAD + packet.length < 256:
+        out = an_mp_head(out, 0xc4, PACKET_HEAD + packet.length, 1)
+    else:
+        out = an_mp_head(out, 0xc5, PACKET_HEAD + packet.length, 2)
+    out = an_mp_head(out, packet.flags & AN_CSUM_PARTIAL, 0, 0)
+    memcpy(out, packet.vnet, PACKET_HEAD - 1)
+    memcpy(out + PACKET_HEAD - 1, packet.data, packet.length)
+    return out + PACKET_HEAD - 1 + packet.length
 
 
 cdef uint8_t *write_address(uint8_t *out, const uint8_t *address, int version) noexcept:

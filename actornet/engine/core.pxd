@@ -88,6 +88,7 @@ cdef class Core:
     cdef readonly uint64_t on_loop    # suspended handlers that wait for asyncio, not for an owner
 
     cdef int exhale(self) except -1
+    cdef an_packet *packet_of(self, FlowBase flow) noexcept
     cdef int process(self, an_packet *p) except -1
     cdef int carry_out(self, an_entry *e, an_packet *p) except -1
     cdef int drop(self, an_packet *p, int counter) except -1

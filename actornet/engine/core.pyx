@@ -15,6 +15,7 @@ import asyncio
 import os
 from asyncio import tasks as asyncio_tasks
 
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.ref cimport Py_DECREF
 from libc.stdint cimport UINT64_MAX
 from libc.stdlib cimport free
@@ -249,6 +250,38 @@ cdef class Core:
         self.counters[<int>C_OFFLOADED] += offloaded
         self.exhale()
         return n
+
+    def resume(self, int port, bytes packet not None) -> None:
+        """Treat again what an ask kept of a packet that arrived at the port with this index; see `actornet.engine.asks`."""
+        cdef an_packet p
+        cdef const uint8_t *kept = <const uint8_t *>PyBytes_AS_STRING(packet)
+        cdef Py_ssize_t head = 1 + sizeof(p.vnet), length = PyBytes_GET_SIZE(packet) - head
+        assert 0 <= port < self.port_count and length >= 0
+        memset(&p, 0, sizeof(p))
+        p.data = <uint8_t *>kept + head
+        p.length = <uint32_t>length
+        p.port = <uint8_t>port
+        p.flags = kept[0] & AN_CSUM_PARTIAL
+        p.time_ns = self.now_ns
+        memcpy(p.vnet, kept + 1, sizeof(p.vnet))
+        an_parse(&p)
+        p.hash = <uint32_t>an_hash(&p.key, self.flows.table.seed)
+        self.counters[<int>C_RESUMED] += 1
+        alone = self.loop is not None and asyncio_tasks.current_task(self.loop) is None
+        if alone:
+            asyncio_tasks._enter_task(self.loop, self.task)
+        try:
+            self.process(&self.park(&p).p)
+            self.exhale()
+        finally:
+            if alone:
+                asyncio_tasks._leave_task(self.loop, self.task)
+
+    cdef an_packet *packet_of(self, FlowBase flow) noexcept:
+        """The packet that the flow's running handler treats; NULL if it treats none."""
+        if flow.suspension is not None and flow.suspension.view is not None:
+            return flow.suspension.view.p
+        return self.view.p
 
     cdef int process(self, an_packet *p) except -1:
         """A packet that offload.h leaves to us."""

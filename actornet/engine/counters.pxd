@@ -11,6 +11,7 @@ cdef enum:
     C_HELD
     C_HANDED_OFF
     C_ANSWERED
+    C_RESUMED
     C_MALFORMED
     C_TRUNCATED
     C_NOT_IP

@@ -12,6 +12,7 @@ COUNTERS = (
     "held",
     "handed_off",
     "answered",
+    "resumed",
     "malformed",
     "truncated",
     "not_ip",

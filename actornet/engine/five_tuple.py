@@ -29,12 +29,19 @@ class FiveTuple(msgspec.Struct, frozen=True, array_like=True, order=True, gc=Fal
         )
 
 
+_PAIR = b"\x92"
 _encode = msgspec.msgpack.Encoder().encode
+_decode_pair = msgspec.msgpack.Decoder(tuple[FiveTuple, int]).decode
 
 
 def flow_key(flow: FiveTuple, port: int) -> bytes:
     """A flow and the index of the port it arrives at, as bytes to look it up by: their msgpack, without an array's head."""
     return _encode((flow, port))[1:]
+
+
+def key_parts(key: bytes) -> tuple[FiveTuple, int]:
+    """The flow and port of a `flow_key`."""
+    return _decode_pair(_PAIR + key)
 
 
 def _endpoint(address: str, port: int) -> str:

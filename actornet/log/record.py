@@ -68,7 +68,8 @@ class AskBody(msgspec.Struct, array_like=True, gc=False):
     """One message to an owner.
 
     `flow` is None when the sender is no flow. `port`, `incarnation` and `number` (from 1) identify the message together
-    with the flow (G5). `args` is a msgpack list; `reply_hash` is XXH3-64 of the reply's bytes (G4).
+    with the flow (G5). `args` is a msgpack list; `reply_hash` is XXH3-64 of the reply's bytes (G4). `packet` is what the
+    flow treated when it asked, in its first ask only, as `actornet.engine.asks` keeps it.
     """
 
     flow: FiveTuple | None
@@ -78,6 +79,7 @@ class AskBody(msgspec.Struct, array_like=True, gc=False):
     owner: str
     message: str
     args: bytes
+    packet: bytes | None
     reply_hash: int
 
 

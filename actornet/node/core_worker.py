@@ -39,6 +39,7 @@ from actornet.node.exchange import (
     Forget,
     Redirect,
     Restore,
+    Resume,
     SaveRequest,
 )
 from actornet.node.fabric import Fabric, FabricSpec
@@ -86,6 +87,8 @@ class RingLink(OwnerLink):
     def __init__(self, requests: Ring, replies: Ring, nf: type[FlowActor]) -> None:
         self.nf = nf
         self.core: Core | None = None
+        self.resumed: list[Resume] = []
+        """Packets to be treated again as soon as the core is active."""
         self._replies = replies
 
     def attach(self) -> None:
@@ -115,6 +118,8 @@ class RingLink(OwnerLink):
                 self._redirect(core, message)
             case Forget() if self.attached:  # before Attached only flows count; this is for a process before this one
                 core.forget(message.flow, core.ports[message.port].name)
+            case Resume() if self.attached:
+                self.resumed.append(message)
             case Attached() if message.pid == os.getpid():
                 core.incarnation_next = message.incarnation_first
                 self.attached = True
@@ -214,8 +219,16 @@ class CoreWorker:
         if self._announcements and time.monotonic() >= self._announcements[0]:
             self._announcements.popleft()
             self.core.announce()
+        if self.link.resumed and self._role == ACTIVE:
+            self._resume()
         taken: int = self.core.breathe()
         return taken
+
+    def _resume(self) -> None:
+        """Treat the packets of flows that had asked when their core died, before any that arrive (G1)."""
+        resumed, self.link.resumed = self.link.resumed, []
+        for message in resumed:
+            self.core.resume(message.port, message.packet)
 
     def _change_role(self, role: int) -> None:
         if role == ACTIVE:

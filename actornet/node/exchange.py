@@ -55,6 +55,13 @@ class Restore(msgspec.Struct, array_like=True, tag=12, gc=False):
     body: FlowBody
 
 
+class Resume(msgspec.Struct, array_like=True, tag=15, gc=False):
+    """A flow of this core asked and was not saved: its first packet, to be treated again; see `asks`."""
+
+    port: int
+    packet: bytes
+
+
 class Forget(msgspec.Struct, array_like=True, tag=13, gc=False):
     """The log says that this flow has closed."""
 
@@ -71,7 +78,7 @@ class Redirect(msgspec.Struct, array_like=True, tag=14, gc=False):
 
 
 Request = Attach | SaveRequest | CloseRequest | Detach
-Answer = Attached | Restore | Forget | Redirect
+Answer = Attached | Restore | Resume | Forget | Redirect
 
 encode = msgspec.msgpack.Encoder().encode
 _decode_request: Callable[[bytes], Request] = msgspec.msgpack.Decoder(Request).decode

@@ -52,6 +52,7 @@ from actornet.node.exchange import (
     Redirect,
     Request,
     Restore,
+    Resume,
     SaveRequest,
 )
 from actornet.node.fabric import Fabric, FabricSpec
@@ -336,6 +337,8 @@ class OwnerSystem:
                 if home == core:
                     line.send(Redirect(key, port, self._home(body.flow)))
         line.send(Attached(pid, (self.journal.lsn << 20) + 1))
+        if self.page.role == ACTIVE:
+            self._resume(core)
         line.flush()
         _log.info("core attached", core=core, pid=pid, flows=flows)
 
@@ -343,6 +346,12 @@ class OwnerSystem:
 
     def _home(self, flow: FiveTuple) -> int:
         return rss_core(flow, len(self.lines)) if len(self.lines) > 1 else 0
+
+    def _resume(self, core: int) -> None:
+        """Have this core's flows that asked and were not saved begin anew."""
+        for flow, port, packet in self.journal.replica.orphans():
+            if self._home(flow) == core:
+                self.lines[core].send(Resume(port, packet))
 
     def _redirect(self, body: FlowBody) -> None:
         """Where a bound key's packets come to another core than their flow's, tell that core, before they can come."""
@@ -406,7 +415,8 @@ class OwnerSystem:
         )
         self._begin_epoch(epoch, reason)
         self.page.role = ACTIVE
-        for line in self.lines:
+        for core, line in enumerate(self.lines):
+            self._resume(core)
             line.flush()
             line.replies.wake()
         self._publish()

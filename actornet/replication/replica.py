@@ -19,14 +19,14 @@ their recorded reply, its FLOW and CLOSE records change nothing.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import msgspec
 from xxhash import xxh3_64_intdigest
 
 from actornet.engine.asks import ask_body, read_ask
-from actornet.engine.five_tuple import FiveTuple, flow_key
+from actornet.engine.five_tuple import FiveTuple, flow_key, key_parts
 from actornet.errors import DivergenceError, FencedError, LogDamagedError, UsageError
 from actornet.limits import ASKS_OPEN_PER_FLOW_MAX, MESSAGE_BYTES_MAX
 from actornet.log.record import (
@@ -58,6 +58,7 @@ class AskRequest(msgspec.Struct, array_like=True, tag=1, gc=False):
     owner: str
     message: str
     args: bytes
+    packet: bytes | None = None
 
     def encoded(self) -> bytes:
         return _encode(self)
@@ -70,22 +71,26 @@ Recorded = tuple[int, bytes, bytes, bytes]
 class OpenAsks(list[Recorded]):
     """A flow's asks that no saved state covers, and their replies, as they came; one number is in it once.
 
-    `highest` is the highest number in it, `newest` the newest incarnation of the flow that is known. What comes above the
-    one and is not older than the other is new, and needs no search.
+    `packet` is the one that the first of them came with, empty if it was not kept. `highest` is the highest number in it,
+    `newest` the newest incarnation of the flow that is known. What comes above the one and is not older than the other is
+    new, and needs no search.
     """
 
-    __slots__ = ("highest", "newest")
+    __slots__ = ("highest", "newest", "packet")
 
     highest: int
     newest: int
+    packet: bytes
 
-    def __init__(self, incarnation: int, entry: Recorded) -> None:
+    def __init__(self, incarnation: int, entry: Recorded, packet: bytes) -> None:
         super().__init__((entry,))
+        self.packet = packet
         self.newest = incarnation
         self.highest = entry[0]
 
-    def remember(self, incarnation: int, entry: Recorded) -> None:
+    def remember(self, incarnation: int, entry: Recorded, packet: bytes) -> None:
         """Add one; a new incarnation that asks otherwise under a known number replaces."""
+        self.packet = packet or self.packet
         number = entry[0]
         if number > self.highest:
             self.highest = number
@@ -115,7 +120,7 @@ _encode = msgspec.msgpack.Encoder().encode
 class Snapshot(msgspec.Struct, array_like=True):
     """A replica's whole content at one LSN; owners' states as `encode_state` gives them.
 
-    `asks` has each flow's key, newest incarnation and recorded replies.
+    `asks` has each flow's key, newest incarnation, packet and recorded replies.
     """
 
     version: int
@@ -125,7 +130,7 @@ class Snapshot(msgspec.Struct, array_like=True):
     term: EpochBody | None
     owners: list[tuple[OwnerBody, bytes]]
     flows: list[FlowBody]
-    asks: list[tuple[bytes, int, list[Recorded]]]
+    asks: list[tuple[bytes, int, bytes, list[Recorded]]]
 
 
 class Replica:
@@ -158,7 +163,7 @@ class Replica:
         The record is that of `lsn` and `time_ns`, as they are then. There is none (None), and nothing changes, when the
         flow is given a recorded reply (G5) or is refused: its incarnation is stale, or too many of its asks are open.
         """
-        key, incarnation, number, target, args = read_ask(request)
+        key, incarnation, number, target, args, packet = read_ask(request)
         recorded = None
         if key:
             recorded = self.asks.get(key)
@@ -178,9 +183,9 @@ class Replica:
         self.lsn = lsn
         self.time_ns = time_ns
         if recorded is not None:
-            recorded.remember(incarnation, (number, target, args, reply))
+            recorded.remember(incarnation, (number, target, args, reply), packet)
         elif key:
-            self.asks[key] = OpenAsks(incarnation, (number, target, args, reply))
+            self.asks[key] = OpenAsks(incarnation, (number, target, args, reply), packet)
         return ask_body(request, xxh3_64_intdigest(reply)), reply
 
     def begin_epoch(self, epoch: int, body: EpochBody, time_ns: int) -> Record:
@@ -216,6 +221,16 @@ class Replica:
 
     # Everyone's side.
 
+    def orphans(self) -> Iterator[tuple[FiveTuple, int, bytes]]:
+        """Five-tuple, port and first packet of each flow that has asked and was not saved.
+
+        Where its core has died nobody knows what it was given, a port for example. Who goes on has that packet treated
+        again: the flow is given the recorded replies, and is there to end like any other.
+        """
+        for key, recorded in self.asks.items():
+            if recorded.packet and key not in self.flows:
+                yield *key_parts(key), recorded.packet
+
     def apply(self, record: Record) -> None:
         """Do what the record says.
 
@@ -242,7 +257,10 @@ class Replica:
             for name, created in sorted(self._created.items())
         ]
         flows = sum(xxh3_64_intdigest(_encode(body)) for body in self.flows.values()) & _WORD
-        asks = sum(xxh3_64_intdigest(_encode((key, open.newest, open))) for key, open in self.asks.items()) & _WORD
+        asks = (
+            sum(xxh3_64_intdigest(_encode((key, open.newest, open.packet, open))) for key, open in self.asks.items())
+            & _WORD
+        )
         return xxh3_64_intdigest(_encode((self.lsn, self.epoch, owners, flows, asks)))
 
     def snapshot(self) -> bytes:
@@ -256,7 +274,7 @@ class Replica:
                 self.term,
                 [(created, encode_state(self.owners[name])) for name, created in self._created.items()],
                 list(self.flows.values()),
-                [(key, open.newest, open) for key, open in self.asks.items()],
+                [(key, open.newest, open.packet, open) for key, open in self.asks.items()],
             )
         )
         return xxh3_64_intdigest(data).to_bytes(8, "little") + data
@@ -285,10 +303,10 @@ class Replica:
             owner.state = decode_state(owner_type, state)
             replica._add(created, owner)
         replica.flows = {flow_key(body.flow, body.port): body for body in snapshot.flows}
-        for key, newest, entries in snapshot.asks:
-            replica.asks[key] = OpenAsks(newest, entries[0])
+        for key, newest, packet, entries in snapshot.asks:
+            replica.asks[key] = OpenAsks(newest, entries[0], packet)
             for entry in entries[1:]:
-                replica.asks[key].remember(newest, entry)
+                replica.asks[key].remember(newest, entry, packet)
         return replica
 
     def _apply_body(self, record: Record, body: Body) -> None:
@@ -329,9 +347,9 @@ class Replica:
             entry = (body.number, target, body.args, reply)
             recorded = self.asks.get(key)
             if recorded is not None:
-                recorded.remember(body.incarnation, entry)
+                recorded.remember(body.incarnation, entry, body.packet or b"")
             else:
-                self.asks[key] = OpenAsks(body.incarnation, entry)
+                self.asks[key] = OpenAsks(body.incarnation, entry, body.packet or b"")
 
     def _begin(self, body: EpochBody) -> None:
         self.term = body
