@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from actornet.engine.asks import ask_request
+from actornet.engine.asks import ask_request, flow_body
 from actornet.engine.core import Core
 from actornet.engine.five_tuple import FiveTuple
 from actornet.engine.flow_base import Ask
@@ -23,7 +23,7 @@ from actornet.errors import UsageError
 from actornet.flow import FlowActor
 from actornet.journal import Journal, owners_of, restore_flow
 from actornet.limits import FLOWS_MAX_DEFAULT
-from actornet.log.record import CloseBody, ControlBody, FlowBody
+from actornet.log.record import CloseBody, ControlBody
 from actornet.log.store import Log
 from actornet.setting import assign, resolve
 
@@ -48,30 +48,25 @@ class LocalLink:
 
     def ask(self, actor: FlowActor, ask: Ask, args: tuple[Any, ...]) -> int:
         sender = actor if self._saves else None  # without a log nobody runs again: replies need not be recorded
-        ask.answer(self._reply(sender, ask.owner, ask.message.name, args))
-        return self.journal.lsn if self._saves else 0
+        journal = self.journal
+        request = ask_request(sender, ask.owner, ask.message.name, _encode(args))
+        ask.answer(journal.ask(0, request, self._now_ns()))
+        return journal.replica.lsn if self._saves else 0
 
     def ask_from_outside(self, owner: str, message: str, args: tuple[Any, ...]) -> Any:
         known = self._messages.get((owner, message))
         if known is None:
             names = ", ".join(sorted(".".join(pair) for pair in self._messages)) or "none"
             raise UsageError(f"there is no owner message {owner}.{message}; there are: {names}")
-        reply = self._reply(None, owner, message, args)
+        reply = self.journal.ask(0, ask_request(None, owner, message, _encode(args)), self._now_ns())
         self.flush()
         return known.reply_value(reply)
-
-    def _reply(self, actor: FlowActor | None, owner: str, message: str, args: tuple[Any, ...]) -> bytes:
-        return self.journal.ask(0, ask_request(actor, owner, message, _encode(args)), self._now_ns())
 
     def save(self, actor: FlowActor) -> int:
         if not self._saves:
             return 0
-        self.journal.execute(
-            FlowBody(actor.flow, actor.port_index, actor.incarnation, actor.asks, actor.saved_state()),
-            0,
-            self._now_ns(),
-        )
-        return self.journal.lsn
+        self.journal.save(0, flow_body(actor, actor.saved_state()), self._now_ns())
+        return self.journal.replica.lsn
 
     def close(self, actor: FlowActor, reason: str) -> int:
         if not self._saves:
@@ -110,7 +105,7 @@ class Embedded:
         assign(nf, values)
         nf.prepare()
         self.nf = nf
-        self._virtual_time = virtual_time
+        self._now_ns = self._packets_now_ns if virtual_time else time.time_ns
         self._loop = asyncio.new_event_loop()
         self._log = Log(log_directory, name=name, nf=f"{nf.__module__}:{nf.__qualname__}") if log_directory else None
         self.journal = Journal(self._log)
@@ -192,7 +187,5 @@ class Embedded:
         self._loop.call_later(wait_s, self._loop.stop)
         self._loop.run_forever()
 
-    def _now_ns(self) -> int:
-        if not self._virtual_time:
-            return time.time_ns()
+    def _packets_now_ns(self) -> int:
         return self.core.now_ns if hasattr(self, "core") else 0

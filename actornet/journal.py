@@ -31,7 +31,7 @@ from actornet.log.store import Log
 from actornet.owner import OwnerReference
 from actornet.replication.replica import Replica
 
-_ASK = Kind.ASK
+_ASK, _FLOW = Kind.ASK, Kind.FLOW
 
 Batch = list[tuple[int, bytes]]
 """Encoded records by LSN, without gaps."""
@@ -78,6 +78,14 @@ class Journal:
             data, self.chain = seal(_ASK, core, replica.epoch, lsn, replica.time_ns, body, self.chain)
             self._queue.append((lsn, data))
         return reply
+
+    def save(self, core: int, body: bytes, time_ns: int) -> None:
+        """Log that a flow is saved; `body` is an encoded `FlowBody`. The same as `execute`, without the way back."""
+        replica = self.replica
+        replica.execute_save(body, time_ns)
+        if self.log is not None:
+            data, self.chain = seal(_FLOW, core, replica.epoch, replica.lsn, replica.time_ns, body, self.chain)
+            self._queue.append((replica.lsn, data))
 
     def execute(self, body: FlowBody | CloseBody | ControlBody, core: int, time_ns: int) -> None:
         """Log what happened: a flow saved or closed, something for the operator."""

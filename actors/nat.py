@@ -152,9 +152,10 @@ class PortPool(Owner[Mappings]):
         """
         address = self.state.addresses[crc32(inside.address.encode()) % len(self.state.addresses)]
         own = Endpoint(inside.protocol, address, inside.port)
-        if self.state.first <= own.port <= self.state.last and self._inside(own) is None:
-            return own
         best = _pool(own)
+        used = self.state.by_outside.get(best, {})
+        if own.port not in used and self.state.first <= own.port <= self.state.last:
+            return own
         for low, odd in product((best.low, not best.low), (best.odd, not best.odd)):
             used = self.state.by_outside.get(Pool(inside.protocol, address, low, odd), {})
             ports = self._ports(low, odd)
@@ -236,7 +237,8 @@ class SourceNAT(FlowActor):
         source = Endpoint(flow.protocol, flow.source, flow.source_port)
         target: Endpoint | None = Endpoint(flow.protocol, flow.destination, flow.destination_port)
         port = "wan"
-        if flow.destination in self.address.replace(" ", "").split(","):  # hairpinning: filtering is for outside
+        if flow.destination in self.address and flow.destination in self.address.replace(" ", "").split(","):
+            # hairpinning: filtering is for outside
             port = "lan"
             target = await self.pool.accept(target, "") if flow.protocol != ICMP else None
             self.inbound = target is not None

@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actornet import DROP, FlowActor, Owner, Packet, Struct, Verdict
-from actornet.engine.asks import OwnerLink, ask_body, ask_reply, ask_request, is_ask, push_reply, read_ask
+from actornet.engine.asks import OwnerLink, ask_body, ask_reply, ask_request, flow_body, is_ask, push_reply, read_ask
 from actornet.engine.core import Core
 from actornet.engine.five_tuple import FiveTuple, flow_key
 from actornet.engine.ring import ControlPage, Ring
 from actornet.errors import RingError
-from actornet.log.record import AskBody
+from actornet.log.record import AskBody, FlowBody
 from actornet.ports.memory import MemoryPort
 from actornet.replication.replica import AskRequest
 
@@ -161,6 +161,9 @@ def test_a_core_writes_what_msgspec_would(frame: bytes, flow: FiveTuple) -> None
     args = [msgspec.msgpack.encode((n,)) for n in (1, 2)]
     kept = [bytes(13) + frame, None]
     assert sent == [AskRequest(flow, 0, 1, n + 1, "adder", "add", args[n], kept[n]).encoded() for n in range(2)]
+    (actor,) = ends.core.actors()
+    for state in (b"", b"x" * 300, b"y" * 70_000):
+        assert flow_body(actor, state) == msgspec.msgpack.encode(FlowBody(flow, 0, 1, 2, state))
     assert ask_request(None, "adder", "add", ARGS) == AskRequest(None, 0, 0, 0, "adder", "add", ARGS).encoded()
 
 

@@ -139,6 +139,24 @@ def ask_reply(uint64_t sequence, bytes reply) -> bytes:
     return (<const char *>head)[:write_reply_head(head, sequence, reply) - head] + reply
 
 
+def flow_body(FlowBase flow, bytes state) -> bytes:
+    """The body of the FLOW record that saves the flow with this state: that of `FlowBody`."""
+    cdef const an_key *key
+    cdef uint8_t *begin
+    cdef uint8_t *out
+    cdef Py_ssize_t length = PyBytes_GET_SIZE(state)
+    cdef size_t most = KEY_BYTES_MAX + 3 * AN_MP_HEAD_MAX + length
+    if flow.core == NULL:
+        raise RuntimeError("this flow is closed")
+    key = &(<Core>flow.core).flows.table.entries[flow.first].key
+    cdef bytes body = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>most)
+    begin = <uint8_t *>PyBytes_AS_STRING(body)
+    out = write_key(an_mp_head(begin, AN_MP_ARRAY + 5, 0, 0), key)
+    out = an_mp_uint(an_mp_uint(out, flow.incarnation), flow.asks)
+    out = an_mp_bin(out, PyBytes_AS_STRING(state), <uint32_t>length)
+    return body[:out - begin]
+
+
 def push_reply(Ring ring, uint64_t sequence, bytes reply) -> bool:
     """Send `ask_reply`. False: the ring is full."""
     cdef uint8_t head[REPLY_HEAD_MAX]
@@ -259,14 +277,7 @@ cdef uint8_t *write_request(uint8_t *out, FlowBase flow, str owner, str message,
         key = &(<Core>flow.core).flows.table.entries[flow.first].key
         if flow.asks == 1 and not flow.marks & MARK_SAVED:
             packet = (<Core>flow.core).packet_of(flow)
-    out = an_mp_head(out, AN_MP_ARRAY + FIELDS, ASK, 1)
-    if key == NULL or key.version == 0:
-        out = an_mp_head(out, AN_MP_NIL, 0, 0)
-    else:
-        out = an_mp_uint(an_mp_head(out, AN_MP_ARRAY + 5, 0, 0), key.protocol)
-        out = an_mp_uint(write_address(out, key.source, key.version), key.source_port)
-        out = an_mp_uint(write_address(out, key.destination, key.version), key.destination_port)
-    out = an_mp_uint(out, key.port if key != NULL else 0)
+    out = write_key(an_mp_head(out, AN_MP_ARRAY + FIELDS, ASK, 1), key)
     out = an_mp_uint(out, flow.incarnation if flow is not None else 0)
     out = an_mp_uint(out, flow.asks if flow is not None else 0)
     text = PyUnicode_AsUTF8AndSize(owner, &length)
@@ -284,6 +295,17 @@ cdef uint8_t *write_request(uint8_t *out, FlowBase flow, str owner, str message,
     memcpy(out, packet.vnet, PACKET_HEAD - 1)
     memcpy(out + PACKET_HEAD - 1, packet.data, packet.length)
     return out + PACKET_HEAD - 1 + packet.length
+
+
+cdef uint8_t *write_key(uint8_t *out, const an_key *key) noexcept:
+    """Five-tuple and port index; nil and 0 for NULL. At most KEY_BYTES_MAX."""
+    if key == NULL or key.version == 0:
+        out = an_mp_head(out, AN_MP_NIL, 0, 0)
+    else:
+        out = an_mp_uint(an_mp_head(out, AN_MP_ARRAY + 5, 0, 0), key.protocol)
+        out = an_mp_uint(write_address(out, key.source, key.version), key.source_port)
+        out = an_mp_uint(write_address(out, key.destination, key.version), key.destination_port)
+    return an_mp_uint(out, key.port if key != NULL else 0)
 
 
 cdef uint8_t *write_address(uint8_t *out, const uint8_t *address, int version) noexcept:

@@ -99,8 +99,8 @@ cdef class Core:
         self.output.core = <void *>self
         self.flows = Flows()
         self.flows.core = <void *>self
-        self.flows.open(flows_max)
         self.nf = nf
+        self.flows.open(flows_max)
         self.idle_ns_default = <uint64_t>(nf.idle_default_s * 1e9)
         self.incarnation_next = incarnation_first
         self.index = index

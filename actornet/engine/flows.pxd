@@ -12,6 +12,8 @@ cdef extern from "offload.h" nogil:
 cdef class Flows:
     cdef an_table table
     cdef void *core              # borrowed: the Core whose flows these are
+    cdef tuple defaults          # names and values of a new flow's fields
+    cdef tuple defaults_copied   # of those that change in place
 
     cdef int open(self, uint32_t flows_max) except -1
     cdef uint32_t find(self, const an_key *key) noexcept

@@ -52,6 +52,9 @@ cdef class Flows:
         cdef int status = an_table_init(&self.table, flows_max, seed, (<Core>self.core).now_ns)
         if status != 0:
             raise MemoryError(f"flow table of {flows_max} entries: {os.strerror(-status)}")
+        defaults = (<Core>self.core).nf.field_defaults
+        self.defaults = tuple(pair for pair in defaults if type(pair[1]) not in MUTABLE)
+        self.defaults_copied = tuple(pair for pair in defaults if type(pair[1]) in MUTABLE)
         return 0
 
     # -- keys -------------------------------------------------------------------------------------------------------
@@ -86,8 +89,10 @@ cdef class Flows:
         if self.table.used == self.table.entries_max:
             return None
         flow = core.nf.__new__(core.nf)
-        for name, value in core.nf.field_defaults:
-            PyObject_GenericSetAttr(flow, name, value if type(value) not in MUTABLE else value.copy())
+        for name, value in self.defaults:
+            PyObject_GenericSetAttr(flow, name, value)
+        for name, value in self.defaults_copied:
+            PyObject_GenericSetAttr(flow, name, value.copy())
         index = self._insert(key)
         flow.core = self.core
         flow.first = index

@@ -1,12 +1,13 @@
 """Verdicts: what a handler decides for a packet, or offloads for a flow."""
 
 from libc.string cimport memcpy, memset
-import socket
 
 from actornet.engine.types cimport (
     AN_DECREMENT_TTL, AN_FORWARD, AN_SET_DESTINATION, AN_SET_DESTINATION_PORT, AN_SET_DSCP, AN_SET_SOURCE,
     AN_SET_SOURCE_PORT,
 )
+from actornet.engine.wire cimport address_of
+
 from actornet.errors import UsageError
 
 
@@ -68,22 +69,15 @@ cdef class Rewrite(Forward):
 
     def _set_address(self, str text, int field):
         cdef int offset = 0 if field == AN_SET_SOURCE else 16
-        cdef int version = 6 if ":" in text else 4
-        cdef const uint8_t *raw
-        try:
-            packed = socket.inet_pton(socket.AF_INET6 if version == 6 else socket.AF_INET, text)
-        except OSError:
-            raise UsageError(f"rewrite: {text!r} is not an IP address") from None
-        if self.version not in (0, version):
+        cdef int version = address_of(text, self.addresses + offset)
+        if self.version != 0 and self.version != version:
             raise UsageError("rewrite: source and destination must be of one IP version")
         self.version = version
-        raw = packed
-        memcpy(self.addresses + offset, raw, 16 if version == 6 else 4)
         if version == 4:
             if field == AN_SET_SOURCE:
-                memcpy(&self.rewrite.source, raw, 4)
+                memcpy(&self.rewrite.source, self.addresses, 4)
             else:
-                memcpy(&self.rewrite.destination, raw, 4)
+                memcpy(&self.rewrite.destination, self.addresses + 16, 4)
         self.rewrite.fields |= field
 
     cdef const uint8_t *ipv6_addresses(self) noexcept:

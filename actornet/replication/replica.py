@@ -115,6 +115,7 @@ _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 _PAIR = b"\x92"
 _encode = msgspec.msgpack.Encoder().encode
+_decode_flow = msgspec.msgpack.Decoder(FlowBody).decode
 
 
 class Snapshot(msgspec.Struct, array_like=True):
@@ -187,6 +188,13 @@ class Replica:
         elif key:
             self.asks[key] = OpenAsks(incarnation, (number, target, args, reply), packet)
         return ask_body(request, xxh3_64_intdigest(reply)), reply
+
+    def execute_save(self, body: bytes, time_ns: int) -> None:
+        """Save a flow, as `FlowBody` encodes it. The record is that of `lsn` and `time_ns`, as they are then."""
+        self._save(_decode_flow(body))
+        self.lsn += 1
+        if time_ns > self.time_ns:
+            self.time_ns = time_ns
 
     def begin_epoch(self, epoch: int, body: EpochBody, time_ns: int) -> Record:
         """Begin a primary's term. Raises FencedError unless the epoch is higher than all before."""
