@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from actornet.engine.core import HANDLERS
+from actornet.engine.core import FRAGMENT_POLICIES, HANDLERS
 from actornet.engine.five_tuple import FiveTuple
 from actornet.engine.flow_base import FlowBase
 from actornet.engine.packet import Packet
@@ -74,12 +74,14 @@ class FlowActor(FlowBase, metaclass=FlowMeta):
     - `on_message(message)` takes what an ordinary Thespian actor tells or asks this flow (see `actornet.core_system`);
       what it returns, unless None, is the answer.
 
-    `untracked` is the verdict, DROP or FORWARD, for frames that belong to no flow (fragments, ARP on a transparent port,
-    protocols without ports).
+    `untracked` is the verdict, DROP or FORWARD, for frames that belong to no flow (ARP on a transparent port, protocols
+    without ports). `fragments` says what becomes of IP fragments: "reassemble" makes them a packet of their flow, which
+    leaves in fragments again; "forward" passes them by the flows on transparent ports; "drop".
     """
 
     idle_s = 60.0  # read and written on a flow, it is that flow's own time-out
     untracked: ClassVar[Verdict] = DROP
+    fragments: ClassVar[str] = "reassemble"
     volatile: ClassVar[bool] = False
     _read_fields: ClassVar[Any] = None
     _field_types: ClassVar[msgspec.msgpack.Decoder[Any]]
@@ -94,6 +96,8 @@ class FlowActor(FlowBase, metaclass=FlowMeta):
                 raise UsageError(f"{cls.__name__}.{name} must not yield; use `await`")
         if not isinstance(cls.untracked, (Forward, Verdict)) or cls.untracked.name not in ("DROP", "FORWARD"):
             raise UsageError(f"{cls.__name__}.untracked must be DROP or FORWARD")
+        if cls.fragments not in FRAGMENT_POLICIES:
+            raise UsageError(f"{cls.__name__}.fragments must be one of {', '.join(FRAGMENT_POLICIES)}")
 
     @classmethod
     def handles(cls, handler: str) -> bool:

@@ -9,6 +9,15 @@ FRAME_BYTES_MAX = 65_535 + 18
 FLOWS_MAX_DEFAULT = 1 << 20
 """Flow-table entries per core (one per bound key); beyond it new flows are dropped as `flow_table_full`."""
 
+FRAGMENTED_DATAGRAMS_MAX = 1024
+FRAGMENTS_PER_DATAGRAM_MAX = 128
+FRAGMENT_BYTES_MAX = 1 << 22
+"""Per core: datagrams whose fragments are being put together, fragments of one, and memory for all. Whoever needs room takes
+it from the oldest datagram (`fragment_evicted`); one of more fragments is discarded (`fragment_overlap`)."""
+
+FRAGMENT_WAIT_S = 30
+"""How long a datagram's fragments wait for the others; beyond it `fragment_expired`."""
+
 MAILBOX_PACKETS_MAX = 64
 """Packets that wait behind a suspended handler of one flow; beyond it `mailbox_full`."""
 

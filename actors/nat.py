@@ -11,6 +11,7 @@ What UDP-n, TCP-n and ICMP-n name here are the numbered requirements of RFC 4787
     UDP-6             packets in both directions keep a flow alive
     UDP-8  TCP-3      filtering is endpoint-independent, or stricter if so set
     UDP-9  TCP-8      hairpinning: who is inside may reach an inside host by its external endpoint
+    UDP-14            fragments are put together first, whatever their order
     UDP-12 TCP-10 ICMP-6     ICMP errors neither end a flow nor keep it alive
     TCP-2             every way in which TCP opens and closes, a simultaneous open included
     TCP-4             a SYN that nobody asked for is not answered
@@ -19,8 +20,8 @@ What UDP-n, TCP-n and ICMP-n name here are the numbered requirements of RFC 4787
     ICMP-8            who cannot be served is told so: administratively prohibited
 
 The mappings are the state of one owner. A flow is translated by the core from its first packet on; only TCP's SYN, FIN
-and RST come back to its actor. Left out: IPv6, protocols without ports, application gateways (UDP-10, TCP-6), fragments
-(UDP-14), which are dropped as `fragment`, and a look at the checksums of ICMP errors (ICMP-3): wrong ones stay wrong.
+and RST come back to its actor. Left out: IPv6, protocols without ports, application gateways (UDP-10, TCP-6), and a look at the
+checksums of ICMP errors (ICMP-3): wrong ones stay wrong.
 """
 
 from __future__ import annotations

@@ -588,6 +588,7 @@ def _remote(flow: Flow) -> tuple[int, str, int]:
 
 DROPS = {
     "malformed", "truncated", "not_ip", "fragment", "untracked", "other_host", "icmp_error_unmatched", "dropped_by_nf",
-    "rejected_by_nf", "dropped_by_offload", "ttl_expired", "flow_table_full", "mailbox_full", "held_full", "held_fenced",
-    "handler_error", "no_route", "neighbor_full", "neighbor_unresolved", "handoff_full", "handoff_stale", "tx_failed",
+    "fragment_overlap", "fragment_expired", "fragment_evicted", "rejected_by_nf", "dropped_by_offload", "ttl_expired",
+    "flow_table_full", "mailbox_full", "held_full", "held_fenced", "handler_error", "no_route", "neighbor_full",
+    "neighbor_unresolved", "handoff_full", "handoff_stale", "tx_failed",
 }  # fmt: skip

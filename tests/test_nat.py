@@ -263,6 +263,12 @@ INSIDE = {
 NAMES = sorted(path.name for path in CAPTURES.glob("*.pcap*"))
 
 
+class WithoutFragments(SourceNAT):
+    """The model does not put fragments together; tests/test_fragments.py has them."""
+
+    fragments = "drop"
+
+
 class Played:
     """A NAT over a capture, by the machinery of `actornet run`."""
 
@@ -277,7 +283,7 @@ class Played:
 
     def start(self, log: Path | None) -> Embedded:
         embedded = Embedded(
-            SourceNAT,
+            WithoutFragments,
             self.ports,
             {"address": EXTERNAL},
             str(log) if log else None,
@@ -707,7 +713,7 @@ def test_checksums_stay_as_they_are(nat: Callable[..., Nat]) -> None:
 
 
 def test_what_is_not_translated_is_dropped_by_name(nat: Callable[..., Nat]) -> None:
-    one = nat()
+    one = nat(nf=WithoutFragments)
     fragment = bytearray(udp(A, 5000))
     fragment[20] |= 0x20
     protocol_41 = frames.ethernet(frames.ipv4(A, P, 41, bytes(40)))

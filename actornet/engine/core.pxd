@@ -3,6 +3,7 @@ from cpython.object cimport PyObject
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from actornet.engine.flow_base cimport FlowBase
+from actornet.engine.fragments cimport Fragments
 from actornet.engine.flows cimport Flows
 from actornet.engine.held cimport Held
 from actornet.engine.neighbors cimport Neighbors, an_adjacency
@@ -40,6 +41,11 @@ cdef enum:
     PHASE_CLOSE
     PHASE_MESSAGE
 
+cdef enum:  # in the order of flow.FRAGMENT_POLICIES
+    FRAGMENTS_DROP
+    FRAGMENTS_FORWARD
+    FRAGMENTS_REASSEMBLE
+
 
 @cython.final
 cdef class Core:
@@ -62,6 +68,9 @@ cdef class Core:
     cdef bint submitted          # something to the owner system, in this turn
     cdef bint virtual_time
     cdef bint untracked_forward
+    cdef int fragment_policy
+    cdef Fragments fragments
+    cdef uint8_t tunnels         # bit per enum an_tunnel
     cdef bint volatile_state     # fields may change in place
     cdef bint open_async, packet_async, close_async, message_async, has_open, has_packet, has_close
     cdef object on_open, on_packet, on_close, on_message
@@ -89,6 +98,7 @@ cdef class Core:
 
     cdef int exhale(self) except -1
     cdef an_packet *packet_of(self, FlowBase flow) noexcept
+    cdef int parse(self, an_packet *p) except -1
     cdef int process(self, an_packet *p) except -1
     cdef int carry_out(self, an_entry *e, an_packet *p) except -1
     cdef int drop(self, an_packet *p, int counter) except -1
@@ -110,6 +120,7 @@ cdef class Core:
     cdef int _hear(self) except -1
     cdef int _miss(self, an_packet *p) except -1
     cdef int _untracked(self, an_packet *p) except -1
+    cdef int _fragment(self, an_packet *p) except -1
     cdef int _hand_off(self, an_packet *p, int core) except -1
     cdef bint _push(self, an_packet *p, int core) except -1
     cdef int _handle_packet(self, FlowBase flow, an_packet *p) except -1

@@ -8,6 +8,7 @@ from actornet.engine.port import Port
 from actornet.engine.ring import ControlPage, Ring
 
 HANDLERS: tuple[str, ...]
+FRAGMENT_POLICIES: tuple[str, ...]
 
 class Core:
     nf: Any
@@ -25,6 +26,8 @@ class Core:
     def suspended(self) -> int: ...
     @property
     def on_loop(self) -> int: ...
+    @property
+    def waiting_fragments(self) -> int: ...
     @property
     def held(self) -> int: ...
     @property

@@ -52,6 +52,7 @@ cdef extern from "Python.h":
 DEF TURNS_MAX = 16
 
 HANDLERS = ("on_open", "on_packet", "on_close", "on_message")
+FRAGMENT_POLICIES = ("drop", "forward", "reassemble")
 
 assert len(COUNTERS) == C_COUNT <= PID_COUNTER
 assert BURST == BURST_PACKETS and PORTS == PORTS_MAX
@@ -117,6 +118,14 @@ cdef class Core:
         self.on_message, self.message_async = nf.on_message, nf.suspends("on_message")
         self.volatile_state = nf.volatile
         self.untracked_forward = nf.untracked.name == "FORWARD"
+        self.fragment_policy = FRAGMENT_POLICIES.index(nf.fragments)
+        self.fragments = Fragments()
+        self.fragments.core = <void *>self
+        if self.fragment_policy == FRAGMENTS_REASSEMBLE:
+            self.fragments.open()
+        if self.port_count > 2 and (self.untracked_forward or self.fragment_policy == FRAGMENTS_FORWARD):
+            raise UsageError(f"{nf.__name__}: with {self.port_count} ports, frames of no flow have no port to be forwarded "
+                             "to: untracked must be DROP, and fragments 'drop' or 'reassemble'")
         self.view = self.new_view()
 
     def __dealloc__(self):
@@ -185,6 +194,8 @@ cdef class Core:
             self._hear()
         self.neighbors.tick()
         self.flows.expire()
+        if self.fragments.table.datagrams_waiting:
+            self.fragments.expire(self.now_ns)
         self.exhale()
         return taken
 
@@ -264,7 +275,7 @@ cdef class Core:
         p.flags = kept[0] & AN_CSUM_PARTIAL
         p.time_ns = self.now_ns
         memcpy(p.vnet, kept + 1, sizeof(p.vnet))
-        an_parse(&p)
+        self.parse(&p)
         p.hash = <uint32_t>an_hash(&p.key, self.flows.table.seed)
         self.counters[<int>C_RESUMED] += 1
         alone = self.loop is not None and asyncio_tasks.current_task(self.loop) is None
@@ -276,6 +287,10 @@ cdef class Core:
         finally:
             if alone:
                 asyncio_tasks._leave_task(self.loop, self.task)
+
+    cdef int parse(self, an_packet *p) except -1:
+        an_parse(p)
+        return 0
 
     cdef an_packet *packet_of(self, FlowBase flow) noexcept:
         """The packet that the flow's running handler treats; NULL if it treats none."""
@@ -361,10 +376,26 @@ cdef class Core:
             return self.neighbors.answer(p)
         if p.reason == AN_UNTRACKED and self.neighbors.is_for_host(p):
             return self.neighbors.answer(p)
-        if self.untracked_forward and not routed and p.reason in (AN_NOT_IP, AN_FRAGMENT, AN_UNTRACKED):
+        if p.reason == AN_FRAGMENT:
+            return self._fragment(p)
+        if self.untracked_forward and not routed and p.reason in (AN_NOT_IP, AN_UNTRACKED):
             self.counters[<int>C_HANDLED] += 1
             return self.transmit(p, self.resolve_out(None, p.port))
         return self.drop(p, C_MALFORMED + p.reason - AN_MALFORMED)  # the counters are in the order of the reasons
+
+    cdef int _fragment(self, an_packet *p) except -1:
+        """The NF's `fragments` policy. All of a datagram meet on the core that their addresses hash to."""
+        cdef int home
+        if self.fragment_policy == FRAGMENTS_REASSEMBLE and not p.tunnel:
+            if self.cores > 1 and not p.flags & AN_HANDED:
+                home = an_rss_core(&p.key, self.cores)
+                if home != self.index:
+                    return self._hand_off(p, home)
+            return self.fragments.receive(p)
+        if self.fragment_policy == FRAGMENTS_FORWARD and not self.routed >> p.port & 1:
+            self.counters[<int>C_HANDLED] += 1
+            return self.transmit(p, self.resolve_out(None, p.port))
+        return self.drop(p, C_FRAGMENT)
 
     cdef int _hand_off(self, an_packet *p, int core) except -1:
         """To the sibling core that holds the flow (a NIC's or the kernel's choice must not change the result)."""
@@ -605,6 +636,7 @@ cdef class Core:
 
         Packets in their mailboxes may then open flows anew: call again until none is left.
         """
+        self.fragments.expire(UINT64_MAX)
         self.flows.close_all(reason)
         self.exhale()
         return self.counters[<int>C_LIVE_FLOWS]
@@ -692,6 +724,8 @@ cdef class Core:
         return self.transmit(p, out)
 
     cdef int transmit(self, an_packet *p, int out) except -1:
+        if p.flags & AN_REASSEMBLED:
+            return self.fragments.transmit(p, out)
         if self.tx_count[out] == TX_BATCH:
             self._flush_port(out)
         self.tx[out][self.tx_count[out]] = p
@@ -737,6 +771,11 @@ cdef class Core:
     def held(self) -> int:
         """Packets that wait for the watermark."""
         return self.output.packets
+
+    @property
+    def waiting_fragments(self) -> int:
+        """Fragments that wait for the rest of their datagram."""
+        return self.fragments.table.waiting
 
     def announce(self) -> None:
         """Tell the neighbours of every routed port that its addresses are here now (gratuitous ARP, unsolicited NA)."""

@@ -1,11 +1,11 @@
 """Packets from core to core: those that the NIC or the kernel gave to the wrong one."""
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
 from actornet.engine.ring cimport Ring
-from actornet.engine.types cimport AN_CSUM_PARTIAL, AN_HANDED, an_packet
+from actornet.engine.types cimport AN_CSUM_PARTIAL, AN_HANDED, AN_REASSEMBLED, an_packet
 from actornet.errors import RingError
 
 DEF BURST = 32
@@ -16,6 +16,8 @@ cdef packed struct Header:
     uint8_t port
     uint8_t flags
     uint8_t vnet[12]
+    uint16_t fragment_bytes
+    uint32_t fragment_id
 
 
 cdef class Handoff:
@@ -37,8 +39,10 @@ cdef class Handoff:
         cdef int pushed
         header.time_ns = p.time_ns
         header.port = p.port
-        header.flags = p.flags & AN_CSUM_PARTIAL
+        header.flags = p.flags & (AN_CSUM_PARTIAL | AN_REASSEMBLED)
         memcpy(header.vnet, p.vnet, sizeof(header.vnet))
+        header.fragment_bytes = p.fragment_bytes
+        header.fragment_id = p.fragment_id
         pushed = self.outgoing.push_bytes(<uint8_t *>&header, sizeof(header), p.data, p.length)
         return pushed
 
@@ -62,6 +66,8 @@ cdef class Handoff:
             packets[n].port = header.port
             packets[n].flags = header.flags | AN_HANDED
             memcpy(packets[n].vnet, header.vnet, sizeof(header.vnet))
+            packets[n].fragment_bytes = header.fragment_bytes
+            packets[n].fragment_id = header.fragment_id
             self.incoming.advance()
             n += 1
         return n

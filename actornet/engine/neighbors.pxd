@@ -1,4 +1,4 @@
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from actornet.engine.flow_base cimport FlowBase
 from actornet.engine.parked cimport an_queue
@@ -27,7 +27,7 @@ cdef class Neighbors:
     cdef int learn(self, const an_packet *p) except -1
     cdef int tick(self) except -1
     cdef int answer(self, an_packet *p) except -1
-    cdef int send(self, int out, bytes frame) except -1
+    cdef int send(self, int out, bytes frame, uint16_t fragment_bytes=*) except -1
     cdef bint is_for_host(self, const an_packet *p) except -1
     cdef object form(self, uint32_t index)
     cdef int restore(self, int out, object form) except -1

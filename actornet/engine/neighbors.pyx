@@ -8,7 +8,7 @@ from libc.string cimport memcpy, memset
 from actornet.engine.core cimport Core
 from actornet.engine.counters cimport C_ANSWERED, C_NEIGHBOR_FULL, C_NEIGHBOR_UNRESOLVED
 from actornet.engine.parked cimport an_parked, an_queue_pop, an_queue_push
-from actornet.engine.types cimport AN_COPIED, AN_SET_DESTINATION, AN_UNTRACKED
+from actornet.engine.types cimport AN_COPIED, AN_REASSEMBLED, AN_SET_DESTINATION, AN_UNTRACKED
 from actornet.engine.wire cimport address_text
 
 from actornet.errors import UsageError
@@ -201,7 +201,7 @@ cdef class Neighbors:
         port = core.ports[p.port]
         core.counters[<int>C_ANSWERED] += 1
         for to, reply in core.host.handle(port, frame, core.now_ns):
-            self.send(to.index, reply)
+            self.send(to.index, reply, p.fragment_bytes if p.flags & AN_REASSEMBLED else 0)
         indices = list(self.unresolved)
         if len(frame) >= 32 and frame[12:14] == b"\x08\x06":  # ARP, which may also tell that a MAC address has changed
             index = self.indices.get((p.port, address_text(<const uint8_t *><const char *>frame + 28, 4)))
@@ -215,8 +215,8 @@ cdef class Neighbors:
             free(p)
         return 0
 
-    cdef int send(self, int out, bytes frame) except -1:
-        """Send a frame that the node itself made."""
+    cdef int send(self, int out, bytes frame, uint16_t fragment_bytes=0) except -1:
+        """Send a frame that the node itself made; in fragments if it answers to such."""
         cdef Core core = <Core>self.core
         cdef an_packet p
         memset(&p, 0, sizeof(p))
@@ -224,4 +224,7 @@ cdef class Neighbors:
         p.length = len(frame)
         p.port = out
         p.time_ns = core.now_ns
+        if fragment_bytes:
+            p.flags = AN_REASSEMBLED
+            p.fragment_bytes = fragment_bytes
         return core.transmit(&core.park(&p).p, out)

@@ -36,6 +36,9 @@ enum an_reason {
     AN_REASONS
 };
 
+/* How a packet may be wrapped; only of those that the network function asks for (parse.h, an_parse_inner()). */
+enum an_tunnel { AN_NO_TUNNEL = 0, AN_GRE, AN_VXLAN, AN_GTP_U, AN_TUNNELS };
+
 /* an_packet.flags */
 #define AN_CSUM_PARTIAL 0x01 /* L4 checksum holds only the pseudo-header sum (virtio/veth offload) */
 #define AN_IP_OPTIONS 0x02   /* IPv4 options or IPv6 extension headers present */
@@ -44,6 +47,7 @@ enum an_reason {
 #define AN_UDP_NO_CSUM 0x10  /* UDP with checksum 0: stays 0 */
 #define AN_COPIED 0x20       /* data is a private heap copy */
 #define AN_HANDED 0x40       /* came from a sibling core: never hand it off again */
+#define AN_REASSEMBLED 0x80  /* of fragments: is cut again when it leaves */
 
 struct an_packet {
     uint8_t *data;    /* the Ethernet header */
@@ -62,7 +66,11 @@ struct an_packet {
     uint8_t tcp_flags;
     uint8_t dscp;
     uint8_t vnet[12]; /* virtio_net_hdr_v1 as received (af_packet), passed through to transmission */
-    uint16_t pad[3]; /* the key lies on 8 bytes */
+    uint16_t fragment_bytes; /* AN_REASSEMBLED: the largest fragment's IP packet */
+    uint32_t fragment_id;    /* and their identification, as in the header */
+    uint16_t outer_l3, outer_l4; /* in a tunnel: offsets of the outer IP header, and of what is behind it */
+    uint8_t tunnel;          /* enum an_tunnel: then all else describes the packet inside */
+    uint8_t pad[3];          /* the key lies on 8 bytes */
     struct an_key key;
     uint32_t hash;
     uint32_t entry;   /* index in the flow table, or AN_NONE */

@@ -5,6 +5,8 @@ cdef extern from "types.h" nogil:
     enum:
         AN_OK, AN_MALFORMED, AN_TRUNCATED, AN_NOT_IP, AN_FRAGMENT, AN_UNTRACKED, AN_REASONS
         AN_CSUM_PARTIAL, AN_IP_OPTIONS, AN_ICMP_ERROR, AN_VLAN, AN_UDP_NO_CSUM, AN_COPIED, AN_HANDED
+        AN_REASSEMBLED
+        AN_NO_TUNNEL, AN_GRE, AN_VXLAN, AN_GTP_U, AN_TUNNELS
         AN_SLOW, AN_FORWARD, AN_DROP, AN_REDIRECT
         AN_SET_SOURCE, AN_SET_SOURCE_PORT, AN_SET_DESTINATION, AN_SET_DESTINATION_PORT, AN_DECREMENT_TTL, AN_SET_DSCP
         AN_LIVE, AN_HELD, AN_PUNT_TCP, AN_PRIMARY, AN_BUSY
@@ -36,6 +38,11 @@ cdef extern from "types.h" nogil:
         uint8_t tcp_flags
         uint8_t dscp
         uint8_t vnet[12]
+        uint16_t fragment_bytes
+        uint32_t fragment_id
+        uint16_t outer_l3
+        uint16_t outer_l4
+        uint8_t tunnel
         an_key key
         uint32_t hash
         uint32_t entry

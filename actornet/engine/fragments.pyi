@@ -1,0 +1,3 @@
+# Only the compiled core uses it.
+
+class Fragments: ...
