@@ -336,7 +336,7 @@ static inline int an_cut_begin(struct an_cut *cut, const struct an_packet *p, ui
     cut->version = ip[0] >> 4;
     cut->l3 = l3;
     cut->end = an_ip_end(p->data, l3);
-    if (cut->end > p->length || cut->end - l3 <= bytes)
+    if ((cut->version != 4 && cut->version != 6) || cut->end > p->length || cut->end < l3 + 40 || cut->end - l3 <= bytes)
         return 0;
     if (cut->version == 4) {
         cut->header_end = l3 + (ip[0] & 15) * 4u;
@@ -355,7 +355,7 @@ static inline int an_cut_begin(struct an_cut *cut, const struct an_packet *p, ui
         }
     }
     uint32_t header_bytes = cut->header_end - l3 + (cut->version == 6 ? 8u : 0u);
-    if (bytes < header_bytes + 8 || cut->header_end >= cut->end)
+    if (header_bytes < 20 || bytes < header_bytes + 8 || cut->header_end >= cut->end)
         return 0;
     cut->piece = (bytes - header_bytes) & ~7u;
     cut->id = id;

@@ -5,17 +5,20 @@
  *      -o fuzz_parse tests/fuzz/fuzz_parse.c && ./fuzz_parse ITERATIONS SEED [capture.pcap ...]
  *
  * Checked besides: offsets stay inside the frame, a rewrite keeps right checksums right and wrong ones wrong, it
- * writes what it was asked to, and the flow table finds what was put in. The same seed runs the same frames; a
+ * writes what it was asked to, the flow table finds what was put in, and fragments that were mutated, or not, are put
+ * together to what fits their lengths, and come apart again. The same seed runs the same frames; a
  * failure names its iteration. Prints how many frames had which reason.
  */
 #include <stdio.h>
 #include <stdlib.h>
 
 #include "flow_table.h"
+#include "fragments.h"
 #include "rewrite.h"
 #include "toeplitz.h"
 
 #define SEEDS_MAX 8192
+#define SEEDS_PER_CAPTURE 500
 #define FRAME_BYTES_MAX 65553
 
 static struct frame {
@@ -54,7 +57,7 @@ static void read_capture(const char *path)
         fprintf(stderr, "fuzz_parse: %s is no little-endian pcap file of Ethernet frames\n", path);
         exit(2);
     }
-    while (seeds_count < SEEDS_MAX && fread(record, sizeof record, 1, file) == 1 && record[2] <= FRAME_BYTES_MAX) {
+    for (int i = 0; i < SEEDS_PER_CAPTURE && seeds_count < SEEDS_MAX && fread(record, sizeof record, 1, file) == 1 && record[2] <= FRAME_BYTES_MAX; i++) {
         struct frame *f = &seeds[seeds_count];
         f->length = record[2];
         f->data = malloc(f->length ? f->length : 1);
@@ -213,12 +216,103 @@ static void check_rewrite(const struct an_packet *original, const uint8_t *addre
     free(p.data);
 }
 
+/* What an_cut_next() makes of the packet is put together to the packet again. */
+static void check_cut(const struct an_packet *p, uint32_t bytes)
+{
+    struct an_fragments f;
+    struct an_cut cut;
+    struct an_parked *whole = NULL, *pieces[AN_DATAGRAM_BYTES_MAX / 8 + 1];
+    uint32_t count = 0;
+    if (!an_cut_begin(&cut, p, bytes, 77))
+        return;
+    while ((pieces[count] = an_cut_next(&cut, p)) != NULL) {
+        CHECK(pieces[count]->p.length <= cut.l3 + bytes);
+        count++;
+    }
+    CHECK(cut.at == cut.end && count > 1);
+    CHECK(an_fragments_init(&f, 2, count, UINT32_MAX, 1, 7) == 0);
+    for (uint32_t i = count; i > 1; i--) { /* in any order */
+        uint32_t other = below(i);
+        struct an_parked *last = pieces[i - 1];
+        pieces[i - 1] = pieces[other], pieces[other] = last;
+    }
+    for (uint32_t i = 0; i < count; i++) {
+        an_parse(&pieces[i]->p);
+        if (pieces[i]->p.reason != AN_FRAGMENT) { /* a header that does not bear the walk, or more headers than are walked */
+            free(pieces[i]);
+            continue;
+        }
+        CHECK(whole == NULL);
+        int status = an_fragments_add(&f, &pieces[i]->p, 0, &whole);
+        CHECK(status >= 0);
+    }
+    if (whole) {
+        uint32_t end = an_ip_end(p->data, cut.l3);
+        CHECK(f.joined == count && f.waiting == 0 && f.memory == 0 && f.datagrams_waiting == 0);
+        CHECK(whole->p.length == end && memcmp(whole->p.data + cut.header_end, p->data + cut.header_end, end - cut.header_end) == 0);
+        free(whole);
+    }
+    an_fragments_free(&f);
+}
+
+/* A fragment arrives, whatever it says of itself. */
+static void check_fragment(struct an_fragments *f, const struct an_packet *original, uint64_t *joined)
+{
+    struct an_packet p = *original;
+    struct an_parked *whole = NULL;
+    uint64_t before = f->joined + f->overlap + f->expired + f->evicted + f->waiting;
+    int status = an_fragments_add(f, &p, iteration * 1000, &whole);
+    CHECK((status == 1) == (whole != NULL));
+    CHECK(f->joined + f->overlap + f->expired + f->evicted + f->waiting == before + (status >= 0));
+    CHECK(f->memory <= f->memory_max && f->datagrams_waiting <= f->datagrams_max);
+    if (!whole)
+        return;
+    ++*joined;
+    CHECK(whole->p.length <= AN_DATAGRAM_BYTES_MAX && whole->p.flags == (AN_COPIED | AN_REASSEMBLED));
+    an_parse(&whole->p);
+    check_offsets(&whole->p);
+    CHECK(whole->p.reason != AN_TRUNCATED && whole->p.reason != AN_NOT_IP);
+    CHECK(whole->p.reason != AN_FRAGMENT || whole->p.key.version == 6);
+    check_cut(&whole->p, whole->p.fragment_bytes);
+    free(whole);
+}
+
+/* Few addresses and identifications, so that fragments meet. */
+static uint32_t make_fragment(uint8_t *data)
+{
+    static const uint8_t protocols[] = {17, 17, 17, 6, 1, 58, 60, 44};
+    uint32_t bytes = below(8) ? 8 * below(6) : below(50), offset = below(6), more = below(3) > 0, six = below(2);
+    uint8_t protocol = protocols[below(sizeof protocols)];
+    if (below(8)) /* well cut */
+        offset = 2 * below(3), more = offset < 4, bytes = more ? 16 : below(20);
+    memset(data, 0, 54 + 8 + bytes);
+    an_store16(data + 12, an_swap16(six ? 0x86dd : 0x0800));
+    uint8_t *ip = data + 14, *l4 = ip + (six ? 48 : 20);
+    if (six) {
+        ip[0] = 0x60, ip[6] = AN_FRAGMENT_HEADER, ip[40] = protocol;
+        an_store16(ip + 4, an_swap16((uint16_t)(8 + bytes)));
+        an_store16(ip + 42, an_swap16((uint16_t)(offset << 3 | more)));
+        ip[47] = (uint8_t)(iteration / 128);
+    } else {
+        ip[0] = 0x45, ip[9] = protocol;
+        an_store16(ip + 2, an_swap16((uint16_t)(20 + bytes)));
+        an_store16(ip + 6, an_swap16((uint16_t)(offset | more << 13)));
+        ip[5] = (uint8_t)(iteration / 128);
+    }
+    ip[six ? 7 : 8] = 64;
+    if (below(16)) /* what a datagram carries at an offset is mostly the same */
+        for (uint32_t i = 0; i < bytes; i++)
+            l4[i] = (uint8_t)(offset * 8 + i);
+    return (uint32_t)(l4 - data) + bytes;
+}
+
 int main(int argc, char **argv)
 {
     static uint8_t work[FRAME_BYTES_MAX + 64];
     static const char *const names[] = {"ok", "malformed", "truncated", "not_ip", "fragment", "untracked"};
-    uint64_t counts[AN_REASONS] = {0}, errors = 0;
+    uint64_t counts[AN_REASONS] = {0}, errors = 0, joined = 0;
     struct an_table table;
+    struct an_fragments fragments;
     if (argc < 3)
         return fprintf(stderr, "usage: fuzz_parse ITERATIONS SEED [capture.pcap ...]\n"), 2;
     uint64_t iterations = strtoull(argv[1], NULL, 10);
@@ -227,13 +321,17 @@ int main(int argc, char **argv)
         read_capture(argv[i]);
     if (an_table_init(&table, 500, next_random(), 0) != 0)
         return perror("fuzz_parse: table"), 1;
+    if (an_fragments_init(&fragments, 40, 8, 4500, 130000, next_random()) != 0)
+        return perror("fuzz_parse: fragments"), 1;
 
     for (iteration = 0; iteration < iterations; iteration++) {
-        uint32_t length = make_frame(work);
+        int fragment = below(5) < 2;
+        uint32_t length = fragment ? make_fragment(work) : make_frame(work);
         if (below(3) == 0)
             length = make_icmp_error(work, length);
-        length = mutate(work, length);
-        struct an_packet p = {.data = malloc(length ? length : 1), .length = length, .port = (uint8_t)below(16)};
+        if (below(2))
+            length = mutate(work, length);
+        struct an_packet p = {.data = malloc(length ? length : 1), .length = length, .port = (uint8_t)below(fragment ? 1 : 16)};
         if (length)
             memcpy(p.data, work, length);
         p.flags = below(8) ? 0 : AN_CSUM_PARTIAL;
@@ -247,11 +345,18 @@ int main(int argc, char **argv)
         for (int i = 0; i < 32; i++)
             addresses[i] = (uint8_t)next_random();
         check_rewrite(&p, addresses);
+        check_cut(&p, below(4) ? 60 + below(600) : below(100));
+        if (p.reason == AN_FRAGMENT)
+            check_fragment(&fragments, &p, &joined);
         free(p.data);
     }
     for (int reason = 0; reason < AN_REASONS; reason++)
         printf("%s %llu\n", names[reason], (unsigned long long)counts[reason]);
     printf("icmp_error %llu\n", (unsigned long long)errors);
+    printf("joined %llu\noverlap %llu\nexpired %llu\nevicted %llu\n", (unsigned long long)joined,
+           (unsigned long long)fragments.overlap, (unsigned long long)fragments.expired,
+           (unsigned long long)fragments.evicted);
+    an_fragments_free(&fragments);
     an_table_free(&table);
     for (uint32_t i = 0; i < seeds_count; i++)
         free(seeds[i].data);
