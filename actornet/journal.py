@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import secrets
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import Any
 
@@ -42,10 +42,12 @@ class Journal:
 
     Each operation changes the replica and queues the record; `commit` writes the queue in one transaction, after which
     outputs that depend on it may leave in the mode `solo`. Without a log (`log` None) the records are only counted.
+    `random_bits` gives each term's seed.
     """
 
-    def __init__(self, log: Log | None = None) -> None:
+    def __init__(self, log: Log | None = None, random_bits: Callable[[int], int] = secrets.randbits) -> None:
         self.log = log
+        self._random_bits = random_bits
         self.replica, self.chain = _recovered(log)
         self._queue: Batch = []
 
@@ -62,7 +64,7 @@ class Journal:
         self, epoch: int, node: str, nf: type[FlowActor], settings: Mapping[str, Any], reason: str, time_ns: int
     ) -> None:
         """Begin a primary's term, and create the owners that the network function refers to and the log lacks."""
-        body = EpochBody(node, path_of(nf), dict(settings), fingerprint(nf), secrets.randbits(64), reason)
+        body = EpochBody(node, path_of(nf), dict(settings), fingerprint(nf), self._random_bits(64), reason)
         self._enqueue(self.replica.begin_epoch(epoch, body, time_ns))
         for reference in owners_of(nf).values():
             self._enqueue(

@@ -41,7 +41,7 @@ from thespian.actors import Actor, ActorSystem
 from actornet import FORWARD, FlowActor, Owner, Packet, Struct, Verdict
 from actornet.embedded import Embedded
 from actornet.engine.core import Core
-from actornet.node import owner_system
+from actornet.node import owner_process
 from actornet.node.core_worker import IDLE_SLEEP_S, RingLink
 from actornet.node.fabric import Fabric
 from actornet.node.network_function import load_nf
@@ -192,7 +192,7 @@ def _owner_system(spec: OwnerSpec, key: bytes) -> None:
     structlog.configure(processors=[_drop])
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
-    owner_system.run(spec, stop, Report(key))
+    owner_process.run(spec, stop, Report(key))
 
 
 def _drop(*_: object) -> Any:

@@ -11,7 +11,8 @@ from actornet.node.core_worker import CoreSpec
 from actornet.node.deployment import Deployment
 from actornet.node.fabric import Fabric
 from actornet.node.network_function import load_nf
-from actornet.node.owner_system import OWNER_PID_COUNTER, OwnerSpec
+from actornet.node.owner_process import OWNER_PID_COUNTER
+from actornet.node.owner_system import OwnerSpec
 from actornet.node.plan import NodePlan, WorkerPlan
 
 
@@ -33,7 +34,7 @@ def assemble(deployment: Deployment) -> NodePlan:
         without_backup=deployment.without_backup,
         fabric=fabric.spec,
     )
-    workers = [WorkerPlan("owner-system", "owner", "actornet.node.owner_system:run", owner)]
+    workers = [WorkerPlan("owner-system", "owner", "actornet.node.owner_process:run", owner)]
     for index in range(deployment.cores):
         core = CoreSpec(
             index=index,

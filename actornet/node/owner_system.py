@@ -1,64 +1,38 @@
-"""The owner system's process: it hosts the owners, gives every message its LSN, writes the log, talks to the peer.
+"""The owner system: it hosts the owners, gives every message its LSN, writes the log, talks to the peer.
 
-One loop does everything in turn: requests of the cores are executed and answered, what they logged is committed in one
+One step does everything in turn: requests of the cores are executed and answered, what they logged is committed in one
 transaction and sent to the backup, acknowledgements move the watermark, and the cores are told how far it has come (G3).
-On a backup the same loop applies the primary's records instead, and hands each flow to the core that would serve it, so
+On a backup the same step applies the primary's records instead, and hands each flow to the core that would serve it, so
 that at a takeover nothing is left to do but to begin a new epoch (G6).
+
+Nothing here waits, opens a file or reads a clock: that is the `environment`, which `owner_process` makes of the machine
+and the simulator of a seed.
 """
 
 from __future__ import annotations
 
-import gc
-import os
-import select
-import threading
-import time
-from collections import deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any
 
 import msgspec
 import structlog
 
-from actornet.engine.asks import ask_reply, is_ask, push_reply
-from actornet.engine.five_tuple import FiveTuple, flow_key
-from actornet.engine.ring import ACTIVE, FENCED, PASSIVE, Ring
-from actornet.engine.wire import rss_core
-from actornet.errors import ActornetError, FencedError, LinkError, LogError, NodeError
-from actornet.flow import FlowActor
+from actornet.engine.asks import is_ask
+from actornet.engine.five_tuple import flow_key
+from actornet.engine.ring import ACTIVE, FENCED, PASSIVE
+from actornet.errors import FencedError, LinkError, NodeError
 from actornet.journal import Journal, fingerprint, path_of
-from actornet.limits import (
-    HANDOVER_S,
-    HEARTBEAT_MS,
-    LOG_SYNC_S,
-    OWNER_BUSY_MS,
-    OWNER_REST_US,
-    REPLY_BACKLOG_MAX,
-    REQUESTS_PER_TURN,
-    WORKER_STOP_S,
-)
+from actornet.limits import HANDOVER_S, REQUESTS_PER_TURN
 from actornet.log.record import CloseBody, ControlBody, FlowBody, decode
 from actornet.log.store import Log
 from actornet.node import exchange
-from actornet.node.exchange import (
-    Answer,
-    Attach,
-    Attached,
-    CloseRequest,
-    Detach,
-    Forget,
-    Redirect,
-    Request,
-    Restore,
-    Resume,
-    SaveRequest,
-)
-from actornet.node.fabric import Fabric, FabricSpec
-from actornet.node.link import LinkClient, LinkServer
+from actornet.node.core_line import CoreLine
+from actornet.node.environment import Environment, Link
+from actornet.node.exchange import Attach, Attached, CloseRequest, Detach, Request, Resume, SaveRequest
+from actornet.node.fabric import FabricSpec
 from actornet.node.network_function import load_nf
-from actornet.node.thread import leave_sockets, own_descriptors, run_first
+from actornet.node.placement import Placement
 from actornet.replication.backup import Backup
 from actornet.replication.primary import Primary
 from actornet.replication.protocol import (
@@ -87,15 +61,8 @@ from actornet.replication.protocol import (
 
 _log = structlog.get_logger()
 
-OWNER_PID_COUNTER = 31
-"""The last word of the owner system's counter block: its process."""
-
 NO_PRIMARY = ("key", "version", "garbage")
 """Counters of a link that say: what answers there is not this deployment's primary."""
-
-NEVER = 1 << 30
-
-FlowKey = tuple[FiveTuple, int]
 
 
 class OwnerSpec(msgspec.Struct, frozen=True):
@@ -114,177 +81,60 @@ class OwnerSpec(msgspec.Struct, frozen=True):
     fabric: FabricSpec
 
 
-class CoreLine:
-    """The owner system's end of one core's rings.
-
-    `pending` has (LSN, sequence number) of the core's requests above the watermark, in order, an entry per turn. What is
-    sent is announced by `flush`: to wake a core costs more than to send it a message.
-    """
-
-    def __init__(self, requests: Ring, replies: Ring) -> None:
-        self.requests = requests
-        self.replies = replies
-        self.sequence = 0
-        self.pending: deque[tuple[int, int]] = deque()
-        self.backlog: deque[bytes] = deque()
-        self.detached = False
-        self._unannounced = False
-
-    def send(self, answer: Answer) -> None:
-        """Into the reply ring, or, while that is full, behind it."""
-        self._send(exchange.encode(answer))
-
-    def reply(self, reply: bytes) -> None:
-        """The reply to the core's next request, which is an ask."""
-        self.sequence += 1
-        self._unannounced = True
-        if self.backlog or not push_reply(self.replies, self.sequence, reply):
-            self._send(ask_reply(self.sequence, reply))
-
-    def _send(self, data: bytes) -> None:
-        self._unannounced = True
-        if self.backlog or not self.replies.push(data):
-            self.backlog.append(data)
-            if len(self.backlog) > REPLY_BACKLOG_MAX:
-                raise NodeError(
-                    f"ring {self.replies.name}: {REPLY_BACKLOG_MAX} messages wait for the core; it does not keep up"
-                )
-
-    def flush(self) -> None:
-        """Wake the core if something was sent since the last time."""
-        if self._unannounced:
-            while self.backlog and self.replies.push(self.backlog[0]):
-                self.backlog.popleft()
-            self._unannounced = bool(self.backlog)
-            self.replies.wake()
-
-
-class LogSyncer:
-    """Brings the log to the disk now and then, off the owner system's loop; an I/O error there ends the node."""
-
-    def __init__(self, log: Log) -> None:
-        self._log = log
-        self._due = threading.Event()
-        self._ended = False
-        self.error: LogError | None = None
-        self._thread = threading.Thread(target=self._run, name="log-sync", daemon=True)
-        self._thread.start()
-
-    def soon(self) -> None:
-        self._due.set()
-
-    def close(self) -> None:
-        self._ended = True
-        self._due.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        leave_sockets()  # the kernel does not end a thread that waits for the disk
-        while not self._ended and self.error is None:
-            self._due.wait(LOG_SYNC_S)
-            self._due.clear()
-            try:
-                self._log.sync()
-            except LogError as error:
-                self.error = error  # never tried again: after a failed sync the kernel may have dropped the pages
-
-
 class OwnerSystem:
-    """One node's owner system, in either role."""
+    """One node's owner system, in either role: `start`, then `step` again and again until `ending`, then `close`."""
 
-    def __init__(self, spec: OwnerSpec, key: bytes, stop: threading.Event) -> None:
+    def __init__(self, spec: OwnerSpec, environment: Environment) -> None:
         self.spec = spec
-        self.stop = stop
-        self.key = key
+        self.environment = environment
+        self.page = environment.page
+        self.lines = environment.lines
+        self.placement = Placement(self.lines, spec.ports)
         self.nf, self.settings = load_nf(spec.nf, spec.settings)
-        self.fabric = Fabric.attach(spec.fabric)
-        self.page = self.fabric.page
-        self.page.owner_count(OWNER_PID_COUNTER, os.getpid())
-        self.lines = [
-            CoreLine(requests, replies)
-            for requests, replies in zip(self.fabric.requests, self.fabric.replies, strict=True)
-        ]
-        self.log = Log(spec.log, name=spec.name, nf=path_of(self.nf))
-        self.journal = Journal(self.log)
-        self.syncer = LogSyncer(self.log)
+        self.log = environment.open_log(path_of(self.nf))
+        self.journal = Journal(self.log, environment.random_bits)
+        self.syncer = environment.open_syncer(self.log)
         self.identity = Identity(spec.name, path_of(self.nf), fingerprint(self.nf))
-        self.link: LinkServer | LinkClient | None = None
+        self.link: Link | None = None
         self.machine: Primary | Backup
         self.takeover: dict[str, Any] | None = None
-        self._ending: str | None = None
-        self._leaving = False
-        self._failure: Exception | None = None
+        self.ending: str | None = None
+        """Why the node stops, once it does; `failure` if that is an error, `left` if it was told to."""
+        self.failure: Exception | None = None
+        self.left = False
+        self._left_until_ns = 0
+        self._drained = False  # nothing of the cores is served any more
         self._was_welcome = False
         self._disconnected = ""
-        self._rested_ns = time.monotonic_ns()
-        self._redirects: dict[FlowKey, list[tuple[FiveTuple, int, int]]] = {}
-        self._commands: deque[tuple[str, dict[str, Any], Future[Any]]] = deque()
-        self._epoll = select.epoll()
-        for line in self.lines:
-            self._epoll.register(line.requests.fileno(), select.EPOLLIN)
 
     # -- life -------------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Take up the role; on return the cores may attach."""
         for body in self.journal.replica.flows.values():
-            self._redirect(body)
+            self.placement.redirect(body)
         if self.spec.role == "primary":
             self._lead(epoch_going_on(max(self.journal.epoch, self.log.epoch)), "started", takeover=False)
-            self._listen()
+            self.link = self.environment.listen()
         else:
             self.page.role = PASSIVE
             self.page.epoch = self.journal.epoch
             self._follow()
-            if self.spec.link is None:
-                raise LinkError("[backup] has no `link`: name the address at which the primary listens")
-            self.link = LinkClient(self.spec.link, self.key, self._epoll)
+            self.link = self.environment.dial()
 
-    def run(self, ready: Callable[[], None]) -> None:
-        """The loop, until the node stops. Raises what ends the node in error."""
-        try:
-            self.start()
-            ready()
-            while self._ending is None:
-                self._turn()
-                if self.stop.is_set() or all(line.detached for line in self.lines):
-                    self._leave()
-        except ActornetError as error:
-            self._fail(error)
-        finally:
-            self._close()
-        if self._failure is not None:
-            raise self._failure
-        if not self._leaving:
-            raise NodeError(f"the node stops: {self._ending}")
-        self.stop.wait(WORKER_STOP_S)
-
-    def _turn(self) -> None:
-        """Wait until there is something to do, for a heartbeat's time at most, and do it."""
-        begun_ns = time.monotonic_ns()
-        if begun_ns - self._rested_ns > OWNER_BUSY_MS * 1_000_000:
-            time.sleep(OWNER_REST_US / 1e6)
-            self._rested_ns = time.monotonic_ns()
-        elif all(line.requests.sleep_begin() for line in self.lines):
-            self._epoll.poll(HEARTBEAT_MS / 1000)
-            now_ns = time.monotonic_ns()
-            if now_ns - begun_ns > OWNER_REST_US * 1000:
-                self._rested_ns = now_ns
-        for line in self.lines:
-            line.requests.sleep_end()
-        self._step()
-
-    def _step(self) -> None:
-        """Everything that waits, once."""
+    def step(self) -> None:
+        """Everything that waits, once; at least every HEARTBEAT_MS. Raises what ends the node in error."""
         self.page.owner_beat += 1
-        for core, line in enumerate(self.lines):
-            if not line.backlog and (messages := line.requests.pop_many(REQUESTS_PER_TURN)):
-                self._serve(core, line, messages)
-            line.flush()
-        self._commit()
+        if not self._drained:
+            for core, line in enumerate(self.lines):
+                if not line.waiting and (messages := line.requests(REQUESTS_PER_TURN)):
+                    self._serve(core, line, messages)
+                line.flush()
+            self._commit()
         self._hear_peer()
-        self._obey()
-        self._act(self.machine.tick(time.monotonic_ns()))
+        self._act(self.machine.tick(self._now_ns()))
+        if self.left:
+            self._go_on_leaving()
         if self.link is not None:
             self.link.flush()
         self._publish()
@@ -293,10 +143,51 @@ class OwnerSystem:
         if self.syncer.error is not None:
             raise self.syncer.error
 
+    def leave(self) -> None:
+        """Log everything that cores still sent, within HANDOVER_S; then a backup in sync takes over (handover)."""
+        if not self.left:
+            self.left = True
+            self._left_until_ns = self._now_ns() + int(HANDOVER_S * 1e9)
+
+    def _go_on_leaving(self) -> None:
+        late = self._now_ns() >= self._left_until_ns
+        if not self._drained and (late or not any(line.requested for line in self.lines)):
+            self._drained = True
+            if isinstance(self.machine, Primary) and self.page.role == ACTIVE:
+                self.journal.execute(ControlBody("clean stop", ""), 0, self.environment.time_ns())
+                self._commit()
+            if isinstance(self.machine, Primary):
+                self._act(self.machine.stop(self._now_ns()))
+            else:
+                self._act(self.machine.stop())
+                self.ending = self.ending or "stopped"
+        if late:
+            self.ending = self.ending or "stopped"
+
+    def fail(self, error: Exception) -> None:
+        """This ends the node, unless something else has already."""
+        self.failure = self.failure or error
+        self.ending = self.ending or str(error)
+
+    def close(self) -> None:
+        """Let go of everything. Where all went well the next start begins with a snapshot of now."""
+        if self.left and self.page.role == ACTIVE:
+            self.page.role = PASSIVE
+        if self.link is not None:
+            self.link.flush()
+            self.link.close()
+        if self.ending is not None and self.failure is None:
+            self.journal.save_snapshot()
+        self.syncer.close()
+        self.log.close()
+
+    def _now_ns(self) -> int:
+        return self.environment.monotonic_ns()
+
     # -- requests of the cores --------------------------------------------------------------------------------------
 
     def _serve(self, core: int, line: CoreLine, messages: list[bytes]) -> None:
-        ask, now_ns = self.journal.ask, time.time_ns()
+        ask, now_ns = self.journal.ask, self.environment.time_ns()
         for message in messages:
             if is_ask(message):
                 line.reply(ask(core, message, now_ns))
@@ -309,9 +200,9 @@ class OwnerSystem:
             case SaveRequest():
                 self.journal.execute(request.body, core, now_ns)
                 line.sequence += 1
-                self._redirect(request.body)
+                self.placement.redirect(request.body)
             case CloseRequest():
-                self._redirect_end((request.flow, request.port))
+                self.placement.redirect_end(request.flow, request.port)
                 self.journal.execute(
                     CloseBody(request.flow, request.port, request.incarnation, request.reason), core, now_ns
                 )
@@ -323,63 +214,27 @@ class OwnerSystem:
 
     def _attach(self, core: int, line: CoreLine, pid: int) -> None:
         """A core has (re)started: send its flows."""
-        line.sequence = 0
-        line.detached = False
-        line.pending.clear()
-        line.backlog.clear()
+        line.restart()
         self.page.set_committed(core, 0)
-        flows = 0
-        for body in self.journal.replica.flows.values():
-            if self._home(body.flow) == core:
-                line.send(Restore(body))
-                flows += 1
-            for key, port, home in self._redirects.get((body.flow, body.port), ()):
-                if home == core:
-                    line.send(Redirect(key, port, self._home(body.flow)))
+        flows = self.placement.attach(core, self.journal.replica.flows.values())
         line.send(Attached(pid, (self.journal.lsn << 20) + 1))
         if self.page.role == ACTIVE:
             self._resume(core)
         line.flush()
         _log.info("core attached", core=core, pid=pid, flows=flows)
 
-    # -- flows and the cores that serve them ------------------------------------------------------------------------
-
-    def _home(self, flow: FiveTuple) -> int:
-        return rss_core(flow, len(self.lines)) if len(self.lines) > 1 else 0
-
     def _resume(self, core: int) -> None:
         """Have this core's flows that asked and were not saved begin anew."""
         for flow, port, packet in self.journal.replica.orphans():
-            if self._home(flow) == core:
+            if self.placement.home(flow) == core:
                 self.lines[core].send(Resume(port, packet))
-
-    def _redirect(self, body: FlowBody) -> None:
-        """Where a bound key's packets come to another core than their flow's, tell that core, before they can come."""
-        if len(self.lines) == 1:
-            return
-        flow_core = self._home(body.flow)
-        keys = [(key, self.spec.ports.index(port), self._home(key)) for key, port in FlowActor.bound_keys(body.state)]
-        keys = [entry for entry in keys if entry[2] != flow_core]
-        known = self._redirects.pop((body.flow, body.port), [])
-        for key, port, home in known:
-            if (key, port, home) not in keys:
-                self.lines[home].send(Redirect(key, port, -1))
-        for key, port, home in keys:
-            if (key, port, home) not in known:
-                self.lines[home].send(Redirect(key, port, flow_core))
-        if keys:
-            self._redirects[body.flow, body.port] = keys
-
-    def _redirect_end(self, flow: FlowKey) -> None:
-        for key, port, home in self._redirects.pop(flow, ()):
-            self.lines[home].send(Redirect(key, port, -1))
 
     # -- log, watermark ---------------------------------------------------------------------------------------------
 
     def _commit(self) -> None:
         batch = self.journal.commit()
         if batch and isinstance(self.machine, Primary):
-            self._act(self.machine.logged([data for _, data in batch], time.monotonic_ns()))
+            self._act(self.machine.logged([data for _, data in batch], self._now_ns()))
             if self.link is not None:
                 self.link.flush()
 
@@ -397,7 +252,7 @@ class OwnerSystem:
                 committed = pending.popleft()[1]
             if committed:
                 page.set_committed(core, committed)
-                line.replies.wake()
+                line.wake()
 
     # -- roles ------------------------------------------------------------------------------------------------------
 
@@ -411,19 +266,19 @@ class OwnerSystem:
             first_lsn=max(1, self.log.first_lsn or self.log.last_lsn + 1),
             logged_lsn=self.log.last_lsn,
             takeover=takeover,
-            now_ns=time.monotonic_ns(),
+            now_ns=self._now_ns(),
         )
         self._begin_epoch(epoch, reason)
         self.page.role = ACTIVE
         for core, line in enumerate(self.lines):
             self._resume(core)
             line.flush()
-            line.replies.wake()
+            line.wake()
         self._publish()
 
     def _begin_epoch(self, epoch: int, reason: str) -> None:
         self.journal.begin_epoch(
-            epoch, f"{self.spec.name}/{self.spec.role}", self.nf, self.settings, reason, time.time_ns()
+            epoch, f"{self.spec.name}/{self.spec.role}", self.nf, self.settings, reason, self.environment.time_ns()
         )
         self.page.epoch = epoch
         self._commit()
@@ -435,21 +290,13 @@ class OwnerSystem:
             self.spec.durability,
             epoch=max(self.journal.epoch, self.log.epoch),
             durable_lsn=0,
-            now_ns=time.monotonic_ns(),
+            now_ns=self._now_ns(),
         )
-
-    def _listen(self) -> None:
-        if self.spec.listen is None:
-            return
-        try:
-            self.link = LinkServer(self.spec.listen, self.key, self._epoll)
-        except LinkError as error:
-            raise LinkError(f"{error}: set `link`, or `listen`, to a free address of this host") from None
 
     def _promote(self, action: Promote) -> None:
         """Take over: the flows are in the cores' tables and the owners' states are current (G6)."""
-        began_ns = time.monotonic_ns()
-        waiting = sum(len(line.backlog) for line in self.lines)
+        began_ns = self._now_ns()
+        waiting = sum(line.waiting for line in self.lines)
         self._lead(action.epoch, action.reason, takeover=True)
         self.takeover = {
             "reason": action.reason,
@@ -458,14 +305,14 @@ class OwnerSystem:
             "flows": len(self.journal.replica.flows),
             "records_replayed": 0,
             "flows_waiting_for_cores": waiting,
-            "took_us": (time.monotonic_ns() - began_ns) // 1000,
+            "took_us": (self._now_ns() - began_ns) // 1000,
         }
         _log.warning("took over", **self.takeover)
         if self.link is not None:
             self.link.close()
             self.link = None
         try:
-            self._listen()
+            self.link = self.environment.listen()
         except LinkError as error:
             _log.warning("no new backup can join here", error=str(error))
 
@@ -475,8 +322,8 @@ class OwnerSystem:
         if self.link is None:
             return
         link = self.link
-        for event in link.events(time.monotonic_ns()):
-            now_ns = time.monotonic_ns()
+        for event in link.events(self._now_ns()):
+            now_ns = self._now_ns()
             if event.kind == "connected":
                 self._act(
                     self.machine.connected(now_ns)
@@ -491,12 +338,12 @@ class OwnerSystem:
             if self.link is not link:
                 return  # the role changed
 
-    def _note_disconnected(self, link: LinkServer | LinkClient, reason: str) -> None:
+    def _note_disconnected(self, link: Link, reason: str) -> None:
         """A backup that waits for its primary says why, once; what waiting cannot mend ends it."""
         if not isinstance(self.machine, Backup) or self._was_welcome:
             return
         if any(link.counters[counter] for counter in NO_PRIMARY):
-            self._fail(LinkError(f"the primary at {self.spec.link} cannot be followed: {reason}"))
+            self.fail(LinkError(f"the primary at {self.spec.link} cannot be followed: {reason}"))
         elif reason != self._disconnected:
             self._disconnected = reason
             _log.info("waiting for the primary", at=self.spec.link, reason=reason)
@@ -515,7 +362,7 @@ class OwnerSystem:
             self._carry_out(action)
 
     def _carry_out(self, action: Any) -> None:
-        now_ns = time.monotonic_ns()
+        now_ns = self._now_ns()
         machine = self.machine
         match action:
             case Send():
@@ -551,25 +398,21 @@ class OwnerSystem:
             case Fenced():
                 self.page.role = FENCED
                 for line in self.lines:
-                    line.replies.wake()
+                    line.wake()
                 with suppress(FencedError):
                     self.log.epoch_raise(action.epoch)
-                self._fail(FencedError(f"epoch {action.epoch} exists: this node is no longer the primary"))
+                self.fail(FencedError(f"epoch {action.epoch} exists: this node is no longer the primary"))
             case Refused():
                 _log.error("the primary refuses this backup", reason=action.reason)
                 if not self._was_welcome:
-                    self._fail(LinkError(f"the primary at {self.spec.link} refuses this backup: {action.reason}"))
+                    self.fail(LinkError(f"the primary at {self.spec.link} refuses this backup: {action.reason}"))
             case Rewind():
                 self._rewind(action)
             case StopNode():
                 if self.page.role == ACTIVE:
                     self.page.role = PASSIVE
-                self._ending = self._ending or action.reason
+                self.ending = self.ending or action.reason
                 _log.info("stopping", reason=action.reason)
-
-    def _fail(self, error: Exception) -> None:
-        self._failure = self._failure or error
-        self._ending = self._ending or str(error)
 
     # -- following --------------------------------------------------------------------------------------------------
 
@@ -580,17 +423,15 @@ class OwnerSystem:
         for body in self.journal.apply(action.records):
             match body:
                 case FlowBody() if flows.get(flow_key(body.flow, body.port)) is body:
-                    self.lines[self._home(body.flow)].send(Restore(body))
-                    self._redirect(body)
+                    self.placement.restore(body)
                 case CloseBody() if flow_key(body.flow, body.port) not in flows:
-                    self._redirect_end((body.flow, body.port))
-                    self.lines[self._home(body.flow)].send(Forget(body.flow, body.port))
+                    self.placement.forget(body.flow, body.port)
         self.journal.commit()
         if self.spec.durability == "durable":
             self.log.sync()
-            self._act(machine.durable(self.journal.lsn, time.monotonic_ns()))
+            self._act(machine.durable(self.journal.lsn, self._now_ns()))
         self.page.epoch = self.journal.epoch
-        self._act(machine.applied(self.journal.lsn, time.monotonic_ns()))
+        self._act(machine.applied(self.journal.lsn, self._now_ns()))
         if self.link is not None:
             self.link.flush()
 
@@ -605,52 +446,37 @@ class OwnerSystem:
     def _rewind(self, action: Rewind) -> None:
         """Drop what this node logged as primary and nobody else got; it was never committed."""
         if self.log.last_lsn < action.fork_lsn or self._position(action.fork_lsn).chain != action.fork_chain:
-            self._fail(LinkError(f"the primary at {self.spec.link} refuses this backup: {action.reason}"))
+            self.fail(LinkError(f"the primary at {self.spec.link} refuses this backup: {action.reason}"))
             return
         removed = self.log.truncate(action.fork_lsn)
         _log.warning("uncommitted records dropped", records=removed, after_lsn=action.fork_lsn)
         self._forget_flows()
-        self.journal = Journal(self.log)
+        self.journal = Journal(self.log, self.environment.random_bits)
         self._restore_flows()
         self._follow()
 
     def _forget_flows(self) -> None:
         for body in self.journal.replica.flows.values():
-            self._redirect_end((body.flow, body.port))
-            self.lines[self._home(body.flow)].send(Forget(body.flow, body.port))
+            self.placement.forget(body.flow, body.port)
 
     def _restore_flows(self) -> None:
         for body in self.journal.replica.flows.values():
-            self.lines[self._home(body.flow)].send(Restore(body))
-            self._redirect(body)
+            self.placement.restore(body)
 
     def _set_log_aside(self) -> None:
-        epoch, name = self.log.epoch, self.log.name
+        epoch = self.log.epoch
         self.syncer.close()
         aside = self.log.set_aside()
         _log.warning("older log set aside", directory=str(aside))
-        self.log = Log(self.spec.log, name=name, nf=path_of(self.nf))
+        self.log = self.environment.open_log(path_of(self.nf))
         self.log.epoch_raise(epoch)
         self.journal.log = self.log
-        self.syncer = LogSyncer(self.log)
+        self.syncer = self.environment.open_syncer(self.log)
 
     # -- operators --------------------------------------------------------------------------------------------------
 
     def command(self, command: str, arguments: dict[str, Any]) -> Any:
-        """Called from the control thread: have the loop carry out a command, within a heartbeat, and answer."""
-        answer: Future[Any] = Future()
-        self._commands.append((command, arguments, answer))
-        return answer.result(timeout=5)
-
-    def _obey(self) -> None:
-        while self._commands:
-            command, arguments, answer = self._commands.popleft()
-            try:
-                answer.set_result(self._command(command, arguments))
-            except Exception as error:
-                answer.set_exception(error)
-
-    def _command(self, command: str, arguments: dict[str, Any]) -> Any:
+        """Carry out an operator's command, between two steps. NodeError: it is not known, or not possible now."""
         if command != "promote":
             raise NodeError(f"the owner system knows no command {command!r}")
         if isinstance(self.machine, Primary):
@@ -689,41 +515,6 @@ class OwnerSystem:
         counts = {name: count for name, count in link.counters.items() if count}
         return {"address": link.address, "peer": link.peer if link.connected else None, **counts}
 
-    # -- the end ----------------------------------------------------------------------------------------------------
-
-    def _leave(self) -> None:
-        """Log everything that cores still sent; then a backup in sync takes over (handover)."""
-        self._leaving = True
-        deadline = time.monotonic() + HANDOVER_S
-        while any(len(line.requests) for line in self.lines) and time.monotonic() < deadline:
-            self._step()
-        if isinstance(self.machine, Primary) and self.page.role == ACTIVE:
-            self.journal.execute(ControlBody("clean stop", ""), 0, time.time_ns())
-            self._commit()
-        if isinstance(self.machine, Primary):
-            self._act(self.machine.stop(time.monotonic_ns()))
-            while self._ending is None and time.monotonic() < deadline:
-                self._publish()
-                self._epoll.poll(HEARTBEAT_MS / 1000)
-                self._hear_peer()
-                self._act(self.machine.tick(time.monotonic_ns()))
-                if self.link is not None:
-                    self.link.flush()
-        else:
-            self._act(self.machine.stop())
-        if self.page.role == ACTIVE:
-            self.page.role = PASSIVE
-        self._ending = self._ending or "stopped"
-
-    def _close(self) -> None:
-        if self.link is not None:
-            self.link.flush()
-            self.link.close()
-        if self._ending is not None and self._failure is None:
-            self.journal.save_snapshot()
-        self.syncer.close()
-        self.log.close()
-
 
 def match_log(end: Position, log: Log, position: Callable[[int], Position]) -> Any:
     """Where a backup's log stands towards this one."""
@@ -740,16 +531,3 @@ def read_batch(log: Log, action: Read) -> list[bytes]:
         records.append(data)
         size += len(data)
     return records
-
-
-def run(spec: OwnerSpec, stop: threading.Event, report: Any) -> None:
-    """The owner system's data plane; see `actornet.node.plan.WorkerPlan`."""
-    own_descriptors()
-    run_first()
-    system = OwnerSystem(spec, report.key, stop)
-    report.on_status(system.status)
-    report.on_command(system.command)
-    # A full collection takes 0.2 us per flow, without any heartbeat; what lives long here is no garbage in cycles.
-    gc.freeze()
-    gc.set_threshold(*gc.get_threshold()[:2], NEVER)
-    system.run(report.ready)

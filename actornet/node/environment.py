@@ -1,0 +1,92 @@
+"""What an owner system needs of the process around it. `owner_process` gives it the real ones, a simulator its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
+
+from actornet.errors import LogError
+from actornet.log.store import Log
+from actornet.node.core_line import CoreLine
+from actornet.node.link import LinkEvent
+from actornet.replication.messages import AnyMessage
+
+
+class Page(Protocol):
+    """The owner system's side of the control page; see `actornet.engine.ring.ControlPage`."""
+
+    watermark: int
+    lsn_logged: int
+    lsn_applied: int
+    epoch: int
+    role: int
+    owner_beat: int
+
+    def set_committed(self, core: int, sequence: int) -> None: ...
+
+
+class Link(Protocol):
+    """One end of the link; see `actornet.node.link`."""
+
+    @property
+    def address(self) -> str: ...
+
+    @property
+    def connected(self) -> bool: ...
+
+    @property
+    def peer(self) -> str: ...
+
+    @property
+    def counters(self) -> Mapping[str, int]: ...
+
+    def events(self, now_ns: int) -> Iterable[LinkEvent]: ...
+
+    def send(self, message: AnyMessage) -> None: ...
+
+    def flush(self) -> None: ...
+
+    def drop(self, reason: str) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Syncer(Protocol):
+    """Brings the log to the disk in its own time; `error` is why it no longer does."""
+
+    error: LogError | None
+
+    def soon(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Environment(Protocol):
+    """Everything that an owner system does to the world, it does through this."""
+
+    @property
+    def page(self) -> Page: ...
+
+    @property
+    def lines(self) -> Sequence[CoreLine]:
+        """One per core."""
+
+    def monotonic_ns(self) -> int:
+        """The clock that silence and heartbeats are measured by; it stands still while the machine sleeps."""
+
+    def time_ns(self) -> int:
+        """The time of day, which may jump."""
+
+    def random_bits(self, bits: int) -> int:
+        """Seeds that nobody can guess."""
+
+    def open_log(self, nf: str) -> Log:
+        """The node's log, for writing. LogError: it cannot be continued."""
+
+    def open_syncer(self, log: Log) -> Syncer: ...
+
+    def listen(self) -> Link | None:
+        """Listen for a backup; None: the deployment does not. LinkError: the address is taken."""
+
+    def dial(self) -> Link:
+        """Connect to the primary, again and again. LinkError: the deployment does not say where it is."""

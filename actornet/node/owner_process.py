@@ -1,0 +1,142 @@
+"""The process around an owner system: its loop, sockets, threads, clocks and signals."""
+
+from __future__ import annotations
+
+import gc
+import os
+import secrets
+import select
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+from actornet.engine.ring import ControlPage
+from actornet.errors import ActornetError, LinkError, NodeError
+from actornet.limits import HEARTBEAT_MS, OWNER_BUSY_MS, OWNER_REST_US, WORKER_STOP_S
+from actornet.log.store import Log
+from actornet.node.core_line import RingLine
+from actornet.node.fabric import Fabric
+from actornet.node.link import LinkClient, LinkServer
+from actornet.node.log_syncer import LogSyncer
+from actornet.node.owner_system import OwnerSpec, OwnerSystem
+from actornet.node.thread import own_descriptors, run_first
+
+OWNER_PID_COUNTER = 31
+"""The last word of the owner system's counter block: its process."""
+
+NEVER = 1 << 30
+
+
+class Machine:
+    """The environment of an owner system that is for real: shared memory, sockets, files and clocks of this machine."""
+
+    def __init__(self, spec: OwnerSpec, key: bytes) -> None:
+        self._spec = spec
+        self._key = key
+        self._fabric = fabric = Fabric.attach(spec.fabric)
+        self.page: ControlPage = fabric.page
+        self.lines = [
+            RingLine(requests, replies) for requests, replies in zip(fabric.requests, fabric.replies, strict=True)
+        ]
+        self.epoll = select.epoll()
+        for line in self.lines:
+            self.epoll.register(line.fileno(), select.EPOLLIN)
+        self.monotonic_ns = time.monotonic_ns
+        self.time_ns = time.time_ns
+        self.random_bits = secrets.randbits
+        self.open_syncer = LogSyncer
+
+    def open_log(self, nf: str) -> Log:
+        return Log(self._spec.log, name=self._spec.name, nf=nf)
+
+    def listen(self) -> LinkServer | None:
+        if self._spec.listen is None:
+            return None
+        try:
+            return LinkServer(self._spec.listen, self._key, self.epoll)
+        except LinkError as error:
+            raise LinkError(f"{error}: set `link`, or `listen`, to a free address of this host") from None
+
+    def dial(self) -> LinkClient:
+        if self._spec.link is None:
+            raise LinkError("[backup] has no `link`: name the address at which the primary listens")
+        return LinkClient(self._spec.link, self._key, self.epoll)
+
+
+class OwnerProcess:
+    """An owner system's loop."""
+
+    def __init__(self, spec: OwnerSpec, key: bytes, stop: threading.Event) -> None:
+        self.stop = stop
+        self.machine = Machine(spec, key)
+        self.machine.page.owner_count(OWNER_PID_COUNTER, os.getpid())
+        self.system = OwnerSystem(spec, self.machine)
+        self._rested_ns = time.monotonic_ns()
+        self._commands: deque[tuple[str, dict[str, Any], Future[Any]]] = deque()
+
+    def run(self, ready: Callable[[], None]) -> None:
+        """Until the node stops. Raises what ends the node in error."""
+        system, lines = self.system, self.machine.lines
+        try:
+            system.start()
+            ready()
+            while system.ending is None:
+                self._turn()
+                if self.stop.is_set() or all(line.detached for line in lines):
+                    system.leave()
+        except ActornetError as error:
+            system.fail(error)
+        finally:
+            system.close()
+        if system.failure is not None:
+            raise system.failure
+        if not system.left:
+            raise NodeError(f"the node stops: {system.ending}")
+        self.stop.wait(WORKER_STOP_S)
+
+    def _turn(self) -> None:
+        """Wait until there is something to do, for a heartbeat's time at most, and do it."""
+        begun_ns = time.monotonic_ns()
+        lines = self.machine.lines
+        if begun_ns - self._rested_ns > OWNER_BUSY_MS * 1_000_000:
+            time.sleep(OWNER_REST_US / 1e6)
+            self._rested_ns = time.monotonic_ns()
+        elif all(line.sleep_begin() for line in lines):
+            self.machine.epoll.poll(HEARTBEAT_MS / 1000)
+            now_ns = time.monotonic_ns()
+            if now_ns - begun_ns > OWNER_REST_US * 1000:
+                self._rested_ns = now_ns
+        for line in lines:
+            line.sleep_end()
+        self._obey()
+        self.system.step()
+
+    def command(self, command: str, arguments: dict[str, Any]) -> Any:
+        """Called from the control thread: have the loop carry out a command, within a heartbeat, and answer."""
+        answer: Future[Any] = Future()
+        self._commands.append((command, arguments, answer))
+        return answer.result(timeout=5)
+
+    def _obey(self) -> None:
+        while self._commands:
+            command, arguments, answer = self._commands.popleft()
+            try:
+                answer.set_result(self.system.command(command, arguments))
+            except Exception as error:
+                answer.set_exception(error)
+
+
+def run(spec: OwnerSpec, stop: threading.Event, report: Any) -> None:
+    """The owner system's data plane; see `actornet.node.plan.WorkerPlan`."""
+    own_descriptors()
+    run_first()
+    process = OwnerProcess(spec, report.key, stop)
+    report.on_status(process.system.status)
+    report.on_command(process.command)
+    # A full collection takes 0.2 us per flow, without any heartbeat; what lives long here is no garbage in cycles.
+    gc.freeze()
+    gc.set_threshold(*gc.get_threshold()[:2], NEVER)
+    process.run(report.ready)

@@ -1,0 +1,74 @@
+"""Which core serves a flow, and what the cores are told of flows that the log speaks of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from actornet.engine.five_tuple import FiveTuple
+from actornet.engine.wire import rss_core
+from actornet.flow import FlowActor
+from actornet.log.record import FlowBody
+from actornet.node.core_line import CoreLine
+from actornet.node.exchange import Forget, Redirect, Restore
+
+FlowKey = tuple[FiveTuple, int]
+
+
+class Placement:
+    """The flows of a node on its cores: each lives where its packets come to.
+
+    A bound key's packets may come to another core than their flow's; that core is told where to pass them on to.
+    """
+
+    def __init__(self, lines: Sequence[CoreLine], ports: Sequence[str]) -> None:
+        self._lines = lines
+        self._ports = list(ports)
+        self._redirects: dict[FlowKey, list[tuple[FiveTuple, int, int]]] = {}
+
+    def home(self, flow: FiveTuple) -> int:
+        """The core that the five-tuple's packets come to."""
+        return rss_core(flow, len(self._lines)) if len(self._lines) > 1 else 0
+
+    def restore(self, body: FlowBody) -> None:
+        """Put a flow, as the log has it, onto its core."""
+        self._lines[self.home(body.flow)].send(Restore(body))
+        self.redirect(body)
+
+    def forget(self, flow: FiveTuple, port: int) -> None:
+        """The log says that the flow has closed."""
+        self.redirect_end(flow, port)
+        self._lines[self.home(flow)].send(Forget(flow, port))
+
+    def redirect(self, body: FlowBody) -> None:
+        """Tell the cores that the flow's bound keys come to, before their packets can come."""
+        if len(self._lines) == 1:
+            return
+        flow_core = self.home(body.flow)
+        keys = [(key, self._ports.index(port), self.home(key)) for key, port in FlowActor.bound_keys(body.state)]
+        keys = [entry for entry in keys if entry[2] != flow_core]
+        known = self._redirects.pop((body.flow, body.port), [])
+        for key, port, home in known:
+            if (key, port, home) not in keys:
+                self._lines[home].send(Redirect(key, port, -1))
+        for key, port, home in keys:
+            if (key, port, home) not in known:
+                self._lines[home].send(Redirect(key, port, flow_core))
+        if keys:
+            self._redirects[body.flow, body.port] = keys
+
+    def redirect_end(self, flow: FiveTuple, port: int) -> None:
+        """The flow has closed."""
+        for key, port_index, home in self._redirects.pop((flow, port), ()):
+            self._lines[home].send(Redirect(key, port_index, -1))
+
+    def attach(self, core: int, flows: Iterable[FlowBody]) -> int:
+        """Send a core that has (re)started what is its own of `flows`; returns how many flows."""
+        line, count = self._lines[core], 0
+        for body in flows:
+            if self.home(body.flow) == core:
+                line.send(Restore(body))
+                count += 1
+            for key, port, home in self._redirects.get((body.flow, body.port), ()):
+                if home == core:
+                    line.send(Redirect(key, port, self.home(body.flow)))
+        return count
