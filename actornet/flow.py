@@ -76,12 +76,14 @@ class FlowActor(FlowBase, metaclass=FlowMeta):
 
     `untracked` is the verdict, DROP or FORWARD, for frames that belong to no flow (ARP on a transparent port, protocols
     without ports). `fragments` says what becomes of IP fragments: "reassemble" makes them a packet of their flow, which
-    leaves in fragments again; "forward" passes them by the flows on transparent ports; "drop".
+    leaves in fragments again; "forward" passes them by the flows on transparent ports; "drop". With `sees_icmp_errors`, ICMP
+    errors about a flow come to its `on_packet` even while the flow is offloaded; OFFLOADED then translates and sends them on.
     """
 
     idle_s = 60.0  # read and written on a flow, it is that flow's own time-out
     untracked: ClassVar[Verdict] = DROP
     fragments: ClassVar[str] = "reassemble"
+    sees_icmp_errors: ClassVar[bool] = False
     volatile: ClassVar[bool] = False
     _read_fields: ClassVar[Any] = None
     _field_types: ClassVar[msgspec.msgpack.Decoder[Any]]

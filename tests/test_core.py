@@ -146,6 +146,52 @@ def test_icmp_error_about_an_offloaded_flow_is_translated_inside(bench: Any) -> 
     assert node.count("icmp_error_unmatched") == 1
 
 
+def test_an_actor_sees_the_icmp_errors_that_speak_of_its_flow(bench: Any) -> None:
+    """Of IPv6 too; with `sees_icmp_errors`, while the flow is offloaded as well."""
+    seen: list[tuple[bool, int | None, int | None, str]] = []
+
+    class Watch(FlowActor):
+        sees_icmp_errors = True
+
+        def on_open(self, packet: Packet) -> None:
+            self.bind(packet.flow.reversed())
+            self.offload(FORWARD)
+            self.offload(FORWARD, packet.flow.reversed())
+
+        def on_packet(self, packet: Packet) -> Any:
+            seen.append((packet.is_icmp_error, packet.icmp_type, packet.icmp_code, str(packet.flow)))
+            return OFFLOADED
+
+    class Plain(Watch):
+        sees_icmp_errors = False
+
+    class Slow(Plain):
+        def on_open(self, packet: Packet) -> None:
+            self.bind(packet.flow.reversed())
+
+        def on_packet(self, packet: Packet) -> Any:
+            super().on_packet(packet)
+            return FORWARD
+
+    sent = frames.ethernet(
+        b"\x60\0\0\0\0\x08\x11\x40" + bytes(15) + b"\1" + bytes(15) + b"\2" + b"\x03\xe8\0\x35\0\x08\0\0", 0x86DD
+    )
+    quoted = bytes((1, 4, 0, 0, 0, 0, 0, 0)) + sent[14:]
+    header = b"\x60\0\0\0" + len(quoted).to_bytes(2, "big") + b"\x3a\x40" + bytes(15) + b"\x09" + bytes(15) + b"\1"
+    error6 = frames.ethernet(header + quoted, 0x86DD)
+    for nf, expected in ((Watch, 1), (Plain, 0), (Slow, 1)):
+        for packet_, error, text in (
+            (packet(1), frames.icmp_error("192.0.2.9", packet(1)), "udp 198.51.100.1:53 > 10.0.0.2:1000"),
+            (sent, error6, "udp [::2]:53 > [::1]:1000"),
+        ):
+            node = bench(nf)
+            node.lan_in(packet_)
+            seen.clear()
+            node.wan_in(error)
+            assert seen == [(True, 1 if error is error6 else 3, 4 if error is error6 else 3, text)] * expected
+            assert [bytes(frame) for _, frame in node.lan.take()] == [error]
+
+
 def test_order_within_a_flow_across_waits_and_no_waiting_between_flows(bench: Any) -> None:
     """G1: a flow's packets leave in order of arrival although its handler waits; other flows go on."""
     node = bench(Wait)

@@ -178,7 +178,7 @@ def test_parses_what_was_built(protocol, six):
     rng = random.Random(protocol)
     for _ in range(200):
         flow = random_flow(rng, protocol, six)
-        tags = rng.choice([b"", b"\x81\0\0\5", b"\x88\xa8\0\7\x81\0\0\5"])
+        tags = rng.choice([b"", b"\x81\0\0\5", b"\x88\xa8\0\7\x81\0\0\5", b"\x91\0\0\7\x81\0\0\5"])
         ttl, dscp = rng.randrange(256), rng.randrange(64)
         payload = rng.randbytes(rng.randrange(40))
         padding = bytes(rng.randrange(20))

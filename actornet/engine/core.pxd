@@ -68,6 +68,7 @@ cdef class Core:
     cdef bint submitted          # something to the owner system, in this turn
     cdef bint virtual_time
     cdef bint untracked_forward
+    cdef bint sees_icmp_errors   # though the flow is offloaded
     cdef int fragment_policy
     cdef Fragments fragments
     cdef uint8_t tunnels         # bit per enum an_tunnel

@@ -118,6 +118,7 @@ cdef class Core:
         self.on_message, self.message_async = nf.on_message, nf.suspends("on_message")
         self.volatile_state = nf.volatile
         self.untracked_forward = nf.untracked.name == "FORWARD"
+        self.sees_icmp_errors = nf.sees_icmp_errors
         self.fragment_policy = FRAGMENT_POLICIES.index(nf.fragments)
         self.fragments = Fragments()
         self.fragments.core = <void *>self
@@ -312,7 +313,7 @@ cdef class Core:
         e.bytes += p.length
         if not p.flags & AN_ICMP_ERROR:
             e.last_seen_ns = self.now_ns
-        if an_offloaded(e, p) and not e.state & AN_BUSY:
+        if an_offloaded(e, p) and not e.state & AN_BUSY and not (self.sees_icmp_errors and p.flags & AN_ICMP_ERROR):
             self.counters[<int>C_OFFLOADED] += 1
             return self.carry_out(e, p)
         flow = <FlowBase>e.actor

@@ -327,8 +327,7 @@ struct an_cut {
 static inline int an_cut_begin(struct an_cut *cut, const struct an_packet *p, uint32_t bytes, uint32_t id)
 {
     uint32_t l3 = 14;
-    while (l3 < 14 + 4 * AN_VLAN_TAGS_MAX && p->length > l3 + 4 &&
-           (an_load16(p->data + l3 - 2) == an_swap16(0x8100) || an_load16(p->data + l3 - 2) == an_swap16(0x88a8)))
+    while (l3 < 14 + 4 * AN_VLAN_TAGS_MAX && p->length > l3 + 4 && an_is_vlan(an_load16(p->data + l3 - 2)))
         l3 += 4; /* in a tunnel p->l3 is inside */
     if (p->length < l3 + 40)
         return 0;

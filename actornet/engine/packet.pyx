@@ -78,6 +78,18 @@ cdef class Packet:
         return bool(self.live().flags & AN_ICMP_ERROR)
 
     @property
+    def icmp_type(self):
+        """Type of an ICMP or ICMPv6 message, of the error itself if it is one; None for other protocols."""
+        cdef an_packet *p = self.live()
+        return p.data[p.l4] if p.flags & AN_ICMP_ERROR or p.key.protocol in (1, 58) else None
+
+    @property
+    def icmp_code(self):
+        """Code of an ICMP or ICMPv6 message; None for other protocols."""
+        cdef an_packet *p = self.live()
+        return p.data[p.l4 + 1] if p.flags & AN_ICMP_ERROR or p.key.protocol in (1, 58) else None
+
+    @property
     def has_options(self) -> bool:
         """IPv4 options or IPv6 extension headers are present."""
         return bool(self.live().flags & AN_IP_OPTIONS)

@@ -314,12 +314,18 @@ static inline void an_parse_ipv6(struct an_packet *p, uint8_t flags, uint32_t l3
     an_packet_set(p, AN_OK, flags | t.flags, l3, l4, l4 + t.header_bytes, end, ttl, dscp, t.tcp_flags);
 }
 
+/* 802.1Q, 802.1ad, and the number that QinQ had before it was standardised; as loaded. */
+static inline int an_is_vlan(uint16_t type)
+{
+    return type == an_swap16(0x8100) || type == an_swap16(0x88a8) || type == an_swap16(0x9100);
+}
+
 /* Behind up to AN_VLAN_TAGS_MAX tags, IPv6, or what is not IP. */
 static __attribute__((noinline, unused)) void an_parse_tagged(struct an_packet *p, uint8_t flags)
 {
     uint32_t l3 = 14;
     uint16_t type = an_load16(p->data + 12);
-    for (int tags = 0; tags < AN_VLAN_TAGS_MAX && (type == an_swap16(0x8100) || type == an_swap16(0x88a8)); tags++) {
+    for (int tags = 0; tags < AN_VLAN_TAGS_MAX && an_is_vlan(type); tags++) {
         if (p->length < l3 + 4)
             return an_parse_reject(p, AN_TRUNCATED, flags, l3);
         flags |= AN_VLAN;
