@@ -15,6 +15,7 @@ from actornet.engine.flow_base import FlowBase
 from actornet.engine.packet import Packet
 from actornet.engine.verdict import DROP, Forward, Verdict
 from actornet.errors import UsageError
+from actornet.limits import AWAIT_DEADLINE_S
 from actornet.setting import Setting
 
 _IMMUTABLE = (int, float, bool, str, bytes, type(None), FiveTuple)
@@ -74,6 +75,11 @@ class FlowActor(FlowBase, metaclass=FlowMeta):
     - `on_message(message)` takes what an ordinary Thespian actor tells or asks this flow (see `actornet.core_system`);
       what it returns, unless None, is the answer.
 
+    With `connection`, the actor gets both directions from the first packet on: the reply tuple is bound before `on_open`;
+    `packet.is_reply` tells which direction a packet has. A handler that waits longer than `deadline_s` for one thing gets a
+    TimeoutError at that `await` (counted as `deadline_passed`). When a handler raises, its packet is dropped, or forwarded
+    as it is if `fail` is FORWARD (`failed_open`), and the flow closes; its next packet opens it anew.
+
     `untracked` is the verdict, DROP or FORWARD, for frames that belong to no flow (ARP on a transparent port, protocols
     without ports). `fragments` says what becomes of IP fragments: "reassemble" makes them a packet of their flow, which
     leaves in fragments again; "forward" passes them by the flows on transparent ports; "drop". With `sees_icmp_errors`, ICMP
@@ -84,6 +90,9 @@ class FlowActor(FlowBase, metaclass=FlowMeta):
     untracked: ClassVar[Verdict] = DROP
     fragments: ClassVar[str] = "reassemble"
     sees_icmp_errors: ClassVar[bool] = False
+    connection: ClassVar[bool] = False
+    deadline_s: ClassVar[float] = AWAIT_DEADLINE_S
+    fail: ClassVar[Verdict] = DROP
     volatile: ClassVar[bool] = False
     _read_fields: ClassVar[Any] = None
     _field_types: ClassVar[msgspec.msgpack.Decoder[Any]]
@@ -98,6 +107,10 @@ class FlowActor(FlowBase, metaclass=FlowMeta):
                 raise UsageError(f"{cls.__name__}.{name} must not yield; use `await`")
         if not isinstance(cls.untracked, (Forward, Verdict)) or cls.untracked.name not in ("DROP", "FORWARD"):
             raise UsageError(f"{cls.__name__}.untracked must be DROP or FORWARD")
+        if not isinstance(cls.fail, (Forward, Verdict)) or cls.fail.name not in ("DROP", "FORWARD"):
+            raise UsageError(f"{cls.__name__}.fail must be DROP (fail-closed) or FORWARD (fail-open)")
+        if not 0 < cls.deadline_s <= 1e9:
+            raise UsageError(f"{cls.__name__}.deadline_s must be positive seconds, not {cls.deadline_s!r}")
         if cls.fragments not in FRAGMENT_POLICIES:
             raise UsageError(f"{cls.__name__}.fragments must be one of {', '.join(FRAGMENT_POLICIES)}")
 

@@ -171,3 +171,7 @@ HANDOVER_S = 2.0
 
 ADJACENCIES_MAX = 65_535
 """Next hops that one core sends to, each for good; a flow to one more fails with a UsageError."""
+
+AWAIT_DEADLINE_S = 10.0
+"""How long a handler waits at one `await` unless its class sets `deadline_s`; beyond it `deadline_passed`, and the handler
+gets a TimeoutError."""

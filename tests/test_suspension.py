@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any, ClassVar
 
-from actornet import FORWARD, FlowActor, Packet
+import pytest
+
+from actornet import DROP, FORWARD, FiveTuple, FlowActor, Packet
+from actornet.errors import UsageError
+from tests import frames
 from tests.test_core import Bench, packet, payloads
 
 
@@ -66,3 +71,125 @@ def test_a_handler_that_awaits_what_cannot_be_awaited_fails_alone() -> None:
         node.wait()
     assert sorted(payloads(node.out())) == [2, 3] and node.core.suspended == 0 and node.core.on_loop == 0
     assert "'tomorrow'" in str(node.errors[0][2]) and node.count("handler_error") == 1
+
+
+class Stuck(FlowActor):
+    """Waits for what never comes, if the payload says so."""
+
+    deadline_s = 0.02
+    closed: ClassVar[list[int]] = []
+
+    async def on_packet(self, packet: Packet) -> Any:
+        if packet.payload[0] % 2 == 0:
+            await asyncio.get_running_loop().create_future()
+        return FORWARD
+
+    def on_close(self) -> None:
+        Stuck.closed.append(1)
+
+
+class StuckOpen(Stuck):
+    fail = FORWARD
+
+
+def past_deadline(node: Bench, turns: int = 1) -> None:
+    for _ in range(turns):
+        time.sleep(0.03)
+        node.turn()
+
+
+@pytest.mark.parametrize(("nf", "passed"), [(Stuck, [7, 3]), (StuckOpen, [7, 2, 3])])
+def test_a_wait_beyond_the_deadline_fails_its_flow_by_its_policy(nf: type[FlowActor], passed: list[int]) -> None:
+    """G1: what waited behind the failed packet opens the flow anew, in order; the flow that failed is named."""
+    node = Bench(nf)
+    Stuck.closed.clear()
+    node.lan_in(packet(2), packet(3), packet(7, port=2000))
+    assert payloads(node.out()) == [7]
+    node.turn()
+    assert node.core.suspended == 1, "before the deadline nothing happens"
+    past_deadline(node)
+    assert payloads(node.out()) == passed[1:]
+    assert node.count("deadline_passed") == 1 and node.core.suspended == node.core.on_loop == 0
+    ((flow, handler, error),) = node.errors
+    assert (flow, handler, type(error)) == (
+        FiveTuple(17, "10.0.0.2", 1000, "198.51.100.1", 53),
+        "on_packet",
+        TimeoutError,
+    )
+    assert (node.count("handler_error"), node.count("failed_open")) == ((0, 1) if nf is StuckOpen else (1, 0))
+    assert Stuck.closed == [1] and node.count("flows_opened") == 3
+
+
+def test_a_handler_may_decide_itself_at_the_deadline_and_each_wait_has_its_own() -> None:
+    class Own(FlowActor):
+        deadline_s = 0.02
+
+        async def on_packet(self, packet: Packet) -> Any:
+            for _ in range(2):
+                try:
+                    await asyncio.sleep(30)
+                except TimeoutError:
+                    continue
+                return DROP
+            await asyncio.sleep(0)
+            return FORWARD
+
+    node = Bench(Own)
+    node.lan_in(packet(1))
+    past_deadline(node)
+    assert node.core.suspended == 1 and node.out() == []
+    past_deadline(node)
+    node.wait()
+    assert payloads(node.out()) == [1] and node.count("deadline_passed") == 2 and not node.errors
+
+
+def test_deadlines_of_many_waits_end_in_order_whichever_were_answered() -> None:
+    node = Bench(StuckOpen)
+    node.lan_in(*(packet(2, port=1000 + i) for i in range(20)))
+    waiting = {actor.flow.source_port: actor for actor in node.core.actors()}
+    for port in (1000, 1007, 1019):
+        node.core.forget(waiting[port].flow, "lan")
+    past_deadline(node)
+    assert node.count("deadline_passed") == 17 == len(node.out()) and node.core.suspended == 0
+
+
+def test_fail_open_and_fail_closed_for_a_handler_that_raises() -> None:
+    class Broken(FlowActor):
+        def on_packet(self, packet: Packet) -> Any:
+            raise ValueError("no")
+
+    class BrokenOpen(Broken):
+        fail = FORWARD
+
+    for nf, passed in ((Broken, []), (BrokenOpen, [1, 2])):
+        node = Bench(nf)
+        node.lan_in(packet(1), packet(2))
+        assert payloads(node.out()) == passed and len(node.errors) == 2
+        assert node.count("handler_error") + node.count("failed_open") == 2 and node.core.entries == 0
+
+
+def test_policies_are_checked_when_the_class_is_defined() -> None:
+    with pytest.raises(UsageError, match="fail must be DROP"):
+        type("A", (FlowActor,), {"fail": "open"})
+    with pytest.raises(UsageError, match="deadline_s must be positive"):
+        type("A", (FlowActor,), {"deadline_s": 0})
+
+
+def test_a_connection_sees_both_directions_from_the_first_packet_on() -> None:
+    class Both(FlowActor):
+        connection = True
+        seen: ClassVar[list[tuple[bool, str]]] = []
+
+        def on_open(self, packet: Packet) -> Any:
+            return DROP if packet.payload[0] == 9 else None
+
+        def on_packet(self, packet: Packet) -> Any:
+            Both.seen.append((packet.is_reply, packet.port))
+            return FORWARD
+
+    node = Bench(Both)
+    node.lan_in(packet(1))
+    node.wan_in(frames.udp("198.51.100.1", 53, "10.0.0.2", 1000, b"r"))
+    assert Both.seen == [(False, "lan"), (True, "wan")] and len(node.core.actors()) == 1 and node.core.entries == 2
+    node.lan_in(packet(9, port=4000))
+    assert node.count("flows_refused") == 1 and node.core.entries == 2, "a refused connection leaves nothing"

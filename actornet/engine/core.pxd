@@ -10,7 +10,7 @@ from actornet.engine.neighbors cimport Neighbors, an_adjacency
 from actornet.engine.packet cimport Packet
 from actornet.engine.parked cimport an_parked
 from actornet.engine.ring cimport ControlPage, Ring
-from actornet.engine.types cimport an_entry, an_packet
+from actornet.engine.types cimport an_entry, an_key, an_packet
 from actornet.engine.verdict cimport Rewrite
 from actornet.engine.wire cimport an_table
 
@@ -19,6 +19,7 @@ cdef extern from "offload.h" nogil:
         AN_GENERAL
 
     uint64_t an_now_ns()
+    uint64_t an_steady_ns()
     bint an_offloaded(const an_entry *e, const an_packet *p)
     int an_offload(an_table *table, an_packet *p, uint32_t probed, uint64_t now_ns, const an_adjacency *adjacencies)
     void an_prefetch_actor(const an_table *table, uint32_t index)
@@ -73,6 +74,11 @@ cdef class Core:
     cdef Fragments fragments
     cdef uint8_t tunnels         # bit per enum an_tunnel
     cdef bint volatile_state     # fields may change in place
+    cdef bint connection         # a flow begins with its reply's key bound
+    cdef bint fail_open
+    cdef uint64_t deadline_ns
+    cdef void *waits_first       # suspensions that wait, by deadline
+    cdef void *waits_last
     cdef bint open_async, packet_async, close_async, message_async, has_open, has_packet, has_close
     cdef object on_open, on_packet, on_close, on_message
     cdef object message          # what on_message is about to get
@@ -119,7 +125,10 @@ cdef class Core:
     cdef int _turn(self) except -1
     cdef int _burst(self, int n) except -1
     cdef int _hear(self) except -1
+    cdef int _end_waits(self) except -1
+    cdef int _fail_packet(self, FlowBase flow, an_packet *p) except -1
     cdef int _miss(self, an_packet *p) except -1
+    cdef int _bind_reply(self, FlowBase flow, const an_key *key) except -1
     cdef int _untracked(self, an_packet *p) except -1
     cdef int _fragment(self, an_packet *p) except -1
     cdef int _hand_off(self, an_packet *p, int core) except -1

@@ -78,6 +78,8 @@ cdef class Core:
         cdef int i
         if not 1 <= len(ports) <= PORTS:
             raise UsageError(f"a core has 1..{PORTS} ports, not {len(ports)}")
+        if nf.connection and len(ports) > 2:
+            raise UsageError(f"{nf.__name__}.connection needs at most two ports: bind each reply where it arrives instead")
         self.ports = ports
         self.port_names = []
         self.port_count = len(ports)
@@ -117,6 +119,9 @@ cdef class Core:
         self.on_close, self.has_close, self.close_async = nf.on_close, nf.handles("on_close"), nf.suspends("on_close")
         self.on_message, self.message_async = nf.on_message, nf.suspends("on_message")
         self.volatile_state = nf.volatile
+        self.connection = nf.connection
+        self.fail_open = nf.fail.name == "FORWARD"
+        self.deadline_ns = <uint64_t>(nf.deadline_s * 1e9)
         self.untracked_forward = nf.untracked.name == "FORWARD"
         self.sees_icmp_errors = nf.sees_icmp_errors
         self.fragment_policy = FRAGMENT_POLICIES.index(nf.fragments)
@@ -140,6 +145,7 @@ cdef class Core:
         cdef Packet view = Packet.__new__(Packet)
         view.p = NULL
         view.port_names = self.port_names
+        view.table = &self.flows.table
         return view
 
     cdef int resolve_out(self, str to, int arriving) except -1:
@@ -197,8 +203,22 @@ cdef class Core:
         self.flows.expire()
         if self.fragments.table.datagrams_waiting:
             self.fragments.expire(self.now_ns)
+        if self.waits_first != NULL:
+            self._end_waits()
         self.exhale()
         return taken
+
+    cdef int _end_waits(self) except -1:
+        """Handlers that have waited for `deadline_s` get a TimeoutError where they wait."""
+        cdef Suspension waiting
+        cdef uint64_t now = an_steady_ns()
+        while self.waits_first != NULL:
+            waiting = <Suspension>self.waits_first
+            if waiting.deadline_ns > now:
+                break
+            self.counters[<int>C_DEADLINE_PASSED] += 1
+            waiting.end_wait()
+        return 0
 
     cdef int _hear(self) except -1:
         """Take what the owner system sent."""
@@ -361,9 +381,27 @@ cdef class Core:
         flow.incarnation = self.incarnation_next
         self.incarnation_next += 1
         flow.marks |= MARK_DIRTY
+        if self.connection:
+            self._bind_reply(flow, &p.key)
         if self.host is not None and self.routed >> p.port & 1:
             self.neighbors.learn(p)
         return self.handle(flow, p, PHASE_OPEN if self.has_open else PHASE_PACKET)
+
+    cdef int _bind_reply(self, FlowBase flow, const an_key *key) except -1:
+        """Let the connection's other direction come to the same actor, unless another flow holds its key."""
+        cdef an_key reply
+        cdef uint32_t index
+        memset(&reply, 0, sizeof(reply))
+        memcpy(reply.source, key.destination, 16)
+        memcpy(reply.destination, key.source, 16)
+        reply.source_port, reply.destination_port = key.destination_port, key.source_port
+        reply.protocol, reply.version = key.protocol, key.version
+        reply.port = self.resolve_out(None, key.port)
+        index = self.flows.find(&reply)
+        if index == AN_NONE or self.flows.table.entries[index].actor == NULL:
+            if not self.flows.add_key(flow, &reply):
+                self.counters[<int>C_FLOW_TABLE_FULL] += 1
+        return 0
 
     cdef int _untracked(self, an_packet *p) except -1:
         """Not a packet of a flow: the NF's `untracked` policy, but what a routed port itself is asked is answered."""
@@ -510,7 +548,7 @@ cdef class Core:
                 if not an_offloaded(e, p):
                     return self.handle(flow, p, PHASE_PACKET)
                 verdict = OFFLOADED
-            elif (verdict is DROP or verdict is REJECT) and flow.keys == 1 and e.rewrite.action == AN_SLOW:
+            elif (verdict is DROP or verdict is REJECT) and flow.keys <= 1 + self.connection and e.rewrite.action == AN_SLOW:
                 # Refused: a flow that was never opened leaves nothing behind.
                 self.counters[<int>C_FLOWS_REFUSED] += 1
                 self.counters[<int>C_FLOWS_OPENED] -= 1
@@ -535,13 +573,15 @@ cdef class Core:
         return self.report(flow, error, p, phase)
 
     cdef int report(self, FlowBase flow, object error, an_packet *p, int phase) except -1:
-        """A handler raised: the flow fails closed, its packet is dropped, others go on."""
+        """A handler raised: its packet goes as `fail` says, the flow closes, others go on."""
+        if not isinstance(error, (Exception, asyncio.CancelledError)):
+            if p != NULL:
+                self.drop(p, C_HANDLER_ERROR)
+            raise error
         if p != NULL:
-            self.drop(p, C_HANDLER_ERROR)
+            self._fail_packet(flow, p)
         else:
             self.counters[<int>C_HANDLER_ERROR] += 1
-        if not isinstance(error, (Exception, asyncio.CancelledError)):
-            raise error
         if self.on_error is not None:
             self.on_error(flow.flow, HANDLERS[phase], error)
         if phase == PHASE_MESSAGE:
@@ -549,6 +589,23 @@ cdef class Core:
         if phase == PHASE_CLOSE:
             return self._end_close(flow)
         return self.begin_close(flow, "handler error")
+
+    cdef int _fail_packet(self, FlowBase flow, an_packet *p) except -1:
+        """The packet whose handler failed: fail-closed, or fail-open where there is a way out without the actor."""
+        cdef int out, adjacency
+        if not self.fail_open or flow.core == NULL:
+            return self.drop(p, C_HANDLER_ERROR)
+        try:
+            out = self.resolve_out(None, p.port)
+            adjacency = self.neighbors.adjacency(out, &p.key, NULL, NULL)
+        except UsageError:
+            return self.drop(p, C_HANDLER_ERROR)
+        if adjacency < 0:
+            return self.drop(p, C_NO_ROUTE)
+        self.counters[<int>C_FAILED_OPEN] += 1
+        if adjacency:
+            return self.neighbors.ethernet(flow, p, out, adjacency)
+        return self.emit(flow, p, out)
 
     cdef int _answer_message(self, object value) except -1:
         reply, self.reply = self.reply, None

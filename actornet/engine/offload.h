@@ -26,6 +26,14 @@ static inline uint64_t an_now_ns(void)
     return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
+/* Time that no operator sets. */
+static inline uint64_t an_steady_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
 /* Whether the entry's rewrite, rather than its flow's actor, decides about the packet. */
 static inline int an_offloaded(const struct an_entry *e, const struct an_packet *p)
 {

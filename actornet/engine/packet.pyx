@@ -5,7 +5,7 @@ from cpython.bytes cimport PyBytes_FromStringAndSize
 
 from libc.stdint cimport uint32_t
 
-from actornet.engine.types cimport AN_ICMP_ERROR, AN_IP_OPTIONS, an_packet
+from actornet.engine.types cimport AN_ICMP_ERROR, AN_IP_OPTIONS, AN_NONE, AN_PRIMARY, an_packet
 from actornet.engine.verdict import Forward
 from actornet.engine.wire cimport address_text, five_tuple
 
@@ -33,6 +33,12 @@ cdef class Packet:
     def port(self) -> str:
         """Name of the port that the packet arrived at."""
         return self.port_names[self.live().key.port]
+
+    @property
+    def is_reply(self) -> bool:
+        """Whether it came by a key that the flow has bound, rather than by the one that it was opened with."""
+        cdef an_packet *p = self.live()
+        return p.entry != AN_NONE and not self.table.entries[p.entry].state & AN_PRIMARY
 
     @property
     def protocol(self) -> int:

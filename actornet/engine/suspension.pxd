@@ -4,6 +4,9 @@ from actornet.engine.flow_base cimport FlowBase
 from actornet.engine.packet cimport Packet
 from actornet.engine.parked cimport an_parked, an_queue
 from actornet.engine.types cimport an_packet
+from libc.stdint cimport uint64_t
+
+from actornet.engine.core cimport Core
 
 
 cdef class Suspension:
@@ -17,6 +20,10 @@ cdef class Suspension:
     cdef an_parked *packet       # the one whose handler waits; NULL for on_close and on_message
     cdef object reply            # of the on_message that waits
     cdef int phase
+    cdef uint64_t deadline_ns    # steady clock; of what it waits for
+    cdef void *waits_before      # borrowed: its place among the core's waits, by deadline
+    cdef void *waits_behind
+    cdef object late             # what to throw into the handler in place of an answer
     cdef an_queue mailbox
     cdef list messages           # (message, reply) that came meanwhile
 
@@ -24,6 +31,9 @@ cdef class Suspension:
     cdef int receive(self, an_packet *p) except -1
     cdef int wake(self, object waited) except -1
     cdef int abandon(self) except -1
+    cdef int end_wait(self) except -1
+    cdef int _queue(self, Core core) noexcept
+    cdef int _unqueue(self, Core core) noexcept
 
     cdef int _wait(self, object waiting_on) except -1
     cdef int _resume(self) except -1

@@ -4,13 +4,13 @@ import asyncio
 from asyncio import tasks as asyncio_tasks
 
 from cpython.object cimport PyObject
-from cpython.ref cimport Py_DECREF
+from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport uint32_t
 from libc.stdlib cimport free
 
 from actornet.engine.core cimport (
-    PHASE_MESSAGE, PHASE_PACKET, PYGEN_ERROR, PYGEN_NEXT, Core, PyIter_Send, PySendResult, an_now_ns, an_offloaded,
-    take_error,
+    PHASE_MESSAGE, PHASE_PACKET, PYGEN_ERROR, PYGEN_NEXT, PYGEN_RETURN, Core, PyIter_Send, PySendResult, an_now_ns, an_offloaded,
+    an_steady_ns, take_error,
 )
 from actornet.engine.counters cimport C_HELD_FENCED, C_MAILBOX_FULL, C_SUSPENDED
 from actornet.engine.flow_base cimport Ask
@@ -63,6 +63,7 @@ cdef class Suspension:
     cdef int _wait(self, object waiting_on) except -1:
         cdef Core core = <Core>self.flow.core
         self.waiting_on = waiting_on
+        self._queue(core)
         if isinstance(waiting_on, Ask) and not (<Ask>waiting_on).done:
             (<Ask>waiting_on).waited = True
             return 0
@@ -78,6 +79,40 @@ cdef class Suspension:
             raise UsageError("a handler that awaits asyncio needs a core with an event loop")
         core.loop.call_soon(self, waiting_on)
         return 0
+
+    cdef int _queue(self, Core core) noexcept:
+        """Behind the others: all have the same time to wait, so deadlines come in the order in which waits began."""
+        self.deadline_ns = an_steady_ns() + core.deadline_ns
+        self.waits_before, self.waits_behind = core.waits_last, NULL
+        if core.waits_last != NULL:
+            (<Suspension>core.waits_last).waits_behind = <void *>self
+        else:
+            core.waits_first = <void *>self
+        core.waits_last = <void *>self
+        return 0
+
+    cdef int _unqueue(self, Core core) noexcept:
+        if self.waits_before != NULL:
+            (<Suspension>self.waits_before).waits_behind = self.waits_behind
+        else:
+            core.waits_first = self.waits_behind
+        if self.waits_behind != NULL:
+            (<Suspension>self.waits_behind).waits_before = self.waits_before
+        else:
+            core.waits_last = self.waits_before
+        self.waits_before = self.waits_behind = NULL
+        return 0
+
+    cdef int end_wait(self) except -1:
+        """The deadline has passed: the handler gets a TimeoutError where it waits."""
+        cdef object waited = self.waiting_on
+        self.late = TimeoutError(f"no answer within deadline_s = {(<Core>self.flow.core).nf.deadline_s} s")
+        if isinstance(waited, Ask):
+            (<Ask>waited).done = True  # an answer that comes later finds nobody
+        elif hasattr(waited, "remove_done_callback"):
+            waited.remove_done_callback(self)
+            waited.cancel()
+        return self.wake(waited)
 
     cdef int receive(self, an_packet *p) except -1:
         """A packet for the mailbox."""
@@ -122,6 +157,7 @@ cdef class Suspension:
         cdef int phase = self.phase
         core.on_loop -= self.on_loop
         self.on_loop = False
+        self._unqueue(core)
         task, outer = self.task, None
         if task is not None:
             outer = asyncio_tasks.current_task(core.loop)
@@ -134,6 +170,19 @@ cdef class Suspension:
             status = PYGEN_ERROR
             raised = TypeError(
                 f"a handler awaited {self.waiting_on!r}: neither an owner's reply nor an asyncio awaitable")
+        elif self.late is not None:
+            late, self.late = self.late, None
+            raised = None
+            try:
+                yielded = self.coroutine.throw(late)
+                result, status = <PyObject *>yielded, PYGEN_NEXT
+                Py_INCREF(yielded)
+            except StopIteration as returned:
+                yielded = returned.value
+                result, status = <PyObject *>yielded, PYGEN_RETURN
+                Py_INCREF(yielded)
+            except BaseException as error:
+                raised, status = error, PYGEN_ERROR
         else:
             status = PyIter_Send(<PyObject *>self.coroutine, <PyObject *>None, &result)
             raised = take_error() if status == PYGEN_ERROR else None
@@ -165,9 +214,11 @@ cdef class Suspension:
     cdef int abandon(self) except -1:
         """The flow goes while its handler waits, because the log knows better (G6): nothing of it may leave."""
         cdef Core core = <Core>self.flow.core
+        cdef Suspension alive = self  # the flow's reference, which goes below, may be the last
         core.suspended -= 1
         core.on_loop -= self.on_loop
         self.on_loop = False
+        self._unqueue(core)
         self.view.p = NULL
         self.view = self.coroutine = self.task = self.waiting_on = None
         self.flow.suspension = None
