@@ -6,6 +6,7 @@ for what the operator may choose.
 
 from actornet.engine.five_tuple import FiveTuple
 from actornet.engine.packet import Packet
+from actornet.engine.terms import Meter, Mirror
 from actornet.engine.verdict import DROP, FORWARD, OFFLOADED, REJECT, Forward, Rewrite, Verdict
 from actornet.flow import FlowActor
 from actornet.owner import Owner, Struct
@@ -21,6 +22,8 @@ __all__ = [
     "FiveTuple",
     "FlowActor",
     "Forward",
+    "Meter",
+    "Mirror",
     "Owner",
     "Packet",
     "Rewrite",

@@ -21,12 +21,28 @@ from actornet.setting import Setting
 _IMMUTABLE = (int, float, bool, str, bytes, type(None), FiveTuple)
 
 
+class KeyState(msgspec.Struct, array_like=True, gc=False):
+    """One key of a flow, where it arrives, and its offload: `decode_verdict`'s form, or False; what TCP punts; the next
+    hop and its MAC address; the terms as `{"until_ns", "meter", "mirror"}`, each only if asked for."""
+
+    flow: FiveTuple
+    port: str
+    offload: list[Any] | bool | None
+    punt_tcp: bool
+    next_hop: tuple[str, bytes] | None = None
+    terms: dict[str, Any] | None = None
+
+
 class FlowState(msgspec.Struct, array_like=True):
-    """What the log keeps of a flow: fields in order of definition, keys with their offloads, idle time-out."""
+    """What the log keeps of a flow: fields in order of definition, keys with their offloads, idle time-out.
+
+    The offloads hold while owners have revoked offloads `generation` times, and no longer.
+    """
 
     fields: msgspec.Raw
-    keys: list[tuple[FiveTuple, str, list[Any] | bool | None, bool, tuple[str, bytes] | None]]
+    keys: list[KeyState]
     idle_ns: int
+    generation: int = 0
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -71,7 +87,8 @@ class FlowActor(FlowBase, metaclass=FlowMeta):
     - `on_packet(packet)` returns a verdict: DROP, FORWARD, `packet.to("wan")`, a `Rewrite`, or OFFLOADED (as the core
       would do it). Without it every packet that is not offloaded is dropped.
     - `on_close()` runs when the flow was idle for `idle_s` seconds, called `close()`, failed, or the node shuts down.
-
+    - `on_mirror(packet)`, a plain `def`, sees those packets of an offloaded key that its `Mirror` says, before they leave.
+      What it returns is ignored; it may withdraw or replace the offload, and then this packet goes by that.
     - `on_message(message)` takes what an ordinary Thespian actor tells or asks this flow (see `actornet.core_system`);
       what it returns, unless None, is the answer.
 
@@ -105,6 +122,8 @@ class FlowActor(FlowBase, metaclass=FlowMeta):
                 raise UsageError(f"{cls.__name__}.{name} must be a plain `def` or `async def` method")
             if inspect.isasyncgenfunction(handler) or inspect.isgeneratorfunction(handler):
                 raise UsageError(f"{cls.__name__}.{name} must not yield; use `await`")
+        if inspect.iscoroutinefunction(cls.on_mirror):
+            raise UsageError(f"{cls.__name__}.on_mirror must be a plain `def`: the packet does not wait for it")
         if not isinstance(cls.untracked, (Forward, Verdict)) or cls.untracked.name not in ("DROP", "FORWARD"):
             raise UsageError(f"{cls.__name__}.untracked must be DROP or FORWARD")
         if not isinstance(cls.fail, (Forward, Verdict)) or cls.fail.name not in ("DROP", "FORWARD"):
@@ -155,22 +174,25 @@ class FlowActor(FlowBase, metaclass=FlowMeta):
             fields: Any = cls._read_fields(self)
         else:
             fields = [getattr(self, name) for name in cls.replicated_fields()]
-        return _encode((fields, self._keys(), int(self.idle_s * 1e9)))
+        return _encode((fields, self._keys(), int(self.idle_s * 1e9), self._revocations()))
 
     @classmethod
-    def restore_arguments(cls, state: bytes) -> tuple[list[tuple[str, Any]], list[Any], int]:
-        """Fields by name, keys and idle time-out (ns) from a flow record's state. Raises UsageError if it is not ours."""
+    def restore_arguments(cls, state: bytes) -> tuple[list[tuple[str, Any]], list[KeyState], int, int]:
+        """Fields by name, keys, idle time-out (ns) and generation of the offloads from a flow record's state.
+
+        Raises UsageError if it is not ours.
+        """
         try:
             saved = _decode_state(state)
             values = cls._field_types.decode(saved.fields)
         except msgspec.MsgspecError as error:
             raise UsageError(f"a flow record does not fit {cls.__name__}: {error}; the log is of other code") from None
-        return list(zip(cls.replicated_fields(), values, strict=True)), saved.keys, saved.idle_ns
+        return list(zip(cls.replicated_fields(), values, strict=True)), saved.keys, saved.idle_ns, saved.generation
 
     @staticmethod
     def bound_keys(state: bytes) -> list[tuple[FiveTuple, str]]:
         """The keys besides the first in a flow record's state, each with its port's name."""
-        return [(flow, port) for flow, port, *_ in _decode_state(state).keys[1:]]
+        return [(key.flow, key.port) for key in _decode_state(state).keys[1:]]
 
     def on_open(self, packet: Packet) -> Any:
         """The flow's first packet has come; see the class."""
@@ -180,6 +202,9 @@ class FlowActor(FlowBase, metaclass=FlowMeta):
 
     def on_close(self) -> Any:
         """The flow ends; see the class."""
+
+    def on_mirror(self, packet: Packet) -> Any:
+        """A packet is about to leave as the offload says; see the class."""
 
     def on_message(self, message: Any) -> Any:
         """Another actor speaks to this flow; see the class."""

@@ -169,8 +169,8 @@ def fingerprint(nf: type[FlowActor]) -> str:
 
 def restore_flow(core: Core, nf: type[FlowActor], body: FlowBody) -> None:
     """Put a flow from the log into a core's table, as it was saved (G6)."""
-    fields, keys, idle_ns = nf.restore_arguments(body.state)
-    core.restore(body.flow, core.ports[body.port].name, body.incarnation, body.asks, fields, keys, idle_ns)
+    fields, keys, idle_ns, generation = nf.restore_arguments(body.state)
+    core.restore(body.flow, core.ports[body.port].name, body.incarnation, body.asks, fields, keys, idle_ns, generation)
 
 
 def _recovered(log: Log | None) -> tuple[Replica, int]:

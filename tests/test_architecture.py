@@ -83,6 +83,8 @@ def test_public_names_are_pinned() -> None:
         "FiveTuple",
         "FlowActor",
         "Forward",
+        "Meter",
+        "Mirror",
         "Owner",
         "Packet",
         "Rewrite",

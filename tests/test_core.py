@@ -428,7 +428,7 @@ def test_flow_restored_from_its_record_is_the_same_flow(bench: Any) -> None:
     first = bench(Remember, link=link)
     first.lan_in(packet(1), packet(2))
     (actor,) = first.core.actors()
-    fields, keys, idle_ns = Remember.restore_arguments(link.saved[-1])
+    fields, keys, idle_ns, _ = Remember.restore_arguments(link.saved[-1])
     second = bench(Remember)
     second.core.restore(actor.flow, "lan", 7, 0, fields, keys, idle_ns)
     (twin,) = second.core.actors()

@@ -10,10 +10,11 @@ import pytest
 
 from actornet import FORWARD, FiveTuple, FlowActor, Packet
 from actornet.errors import UsageError
+from actornet.flow import KeyState
 from tests.test_core import Bench, Pass, SlowLink, Wait, packet
 
 FLOW = FiveTuple(17, "10.0.0.2", 1000, "198.51.100.1", 53)
-KEYS = [(FLOW, "lan", False, True, None), (FLOW.reversed(), "wan", ["lan"], True, None)]
+KEYS = [KeyState(FLOW, "lan", False, True), KeyState(FLOW.reversed(), "wan", ["lan"], True)]
 MINUTE_NS = 60 * 10**9
 
 
@@ -34,7 +35,7 @@ def test_a_record_that_does_not_fit_the_node_leaves_nothing() -> None:
     """G6."""
     node = Bench(Pass)
     with pytest.raises(UsageError, match="no port is named 'dmz'"):
-        node.core.restore(FLOW, "lan", 7, 0, [], [KEYS[0], (FLOW, "dmz", False, True, None)], MINUTE_NS)
+        node.core.restore(FLOW, "lan", 7, 0, [], [KEYS[0], KeyState(FLOW, "dmz", False, True)], MINUTE_NS)
     assert node.core.entries == 0 and node.count("live_flows") == 0 and node.core.actors() == []
 
 

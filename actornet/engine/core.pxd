@@ -10,7 +10,7 @@ from actornet.engine.neighbors cimport Neighbors, an_adjacency
 from actornet.engine.packet cimport Packet
 from actornet.engine.parked cimport an_parked
 from actornet.engine.ring cimport ControlPage, Ring
-from actornet.engine.types cimport an_entry, an_key, an_packet
+from actornet.engine.types cimport an_entry, an_key, an_link, an_packet
 from actornet.engine.verdict cimport Rewrite
 from actornet.engine.wire cimport an_table
 
@@ -20,7 +20,7 @@ cdef extern from "offload.h" nogil:
 
     uint64_t an_now_ns()
     uint64_t an_steady_ns()
-    bint an_offloaded(const an_entry *e, const an_packet *p)
+    bint an_offloaded(const an_table *table, const an_entry *e, const an_packet *p)
     int an_offload(an_table *table, an_packet *p, uint32_t probed, uint64_t now_ns, const an_adjacency *adjacencies)
     void an_prefetch_actor(const an_table *table, uint32_t index)
 
@@ -41,6 +41,7 @@ cdef enum:
     PHASE_PACKET
     PHASE_CLOSE
     PHASE_MESSAGE
+    PHASE_MIRROR
 
 cdef enum:  # in the order of flow.FRAGMENT_POLICIES
     FRAGMENTS_DROP
@@ -79,8 +80,8 @@ cdef class Core:
     cdef uint64_t deadline_ns
     cdef void *waits_first       # suspensions that wait, by deadline
     cdef void *waits_last
-    cdef bint open_async, packet_async, close_async, message_async, has_open, has_packet, has_close
-    cdef object on_open, on_packet, on_close, on_message
+    cdef bint open_async, packet_async, close_async, message_async, has_open, has_packet, has_close, has_mirror
+    cdef object on_open, on_packet, on_close, on_message, on_mirror
     cdef object message          # what on_message is about to get
     cdef object reply            # who waits for its answer
     cdef object loop
@@ -107,6 +108,8 @@ cdef class Core:
     cdef an_packet *packet_of(self, FlowBase flow) noexcept
     cdef int parse(self, an_packet *p) except -1
     cdef int process(self, an_packet *p) except -1
+    cdef int offloaded(self, an_entry *e, an_packet *p) except -1
+    cdef int _mirrored(self, FlowBase flow, an_packet *p) except -1
     cdef int carry_out(self, an_entry *e, an_packet *p) except -1
     cdef int drop(self, an_packet *p, int counter) except -1
     cdef int handle(self, FlowBase flow, an_packet *p, int phase) except -1
@@ -127,6 +130,8 @@ cdef class Core:
     cdef int _hear(self) except -1
     cdef int _end_waits(self) except -1
     cdef int _fail_packet(self, FlowBase flow, an_packet *p) except -1
+    cdef int _end_offload(self, FlowBase flow, an_entry *e, int counter) except -1
+    cdef an_packet *_set_link(self, an_packet *p, const an_link *link) except NULL
     cdef int _miss(self, an_packet *p) except -1
     cdef int _bind_reply(self, FlowBase flow, const an_key *key) except -1
     cdef int _untracked(self, an_packet *p) except -1

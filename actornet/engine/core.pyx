@@ -23,6 +23,7 @@ from libc.string cimport memcmp, memcpy, memset
 
 from actornet.engine.counters cimport *
 from actornet.engine.flow_base cimport MARK_CLOSING, MARK_DIRTY, MARK_SAVED
+from actornet.engine.flows cimport an_addresses, an_revoked, an_terms_conform, an_terms_expired, an_terms_mirror
 from actornet.engine.handoff cimport Handoff
 from actornet.engine.parked cimport an_park
 from actornet.engine.port cimport Port
@@ -45,13 +46,17 @@ from actornet.limits import (
     BURST_PACKETS, FLOWS_MAX_DEFAULT, MAILBOX_PACKETS_MAX, PORTS_MAX,
 )
 
+cdef extern from "link.h" nogil:
+    bint an_link_grows(const an_packet *p, const an_link *link)
+    void an_link_apply(an_packet *p, const an_link *link)
+
 cdef extern from "Python.h":
     PyObject *PyObject_Vectorcall(PyObject *callable, PyObject **args, size_t nargsf, PyObject *kwnames)
     Py_ssize_t Py_REFCNT(PyObject *o)
 
 DEF TURNS_MAX = 16
 
-HANDLERS = ("on_open", "on_packet", "on_close", "on_message")
+HANDLERS = ("on_open", "on_packet", "on_close", "on_message", "on_mirror")
 FRAGMENT_POLICIES = ("drop", "forward", "reassemble")
 
 assert len(COUNTERS) == C_COUNT <= PID_COUNTER
@@ -118,6 +123,7 @@ cdef class Core:
         self.packet_async = nf.suspends("on_packet")
         self.on_close, self.has_close, self.close_async = nf.on_close, nf.handles("on_close"), nf.suspends("on_close")
         self.on_message, self.message_async = nf.on_message, nf.suspends("on_message")
+        self.on_mirror, self.has_mirror = nf.on_mirror, nf.handles("on_mirror")
         self.volatile_state = nf.volatile
         self.connection = nf.connection
         self.fail_open = nf.fail.name == "FORWARD"
@@ -333,31 +339,74 @@ cdef class Core:
         e.bytes += p.length
         if not p.flags & AN_ICMP_ERROR:
             e.last_seen_ns = self.now_ns
-        if an_offloaded(e, p) and not e.state & AN_BUSY and not (self.sees_icmp_errors and p.flags & AN_ICMP_ERROR):
-            self.counters[<int>C_OFFLOADED] += 1
-            return self.carry_out(e, p)
+        if an_offloaded(&self.flows.table, e, p) and not e.state & AN_BUSY and not (
+                self.sees_icmp_errors and p.flags & AN_ICMP_ERROR):
+            return self.offloaded(e, p)
         flow = <FlowBase>e.actor
+        if an_revoked(&self.flows.table, e):
+            self._end_offload(flow, e, C_OFFLOADS_REVOKED)
         if flow.suspension is not None:
             return flow.suspension.receive(p)
         if self.packet_async or not self.has_packet:
             return self.handle(flow, p, PHASE_PACKET)
         return self._handle_packet(flow, p)
 
+    cdef int _end_offload(self, FlowBase flow, an_entry *e, int counter) except -1:
+        """The offload of this key has ended by itself; the flow's record will say so when it is saved next."""
+        self.counters[counter] += 1
+        flow.marks |= MARK_DIRTY
+        return self.flows.withdraw(e)
+
+    cdef int offloaded(self, an_entry *e, an_packet *p) except -1:
+        """A packet that an offload decides about, and its terms."""
+        cdef FlowBase flow
+        if e.state & AN_TERMS:
+            flow = <FlowBase>e.actor
+            if an_terms_expired(&e.extra.terms, self.now_ns):
+                self._end_offload(flow, e, C_OFFLOADS_EXPIRED)
+                return self.handle(flow, p, PHASE_PACKET)
+            if an_terms_mirror(&e.extra.terms, p.length):
+                self.counters[<int>C_MIRRORED] += 1
+                return self.handle(flow, p, PHASE_MIRROR)
+        self.counters[<int>C_OFFLOADED] += 1
+        return self.carry_out(e, p)
+
+    cdef int _mirrored(self, FlowBase flow, an_packet *p) except -1:
+        """`on_mirror` has seen the packet: it goes as the offload says, or what stands in its place now."""
+        p.entry = self.flows.find(&p.key)
+        if p.entry == AN_NONE or self.flows.table.entries[p.entry].actor != <void *>flow:
+            return self.process(p)
+        if an_offloaded(&self.flows.table, &self.flows.table.entries[p.entry], p):
+            self.counters[<int>C_OFFLOADED] += 1
+            return self.carry_out(&self.flows.table.entries[p.entry], p)
+        return self.handle(flow, p, PHASE_PACKET)
+
     cdef int carry_out(self, an_entry *e, an_packet *p) except -1:
         """Do what the entry's rewrite says."""
         cdef int out = e.rewrite.out_port
+        if e.state & AN_TERMS and not an_terms_conform(&e.extra.terms, p.length, self.now_ns):
+            return self.drop(p, C_DROPPED_BY_METER)
         if e.rewrite.action == AN_DROP:
             return self.drop(p, C_DROPPED_BY_OFFLOAD)
         if e.rewrite.action == AN_REDIRECT:
             return self._hand_off(p, out)
-        if an_rewrite_apply(p, &e.rewrite, e.addresses) != 0:
+        if an_rewrite_apply(p, &e.rewrite, an_addresses(e)) != 0:
             return self._ttl_expired(p)
+        if e.rewrite.fields & AN_SET_LINK:
+            p = self._set_link(p, &e.extra.link)
         if e.rewrite.adjacency:
             return self.neighbors.ethernet(
                 <FlowBase>e.actor if e.state & AN_HELD else None, p, out, e.rewrite.adjacency)
         if e.state & AN_HELD:
             return self.output.hold(<FlowBase>e.actor, p, out)
         return self.transmit(p, out)
+
+    cdef an_packet *_set_link(self, an_packet *p, const an_link *link) except NULL:
+        """Change the Ethernet header; a packet that grows by a tag is copied to where there is room before it."""
+        if an_link_grows(p, link):
+            p = &self.park(p).p
+        an_link_apply(p, link)
+        return p
 
     cdef int _miss(self, an_packet *p) except -1:
         """The first packet of a flow, as far as this core knows."""
@@ -496,6 +545,8 @@ cdef class Core:
             handler, asynchronous = <PyObject *>self.on_open, self.open_async
         elif phase == PHASE_CLOSE:
             handler, asynchronous = <PyObject *>self.on_close, self.close_async
+        elif phase == PHASE_MIRROR:
+            handler, asynchronous = <PyObject *>self.on_mirror, False
         else:
             handler, asynchronous = <PyObject *>self.on_message, self.message_async
         self.view.p = p
@@ -545,10 +596,10 @@ cdef class Core:
         if phase == PHASE_OPEN:
             e = &self.flows.table.entries[flow.first]
             if verdict is None:
-                if not an_offloaded(e, p):
+                if not an_offloaded(&self.flows.table, e, p):
                     return self.handle(flow, p, PHASE_PACKET)
                 verdict = OFFLOADED
-            elif (verdict is DROP or verdict is REJECT) and flow.keys <= 1 + self.connection and e.rewrite.action == AN_SLOW:
+            elif (verdict is DROP or verdict is REJECT) and flow.keys <= 1 + self.connection and not self.flows.stands(e):
                 # Refused: a flow that was never opened leaves nothing behind.
                 self.counters[<int>C_FLOWS_REFUSED] += 1
                 self.counters[<int>C_FLOWS_OPENED] -= 1
@@ -561,6 +612,8 @@ cdef class Core:
             return self.report(flow, error, p, phase)
         if phase == PHASE_MESSAGE:
             self._answer_message(verdict)
+        elif phase == PHASE_MIRROR:
+            self._mirrored(flow, p)
         else:
             self._apply(flow, p, verdict)
         if flow.marks & MARK_CLOSING:
@@ -715,7 +768,7 @@ cdef class Core:
             self._refuse(p, 3, 13)
             return self.drop(p, C_REJECTED_BY_NF)
         if decision.kind == VERDICT_OFFLOADED:
-            if p.entry == AN_NONE or self.flows.table.entries[p.entry].rewrite.action == AN_SLOW:
+            if p.entry == AN_NONE or not self.flows.stands(&self.flows.table.entries[p.entry]):
                 return self.report(flow, TypeError(f"{self.nf.__name__} returned OFFLOADED for a key without offload"),
                                    p, PHASE_PACKET)
             return self.carry_out(&self.flows.table.entries[p.entry], p)
@@ -733,6 +786,8 @@ cdef class Core:
             return self.drop(p, C_NO_ROUTE)
         if decision.kind == VERDICT_REWRITE and an_rewrite_apply(p, &rewrite.rewrite, rewrite.ipv6_addresses()) != 0:
             return self._ttl_expired(p)
+        if decision.kind == VERDICT_REWRITE and rewrite.link.fields:
+            p = self._set_link(p, &rewrite.link)
         if adjacency:
             return self.neighbors.ethernet(flow, p, out, adjacency)
         return self.emit(flow, p, out)
@@ -844,12 +899,20 @@ cdef class Core:
 
     # -- flows from the log -----------------------------------------------------------------------------------------
 
-    def restore(self, flow, str port, incarnation, asks, fields, keys, idle_ns) -> None:
+    def restore(self, flow, str port, incarnation, asks, fields, keys, idle_ns, generation=0) -> None:
         """Make a flow as its record says, offloads included; flows that hold its keys now are replaced (G6).
 
         A flow for which the table has no room is left out and counted as `flow_table_full`.
         """
-        self.flows.restore(flow, port, incarnation, asks, fields, keys, idle_ns)
+        self.flows.restore(flow, port, incarnation, asks, fields, keys, idle_ns, generation)
+
+    def revoke(self, count) -> None:
+        """Owners have revoked all offloads `count` times by now: packets come to their actors again."""
+        self.flows.revoke(count)
+
+    @property
+    def revocations(self) -> int:
+        return self.flows.revocations
 
     def forget(self, flow, str port) -> None:
         """Remove the flow that was opened with this key, without `on_close`: the log says that it closed elsewhere."""

@@ -1,7 +1,8 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-cdef class FlowBase  # before the import: a suspension names its flow
+cdef class FlowBase  # before the imports: they name it
 
+from actornet.engine.core cimport Core
 from actornet.engine.suspension cimport Suspension
 
 # FlowBase.marks
@@ -38,3 +39,5 @@ cdef class FlowBase:
     cdef bytes saved             # last saved state, kept only where fields may change in place
     cdef uint8_t keys
     cdef uint8_t marks
+
+    cdef uint32_t _index_of(self, Core core, flow, str port, str what) except? 0xffffffff

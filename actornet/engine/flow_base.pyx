@@ -6,10 +6,12 @@ from cpython.object cimport PyObject_GenericSetAttr
 
 from actornet.engine.core cimport Core
 from actornet.engine.counters cimport C_ASKS, C_FLOW_TABLE_FULL
-from actornet.engine.types cimport AN_NONE, AN_PUNT_TCP, AN_SLOW, an_entry, an_key
+from actornet.engine.types cimport AN_NONE, AN_PUNT_TCP, AN_TERMS, an_entry, an_key, an_terms
+from actornet.engine.flows cimport make_terms
 from actornet.engine.verdict cimport Verdict
 from actornet.engine.wire cimport an_timer_arm, five_tuple, key_of
 
+from actornet.engine.terms import Meter, Mirror
 from actornet.errors import OwnerError, UsageError
 from actornet.limits import ASKS_OPEN_PER_FLOW_MAX, KEYS_PER_FLOW_MAX
 
@@ -156,24 +158,31 @@ cdef class FlowBase:
             raise UsageError("bind: the flow table is full; raise flows_max")
         self.marks |= MARK_DIRTY
 
-    def offload(self, Verdict verdict not None, flow=None, str port=None, *, idle_s=None, bint punt_tcp=True) -> None:
+    def offload(
+        self, Verdict verdict not None, flow=None, str port=None, *,
+        idle_s=None, hard_s=None, meter=None, mirror=None, bint punt_tcp=True,
+    ) -> None:
         """Let the core carry out `verdict` for this key's packets without the actor, from the watermark on (G3).
 
-        `flow` and `port` name a bound key; without them it is the key that the flow was opened with. TCP packets with
-        SYN, FIN or RST still come to `on_packet` unless `punt_tcp` is False. Raises UsageError for an unbound key.
+        `flow` and `port` name a bound key; without them it is the key that the flow was opened with. The flow closes
+        when none of its keys has had a packet for `idle_s`; the offload alone ends `hard_s` seconds from now. What
+        exceeds the `Meter` is dropped; what the `Mirror` says, `on_mirror` sees before it leaves. TCP packets with SYN,
+        FIN or RST still come to `on_packet` unless `punt_tcp` is False. Raises UsageError for an unbound key, and for
+        what the core cannot carry out.
         """
         cdef Core core = core_of(self)
-        cdef an_key key
-        cdef uint32_t index = self.first
-        if flow is not None:
-            if port is None:
-                index = core.flows.find_at_any_port(flow, <void *>self)
-            else:
-                key_of(flow, core.resolve_out(port, 0), &key)
-                index = core.flows.find(&key)
-            if index == AN_NONE or core.flows.table.entries[index].actor != <void *>self:
-                raise UsageError(f"offload: {flow} is not bound to this flow; call bind first")
-        core.flows.install(index, verdict, punt_tcp)
+        cdef an_terms terms
+        cdef bint asked = hard_s is not None or meter is not None or mirror is not None
+        cdef uint32_t index = self._index_of(core, flow, port, "offload")
+        if asked:
+            if hard_s is not None and not 0 < hard_s < 1e9:
+                raise UsageError(f"offload: hard_s must be positive seconds, not {hard_s!r}")
+            if mirror is not None and not core.has_mirror:
+                raise UsageError(f"offload: a mirror needs {core.nf.__name__}.on_mirror")
+            if meter is not None and not isinstance(meter, Meter) or mirror is not None and not isinstance(mirror, Mirror):
+                raise UsageError("offload: meter is a Meter, mirror a Mirror")
+            make_terms(&terms, core.now_ns + <uint64_t>(hard_s * 1e9) if hard_s is not None else 0, meter, mirror)
+        core.flows.install(index, verdict, punt_tcp, &terms if asked else NULL)
         if idle_s is not None:
             self.idle_s = idle_s
         self.marks |= MARK_DIRTY
@@ -183,13 +192,37 @@ cdef class FlowBase:
         cdef Core core = core_of(self)
         cdef uint32_t i = self.first
         for _ in range(self.keys):
-            core.flows.table.entries[i].rewrite.action = AN_SLOW
+            core.flows.withdraw(&core.flows.table.entries[i])
             i = core.flows.table.entries[i].next_key
         self.marks |= MARK_DIRTY
+
+    def counted(self, flow=None, str port=None):
+        """Packets and bytes of one key so far, offloaded ones included: of the key that the flow was opened with, or of
+        the bound one that `flow` and `port` name. They count from when this core got the flow. UsageError if unbound."""
+        cdef Core core = core_of(self)
+        cdef an_entry *e = &core.flows.table.entries[self._index_of(core, flow, port, "counted")]
+        return e.packets, e.bytes
+
+    cdef uint32_t _index_of(self, Core core, flow, str port, str what) except? 0xffffffff:
+        cdef an_key key
+        cdef uint32_t index
+        if flow is None:
+            return self.first
+        if port is None:
+            index = core.flows.find_at_any_port(flow, <void *>self)
+        else:
+            key_of(flow, core.resolve_out(port, 0), &key)
+            index = core.flows.find(&key)
+        if index == AN_NONE or core.flows.table.entries[index].actor != <void *>self:
+            raise UsageError(f"{what}: {flow} is not bound to this flow; call bind first")
+        return index
 
     def close(self) -> None:
         """Close the flow once the running handler has completed; `on_close` runs."""
         self.marks |= MARK_CLOSING
+
+    def _revocations(self) -> int:
+        return core_of(self).flows.revocations
 
     def _ask(self, reference, message, tuple args):
         """Send an owner message; called by the proxies that `Owner.named` makes."""
@@ -209,18 +242,22 @@ cdef class FlowBase:
         return ask
 
     def _keys(self) -> list:
-        """Record form of the keys: [five-tuple, port, verdict form or False, punt, next hop or None] each."""
+        """Record form of the keys: [five-tuple, port, verdict form or False, punt, next hop or None] each, and the terms
+        if there are some."""
         cdef Core core = core_of(self)
         cdef uint32_t i = self.first
         cdef an_entry *e
         keys = []
         for _ in range(self.keys):
             e = &core.flows.table.entries[i]
-            keys.append([
+            form = [
                 five_tuple(&e.key), core.port_names[e.key.port],
-                False if e.rewrite.action == AN_SLOW else core.flows.offload_form(e),
+                core.flows.offload_form(e) if core.flows.stands(e) else False,
                 bool(e.state & AN_PUNT_TCP), core.neighbors.form(e.rewrite.adjacency),
-            ])
+            ]
+            if e.state & AN_TERMS:
+                form.append(core.flows.terms_form(e))
+            keys.append(form)
             i = e.next_key
         return keys
 

@@ -47,6 +47,7 @@ struct an_table {
     uint32_t touched; /* entries [0, touched) were live once; the pages behind them are not backed yet */
     uint32_t free;    /* list of the removed ones, through next_key */
     uint32_t armed;   /* entries in the wheel */
+    uint16_t generation; /* of the offloads that hold */
     uint64_t tick;    /* all slots up to this one are empty */
     uint64_t now_ns;  /* latest time seen */
     uint64_t skew_ns; /* wheel time = time + skew: stays monotone when the clock is set back */

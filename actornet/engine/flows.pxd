@@ -1,16 +1,25 @@
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from actornet.engine.flow_base cimport FlowBase
-from actornet.engine.types cimport an_entry, an_key
+from actornet.engine.types cimport an_entry, an_extra, an_key, an_terms
 from actornet.engine.verdict cimport Verdict
 from actornet.engine.wire cimport an_table
 
 cdef extern from "offload.h" nogil:
     uint32_t an_flow_from(const an_table *table, uint32_t index)
+    bint an_revoked(const an_table *table, const an_entry *e)
+    const uint8_t *an_addresses(const an_entry *e)
+
+cdef extern from "terms.h" nogil:
+    void an_terms_begin(an_terms *terms, uint64_t now_ns)
+    bint an_terms_expired(const an_terms *terms, uint64_t now_ns)
+    bint an_terms_conform(an_terms *terms, uint32_t bytes, uint64_t now_ns)
+    bint an_terms_mirror(an_terms *terms, uint32_t bytes)
 
 
 cdef class Flows:
     cdef an_table table
+    cdef uint64_t revocations    # so many times have owners revoked all offloads
     cdef void *core              # borrowed: the Core whose flows these are
     cdef tuple defaults          # names and values of a new flow's fields
     cdef tuple defaults_copied   # of those that change in place
@@ -24,10 +33,16 @@ cdef class Flows:
     cdef int set_state(self, FlowBase flow, uint8_t bit, bint on) except -1
     cdef int expire(self) except -1
     cdef int close_all(self, str reason) except -1
-    cdef int install(self, uint32_t index, Verdict verdict, bint punt) except -1
+    cdef int install(self, uint32_t index, Verdict verdict, bint punt, const an_terms *terms) except -1
+    cdef int withdraw(self, an_entry *e) noexcept
+    cdef bint stands(self, const an_entry *e) noexcept
+    cdef object terms_form(self, const an_entry *e)
+    cdef int revoke(self, uint64_t count) except -1
+    cdef an_extra *extra(self, an_entry *e) except NULL
     cdef object offload_form(self, const an_entry *e)
     cdef int restore(
-        self, object flow, str port, uint64_t incarnation, uint32_t asks, object fields, object keys, uint64_t idle_ns
+        self, object flow, str port, uint64_t incarnation, uint32_t asks, object fields, object keys, uint64_t idle_ns,
+        uint64_t generation
     ) except -1
     cdef int forget(self, object flow, str port) except -1
     cdef int redirect(self, object flow, str port, int to) except -1
@@ -38,3 +53,6 @@ cdef class Flows:
     cdef int _free_keys(self, FlowBase flow) noexcept
     cdef int _free_entry(self, uint32_t index) noexcept
     cdef int _displace(self, const an_key *key) except -1
+
+
+cdef bint make_terms(an_terms *out, uint64_t until_ns, object meter, object mirror) except -1

@@ -4,7 +4,7 @@ import os
 
 from cpython.object cimport PyObject_GenericSetAttr
 from cpython.ref cimport Py_DECREF, Py_INCREF
-from libc.stdlib cimport free, malloc
+from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
 from actornet.engine.core cimport Core
@@ -12,20 +12,45 @@ from actornet.engine.counters cimport C_FLOW_TABLE_FULL, C_FLOWS_RESTORED, C_LIV
 from actornet.engine.flow_base cimport MARK_SAVED
 from actornet.engine.types cimport (
     AN_BUSY, AN_DECREMENT_TTL, AN_DROP, AN_FORWARD, AN_HELD, AN_NONE, AN_PRIMARY, AN_PUNT_TCP, AN_REDIRECT,
-    AN_SET_DESTINATION, AN_SET_DESTINATION_PORT, AN_SET_DSCP, AN_SET_SOURCE, AN_SET_SOURCE_PORT, an_rewrite,
+    AN_LINK_DESTINATION, AN_LINK_SOURCE, AN_LINK_VLAN, AN_SET_DESTINATION, AN_SET_DESTINATION_PORT, AN_SET_DSCP,
+    AN_SET_LINK, AN_SET_SOURCE, AN_SET_SOURCE_PORT, AN_SLOW, AN_TERMS, an_rewrite,
 )
-from actornet.engine.verdict cimport VERDICT_DROP, VERDICT_FORWARD, VERDICT_REWRITE, Forward, Rewrite
+from actornet.engine.verdict cimport VERDICT_DROP, VERDICT_FORWARD, VERDICT_REWRITE, Forward, Rewrite, mac_text
 from actornet.engine.wire cimport (
     address_text, an_hash, an_rewrite_prepare, an_table_find, an_table_free, an_table_init, an_table_insert,
     an_table_remove, an_timer_advance, an_timer_arm, key_of,
 )
 
+from actornet.engine.terms import Meter, Mirror
 from actornet.engine.verdict import decode_verdict
 from actornet.errors import UsageError
 
 DEF DUE_MAX = 64
 
 MUTABLE = (list, dict, set)
+
+
+cdef bint terms_of(an_terms *out, object form) except -1:
+    """Reads the record form of an offload's terms; False if there are none."""
+    memset(out, 0, sizeof(an_terms))
+    if form is None:
+        return False
+    meter, mirror = form.get("meter"), form.get("mirror")
+    return make_terms(
+        out, form.get("until_ns", 0), Meter(**meter) if meter else None, Mirror(**mirror) if mirror else None
+    )
+
+
+cdef bint make_terms(an_terms *out, uint64_t until_ns, object meter, object mirror) except -1:
+    memset(out, 0, sizeof(an_terms))
+    out.until_ns = until_ns
+    if meter is not None:
+        out.rate = meter.bytes_per_s or meter.packets_per_s
+        out.burst = meter.burst
+        out.meter_bytes = meter.bytes_per_s != 0
+    if mirror is not None:
+        out.mirror_every, out.mirror_packets, out.mirror_bytes = mirror.every, mirror.packets, mirror.bytes
+    return until_ns != 0 or meter is not None or mirror is not None
 
 
 cdef class Flows:
@@ -128,7 +153,7 @@ cdef class Flows:
         return an_table_insert(&self.table, key, <uint32_t>an_hash(key, self.table.seed))
 
     cdef int _free_entry(self, uint32_t index) noexcept:
-        free(self.table.entries[index].addresses)
+        free(self.table.entries[index].extra)
         an_table_remove(&self.table, index)
         return 0
 
@@ -205,12 +230,13 @@ cdef class Flows:
 
     # -- offloads ---------------------------------------------------------------------------------------------------
 
-    cdef int install(self, uint32_t index, Verdict verdict, bint punt) except -1:
-        """Make `verdict` the entry's offload."""
+    cdef int install(self, uint32_t index, Verdict verdict, bint punt, const an_terms *terms) except -1:
+        """Make `verdict` the entry's offload; `terms` may be NULL."""
         cdef Core core = <Core>self.core
         cdef an_entry *e = &self.table.entries[index]
         cdef an_rewrite r
-        cdef Rewrite rewrite
+        cdef Rewrite rewrite = None
+        cdef an_extra *extra
         cdef const uint8_t *addresses = NULL
         cdef int adjacency
         memset(&r, 0, sizeof(r))
@@ -235,17 +261,66 @@ cdef class Flows:
                 raise UsageError(f"offload: no route to the destination out of port {core.port_names[r.out_port]}")
             r.adjacency = adjacency
         if addresses != NULL:
-            if e.addresses == NULL:
-                e.addresses = <uint8_t *>malloc(32)
-                if e.addresses == NULL:
-                    raise MemoryError("offload")
-            memcpy(e.addresses, addresses, 32)
+            memcpy(self.extra(e).addresses, addresses, 32)
+        if r.fields & AN_SET_LINK:
+            self.extra(e).link = rewrite.link
+        if terms != NULL:
+            extra = self.extra(e)
+            extra.terms = terms[0]
+            an_terms_begin(&extra.terms, core.now_ns)
+            e.state |= AN_TERMS
+        else:
+            e.state &= ~AN_TERMS
         e.rewrite = r
+        e.generation = self.table.generation
         if punt:
             e.state |= AN_PUNT_TCP
         else:
             e.state &= ~AN_PUNT_TCP
         return 0
+
+    cdef an_extra *extra(self, an_entry *e) except NULL:
+        if e.extra == NULL:
+            e.extra = <an_extra *>calloc(1, sizeof(an_extra))
+            if e.extra == NULL:
+                raise MemoryError("offload")
+        return e.extra
+
+    cdef int withdraw(self, an_entry *e) noexcept:
+        """Packets of this key come to the actor again."""
+        e.rewrite.action = AN_SLOW
+        e.state &= ~AN_TERMS
+        return 0
+
+    cdef bint stands(self, const an_entry *e) noexcept:
+        """Whether the key is offloaded."""
+        return e.rewrite.action != AN_SLOW and not an_revoked(&self.table, e)
+
+    cdef int revoke(self, uint64_t count) except -1:
+        """Owners have revoked all offloads `count` times: none that was installed before the last of them holds."""
+        cdef uint32_t i
+        if count >> 16 != self.revocations >> 16:  # entries know the low bits only
+            for i in range(self.table.touched):
+                if self.table.entries[i].actor != NULL:
+                    self.withdraw(&self.table.entries[i])
+        self.revocations = count
+        self.table.generation = <uint16_t>count
+        return 0
+
+    cdef object terms_form(self, const an_entry *e):
+        """Record form of an offload's terms, or None: `terms_of` reads it."""
+        cdef const an_terms *t
+        if not e.state & AN_TERMS:
+            return None
+        t = &e.extra.terms
+        form = {}
+        if t.until_ns:
+            form["until_ns"] = t.until_ns
+        if t.rate:
+            form["meter"] = {"burst": t.burst, "bytes_per_s" if t.meter_bytes else "packets_per_s": t.rate}
+        if t.mirror_every or t.mirror_packets or t.mirror_bytes:
+            form["mirror"] = {"every": t.mirror_every, "packets": t.mirror_packets, "bytes": t.mirror_bytes}
+        return form
 
     cdef object offload_form(self, const an_entry *e):
         """Record form of an entry's offload: `decode_verdict` makes the same verdict of it."""
@@ -257,9 +332,9 @@ cdef class Flows:
         to = (<Core>self.core).port_names[r.out_port]
         if r.fields == 0:
             return [to]
-        if e.addresses != NULL:
-            source, destination = e.addresses, e.addresses + 16
-        return [
+        if e.key.version == 6 and e.extra != NULL:
+            source, destination = e.extra.addresses, e.extra.addresses + 16
+        form = [
             to,
             address_text(source, e.key.version) if r.fields & AN_SET_SOURCE else None,
             r.source_port if r.fields & AN_SET_SOURCE_PORT else None,
@@ -268,11 +343,19 @@ cdef class Flows:
             r.dscp if r.fields & AN_SET_DSCP else None,
             bool(r.fields & AN_DECREMENT_TTL),
         ]
+        if r.fields & AN_SET_LINK:
+            form += [
+                mac_text(e.extra.link.source) if e.extra.link.fields & AN_LINK_SOURCE else None,
+                mac_text(e.extra.link.destination) if e.extra.link.fields & AN_LINK_DESTINATION else None,
+                e.extra.link.vlan if e.extra.link.fields & AN_LINK_VLAN else None,
+            ]
+        return form
 
     # -- from the log -----------------------------------------------------------------------------------------------
 
     cdef int restore(
-        self, object flow, str port, uint64_t incarnation, uint32_t asks, object fields, object keys, uint64_t idle_ns
+        self, object flow, str port, uint64_t incarnation, uint32_t asks, object fields, object keys, uint64_t idle_ns,
+        uint64_t generation
     ) except -1:
         """Make a flow as its record says, offloads included; flows that hold its keys now are replaced (G6).
 
@@ -284,6 +367,8 @@ cdef class Flows:
         cdef uint32_t index
         cdef int at
         cdef bint complete = False
+        cdef an_terms terms
+        cdef bint asked
         key_of(flow, core.port_index(port), &key)
         self._displace(&key)
         actor = self.create(&key)
@@ -297,21 +382,22 @@ cdef class Flows:
             actor.asks = asks
             actor.idle_ns = idle_ns
             an_timer_arm(&self.table, actor.first, core.now_ns + actor.idle_ns)
-            for tuple_, arriving, form, punt, next_hop in keys:
-                at = core.port_index(arriving)
-                key_of(tuple_, at, &key)
+            for saved in keys:
+                at = core.port_index(saved.port)
+                key_of(saved.flow, at, &key)
                 index = self.find(&key)
                 if index == AN_NONE or self.table.entries[index].actor != <void *>actor:
                     self._displace(&key)
                     if not self.add_key(actor, &key):
                         core.counters[<int>C_FLOW_TABLE_FULL] += 1
                         return 0
-                if form is False:
+                if saved.offload is False or generation != self.revocations:
                     continue
-                verdict = decode_verdict(form)
-                if next_hop is not None:
-                    core.neighbors.restore(core.resolve_out(getattr(verdict, "to", None), at), next_hop)
-                self.install(self.find(&key), verdict, punt)
+                verdict = decode_verdict(saved.offload)
+                if saved.next_hop is not None:
+                    core.neighbors.restore(core.resolve_out(getattr(verdict, "to", None), at), saved.next_hop)
+                asked = terms_of(&terms, saved.terms)
+                self.install(self.find(&key), verdict, saved.punt_tcp, &terms if asked else NULL)
             complete = True
         finally:
             if not complete:  # never half a flow

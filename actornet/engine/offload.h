@@ -6,8 +6,10 @@
 #include <time.h>
 
 #include "flow_table.h"
+#include "link.h"
 #include "parked.h"
 #include "rewrite.h"
+#include "terms.h"
 
 #define AN_TCP_SYN_FIN_RST 0x07
 #define AN_GENERAL (-1) /* not for the fast path: untouched, but `entry` is set */
@@ -34,10 +36,22 @@ static inline uint64_t an_steady_ns(void)
     return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
-/* Whether the entry's rewrite, rather than its flow's actor, decides about the packet. */
-static inline int an_offloaded(const struct an_entry *e, const struct an_packet *p)
+static inline const uint8_t *an_addresses(const struct an_entry *e)
 {
-    return e->rewrite.action != AN_SLOW && !(e->state & AN_PUNT_TCP && p->tcp_flags & AN_TCP_SYN_FIN_RST);
+    return e->extra ? e->extra->addresses : NULL;
+}
+
+/* Whether an offload stands that an owner has revoked since. */
+static inline int an_revoked(const struct an_table *table, const struct an_entry *e)
+{
+    return e->generation != table->generation && e->rewrite.action != AN_SLOW && e->rewrite.action != AN_REDIRECT;
+}
+
+/* Whether the entry's rewrite, rather than its flow's actor, decides about the packet. */
+static inline int an_offloaded(const struct an_table *table, const struct an_entry *e, const struct an_packet *p)
+{
+    return e->rewrite.action != AN_SLOW && !an_revoked(table, e) &&
+           !(e->state & AN_PUNT_TCP && p->tcp_flags & AN_TCP_SYN_FIN_RST);
 }
 
 /* Returns the port to leave by, or AN_GENERAL. `probed` is what an_table_probe() guessed. */
@@ -53,9 +67,10 @@ static inline int an_offload(struct an_table *table, struct an_packet *p, uint32
         return AN_GENERAL;
     e = &table->entries[p->entry];
     next_hop = &adjacencies[e->rewrite.adjacency];
-    if (an_unlikely(e->rewrite.action != AN_FORWARD || e->state & (AN_BUSY | AN_HELD) || p->flags & AN_ICMP_ERROR ||
+    if (an_unlikely(e->rewrite.action != AN_FORWARD || e->state & (AN_BUSY | AN_HELD | AN_TERMS) ||
+                    e->rewrite.fields & AN_SET_LINK || e->generation != table->generation || p->flags & AN_ICMP_ERROR ||
                     (e->state & AN_PUNT_TCP && p->tcp_flags & AN_TCP_SYN_FIN_RST) || !next_hop->resolved ||
-                    an_rewrite_apply(p, &e->rewrite, e->addresses) != 0))
+                    an_rewrite_apply(p, &e->rewrite, an_addresses(e)) != 0))
         return AN_GENERAL;
     if (e->rewrite.adjacency)
         memcpy(p->data, next_hop, 12);

@@ -10,6 +10,8 @@
 
 #include "types.h"
 
+#define AN_HEADROOM_BYTES 4 /* before a parked frame: for a VLAN tag that it may get */
+
 struct an_parked {
     struct an_packet p; /* first: a parked packet is a packet */
     struct an_parked *next;
@@ -31,15 +33,15 @@ static inline struct an_parked *an_park(struct an_packet *p)
     struct an_parked *item;
     if (p && p->flags & AN_COPIED)
         return (struct an_parked *)p;
-    item = (struct an_parked *)malloc(sizeof *item + (p ? p->length : 0));
+    item = (struct an_parked *)malloc(sizeof *item + (p ? AN_HEADROOM_BYTES + p->length : 0));
     if (!item)
         return NULL;
     memset(item, 0, offsetof(struct an_parked, frame));
     if (p) {
         item->p = *p;
-        item->p.data = item->frame;
+        item->p.data = item->frame + AN_HEADROOM_BYTES;
         item->p.flags |= AN_COPIED;
-        memcpy(item->frame, p->data, p->length);
+        memcpy(item->p.data, p->data, p->length);
     }
     return item;
 }

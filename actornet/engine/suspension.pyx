@@ -245,8 +245,8 @@ cdef int drain(Suspension s, Core core) except -1:
             core.process(&item.p)  # the flow closed: a new one may begin
             continue
         e = &core.flows.table.entries[item.p.entry]
-        if an_offloaded(e, &item.p):
-            core.carry_out(e, &item.p)
+        if an_offloaded(&core.flows.table, e, &item.p):
+            core.offloaded(e, &item.p)
         else:
             core.handle(flow, &item.p, PHASE_PACKET)
     while s.view is None and s.messages:

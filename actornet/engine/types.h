@@ -86,9 +86,43 @@ enum an_action { AN_SLOW = 0, AN_FORWARD, AN_DROP, AN_REDIRECT };
 #define AN_SET_DESTINATION_PORT 0x08
 #define AN_DECREMENT_TTL 0x10
 #define AN_SET_DSCP 0x20
+#define AN_SET_LINK 0x40 /* what an_link says */
+
+/* an_link.fields */
+#define AN_LINK_SOURCE 0x01
+#define AN_LINK_DESTINATION 0x02
+#define AN_LINK_VLAN 0x04
+
+/* What a rewrite changes in the Ethernet header. */
+struct an_link {
+    uint8_t destination[6], source[6];
+    uint16_t vlan; /* identifier of the tag that the packet leaves with; 0: without one */
+    uint8_t fields;
+    uint8_t pad;
+};
+
+/* What an offload says about when, beyond what it says to do (terms.h). */
+struct an_terms {
+    uint64_t until_ns;      /* hard time-out; 0: none */
+    uint64_t rate, burst;   /* token bucket: units per second, units; rate 0: no meter */
+    uint64_t tokens;        /* billionths of a unit */
+    uint64_t filled_ns;     /* when they were that many */
+    uint64_t mirror_packets, mirror_bytes; /* mirror the first ones; 0: none */
+    uint64_t packets, bytes;               /* carried out since it was installed */
+    uint32_t mirror_every;  /* mirror each n-th; 0: none */
+    uint8_t meter_bytes;    /* a unit is a byte, not a packet */
+    uint8_t pad[3];
+};
+
+/* What only few entries have. */
+struct an_extra {
+    uint8_t addresses[32]; /* IPv6 rewrite: source[16] destination[16] */
+    struct an_link link;
+    struct an_terms terms;
+};
 
 /* A decision that the compiled core can carry out alone: 24 bytes, so that it shares the key's cache line.
- * IPv4 addresses are held here; IPv6 ones in the entry's `addresses`. */
+ * IPv4 addresses are held here; IPv6 ones in the entry's `extra`. */
 struct an_rewrite {
     uint8_t action;      /* enum an_action */
     uint8_t fields;
@@ -107,6 +141,7 @@ struct an_rewrite {
 #define AN_HELD 0x02    /* outputs of its flow wait for the watermark: join them (G3, order G1) */
 #define AN_PUNT_TCP 0x04 /* TCP packets with SYN, FIN or RST go to the actor even when offloaded */
 #define AN_PRIMARY 0x08 /* the key that the flow was opened with: carries the idle timer */
+#define AN_TERMS 0x20   /* its offload has terms: `extra` is there */
 #define AN_BUSY 0x10    /* a handler of its flow is suspended: packets join the mailbox (G1) */
 
 struct an_entry {
@@ -115,13 +150,14 @@ struct an_entry {
     uint64_t packets, bytes;
     uint64_t last_seen_ns;
     void *actor;               /* borrowed: PyObject* of the flow actor */
-    uint8_t *addresses;        /* IPv6 rewrite: source[16] destination[16], or NULL */
+    struct an_extra *extra;    /* or NULL */
     uint32_t hash;
     uint32_t next_key;         /* ring of the flow's entries */
     uint32_t timer_next, timer_prev;
     uint32_t timer_slot;       /* AN_NONE when not armed */
     uint8_t state;
-    uint8_t pad[3];
+    uint8_t pad;
+    uint16_t generation;       /* of its offload: void once the table has another */
 } __attribute__((aligned(64)));
 
 _Static_assert(sizeof(struct an_key) == 40, "a key is 40 bytes");

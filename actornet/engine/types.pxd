@@ -9,7 +9,8 @@ cdef extern from "types.h" nogil:
         AN_NO_TUNNEL, AN_GRE, AN_VXLAN, AN_GTP_U, AN_TUNNELS
         AN_SLOW, AN_FORWARD, AN_DROP, AN_REDIRECT
         AN_SET_SOURCE, AN_SET_SOURCE_PORT, AN_SET_DESTINATION, AN_SET_DESTINATION_PORT, AN_DECREMENT_TTL, AN_SET_DSCP
-        AN_LIVE, AN_HELD, AN_PUNT_TCP, AN_PRIMARY, AN_BUSY
+        AN_SET_LINK, AN_LINK_SOURCE, AN_LINK_DESTINATION, AN_LINK_VLAN
+        AN_LIVE, AN_HELD, AN_PUNT_TCP, AN_PRIMARY, AN_BUSY, AN_TERMS
 
     struct an_key:
         uint8_t source[16]
@@ -61,6 +62,30 @@ cdef extern from "types.h" nogil:
         uint16_t pseudo_delta
         uint16_t adjacency
 
+    struct an_link:
+        uint8_t destination[6]
+        uint8_t source[6]
+        uint16_t vlan
+        uint8_t fields
+
+    struct an_terms:
+        uint64_t until_ns
+        uint64_t rate
+        uint64_t burst
+        uint64_t tokens
+        uint64_t filled_ns
+        uint64_t mirror_packets
+        uint64_t mirror_bytes
+        uint64_t packets
+        uint64_t bytes
+        uint32_t mirror_every
+        uint8_t meter_bytes
+
+    struct an_extra:
+        uint8_t addresses[32]
+        an_link link
+        an_terms terms
+
     struct an_entry:
         an_key key
         an_rewrite rewrite
@@ -68,10 +93,11 @@ cdef extern from "types.h" nogil:
         uint64_t bytes
         uint64_t last_seen_ns
         void *actor
-        uint8_t *addresses
+        an_extra *extra
         uint32_t hash
         uint32_t next_key
         uint32_t timer_next
         uint32_t timer_prev
         uint32_t timer_slot
         uint8_t state
+        uint16_t generation

@@ -1,4 +1,4 @@
-from actornet.engine.types cimport an_key, an_rewrite
+from actornet.engine.types cimport an_key, an_link, an_rewrite
 from libc.stdint cimport uint8_t
 
 
@@ -12,14 +12,14 @@ cdef class Forward(Verdict):
 
 
 cdef class Rewrite(Forward):
-    cdef readonly str source
-    cdef readonly str destination
     cdef an_rewrite rewrite          # fields and values; deltas are right for prepared_for only
+    cdef an_link link
     cdef uint8_t addresses[32]       # IPv6: source, destination
     cdef uint8_t version             # 0 while no address is set
     cdef an_key prepared_for
     cdef void *prepared_by           # the core that resolved `to` and the adjacency
 
+    cdef int _set_mac(self, text, uint8_t *mac, int field) except -1
     cdef const uint8_t *ipv6_addresses(self) noexcept
 
 
@@ -29,3 +29,6 @@ cdef enum:
     VERDICT_OFFLOADED
     VERDICT_FORWARD
     VERDICT_REWRITE
+
+
+cdef str mac_text(const uint8_t *mac)

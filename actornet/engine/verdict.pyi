@@ -21,6 +21,12 @@ class Rewrite(Forward):
     @property
     def dscp(self) -> int | None: ...
     @property
+    def source_mac(self) -> str | None: ...
+    @property
+    def destination_mac(self) -> str | None: ...
+    @property
+    def vlan(self) -> int | None: ...
+    @property
     def decrement_ttl(self) -> bool: ...
     def __init__(
         self,
@@ -32,6 +38,9 @@ class Rewrite(Forward):
         destination_port: int | None = None,
         dscp: int | None = None,
         decrement_ttl: bool = True,
+        source_mac: str | None = None,
+        destination_mac: str | None = None,
+        vlan: int | None = None,
     ) -> None: ...
 
 DROP: Verdict

@@ -3,10 +3,10 @@
 from libc.string cimport memcpy, memset
 
 from actornet.engine.types cimport (
-    AN_DECREMENT_TTL, AN_FORWARD, AN_SET_DESTINATION, AN_SET_DESTINATION_PORT, AN_SET_DSCP, AN_SET_SOURCE,
-    AN_SET_SOURCE_PORT,
+    AN_DECREMENT_TTL, AN_FORWARD, AN_LINK_DESTINATION, AN_LINK_SOURCE, AN_LINK_VLAN, AN_SET_DESTINATION,
+    AN_SET_DESTINATION_PORT, AN_SET_DSCP, AN_SET_LINK, AN_SET_SOURCE, AN_SET_SOURCE_PORT,
 )
-from actornet.engine.wire cimport address_of
+from actornet.engine.wire cimport address_of, address_text
 
 from actornet.errors import UsageError
 
@@ -38,22 +38,23 @@ cdef class Rewrite(Forward):
     Addresses are text; ports 0..65535 (for ICMP echo: the identifier); `dscp` 0..63. A router decrements the TTL
     (`decrement_ttl`, on by default): a packet whose TTL runs out is dropped as `ttl_expired` and, on a routed port,
     answered by ICMP time exceeded. An ICMP error of the flow is translated inside as well (RFC 5508).
+    `vlan` is the identifier, 1..4094, of the tag that the packet leaves with: it is put on or changed; 0 takes it off.
+    MAC addresses are text, for transparent ports: a routed port writes its own and its next hop's over them.
     Raises UsageError for a value that no packet can carry.
     """
 
     def __init__(self, str to=None, *, source=None, source_port=None, destination=None, destination_port=None,
-                 dscp=None, bint decrement_ttl=True):
+                 dscp=None, bint decrement_ttl=True, source_mac=None, destination_mac=None, vlan=None):
         self.to = to
         self.kind = VERDICT_REWRITE
         self.name = "Rewrite"
         memset(&self.rewrite, 0, sizeof(self.rewrite))
+        memset(&self.link, 0, sizeof(self.link))
         memset(&self.prepared_for, 0, sizeof(self.prepared_for))
         self.rewrite.action = AN_FORWARD
         if source is not None:
-            self.source = source
             self._set_address(source, AN_SET_SOURCE)
         if destination is not None:
-            self.destination = destination
             self._set_address(destination, AN_SET_DESTINATION)
         if source_port is not None:
             self.rewrite.source_port = _bounded("source_port", source_port, 65535)
@@ -66,6 +67,26 @@ cdef class Rewrite(Forward):
             self.rewrite.fields |= AN_SET_DSCP
         if decrement_ttl:
             self.rewrite.fields |= AN_DECREMENT_TTL
+        if source_mac is not None:
+            self._set_mac(source_mac, self.link.source, AN_LINK_SOURCE)
+        if destination_mac is not None:
+            self._set_mac(destination_mac, self.link.destination, AN_LINK_DESTINATION)
+        if vlan is not None:
+            self.link.vlan = _bounded("vlan", vlan, 4094)
+            self.link.fields |= AN_LINK_VLAN
+        if self.link.fields:
+            self.rewrite.fields |= AN_SET_LINK
+
+    cdef int _set_mac(self, text, uint8_t *mac, int field) except -1:
+        try:
+            packed = bytes.fromhex(text.replace(":", "")) if len(text.split(":")) == 6 else b""
+        except (AttributeError, ValueError):
+            packed = b""
+        if len(packed) != 6:
+            raise UsageError(f"rewrite: {text!r} is not a MAC address: write it like '02:00:5e:10:00:01'")
+        memcpy(mac, <const char *>packed, 6)
+        self.link.fields |= field
+        return 0
 
     def _set_address(self, str text, int field):
         cdef int offset = 0 if field == AN_SET_SOURCE else 16
@@ -82,6 +103,26 @@ cdef class Rewrite(Forward):
 
     cdef const uint8_t *ipv6_addresses(self) noexcept:
         return self.addresses if self.version == 6 else NULL
+
+    @property
+    def source(self):
+        return address_text(self.addresses, self.version) if self.rewrite.fields & AN_SET_SOURCE else None
+
+    @property
+    def destination(self):
+        return address_text(self.addresses + 16, self.version) if self.rewrite.fields & AN_SET_DESTINATION else None
+
+    @property
+    def source_mac(self):
+        return mac_text(self.link.source) if self.link.fields & AN_LINK_SOURCE else None
+
+    @property
+    def destination_mac(self):
+        return mac_text(self.link.destination) if self.link.fields & AN_LINK_DESTINATION else None
+
+    @property
+    def vlan(self):
+        return self.link.vlan if self.link.fields & AN_LINK_VLAN else None
 
     @property
     def source_port(self):
@@ -101,20 +142,28 @@ cdef class Rewrite(Forward):
 
     def __repr__(self) -> str:
         parts = [f"{name}={getattr(self, name)!r}" for name in
-                 ("to", "source", "source_port", "destination", "destination_port", "dscp")
+                 ("to", "source", "source_port", "destination", "destination_port", "dscp", "source_mac",
+                              "destination_mac", "vlan")
                  if getattr(self, name) is not None]
         return f"Rewrite({', '.join(parts)})"
 
 
+cdef str mac_text(const uint8_t *mac):
+    return (<const char *>mac)[:6].hex(":")
+
+
 def decode_verdict(form):
-    """The verdict that was encoded: `None` for DROP, `[to]` for Forward, seven values for a Rewrite."""
+    """The verdict that was encoded: `None` for DROP, `[to]` for Forward, seven values for a Rewrite, or ten if it sets
+    something in the Ethernet header."""
     if form is None:
         return DROP
     if len(form) == 1:
         return Forward(form[0]) if form[0] is not None else FORWARD
-    to, source, source_port, destination, destination_port, dscp, decrement_ttl = form
+    to, source, source_port, destination, destination_port, dscp, decrement_ttl, *link = form
+    source_mac, destination_mac, vlan = link or (None, None, None)
     return Rewrite(to, source=source, source_port=source_port, destination=destination,
-                   destination_port=destination_port, dscp=dscp, decrement_ttl=decrement_ttl)
+                   destination_port=destination_port, dscp=dscp, decrement_ttl=decrement_ttl,
+                   source_mac=source_mac, destination_mac=destination_mac, vlan=vlan)
 
 
 cdef int _bounded(str name, object value, int largest) except -1:

@@ -36,6 +36,8 @@ cdef extern from "flow_table.h" nogil:
         uint32_t entries_max
         uint32_t used
         uint32_t armed
+        uint16_t generation
+        uint32_t touched
 
     uint64_t an_hash(const an_key *key, uint64_t seed)
     int an_table_init(an_table *table, uint32_t entries_max, uint64_t seed, uint64_t now_ns)
