@@ -50,7 +50,9 @@ class LocalLink:
         sender = actor if self._saves else None  # without a log nobody runs again: replies need not be recorded
         journal = self.journal
         request = ask_request(sender, ask.owner, ask.message.name, _encode(args))
-        ask.answer(journal.ask(0, request, self._now_ns()))
+        reply = journal.ask(0, request, self._now_ns())
+        self._hear_revocations()
+        ask.answer(reply)
         return journal.replica.lsn if self._saves else 0
 
     def ask_from_outside(self, owner: str, message: str, args: tuple[Any, ...]) -> Any:
@@ -59,8 +61,14 @@ class LocalLink:
             names = ", ".join(sorted(".".join(pair) for pair in self._messages)) or "none"
             raise UsageError(f"there is no owner message {owner}.{message}; there are: {names}")
         reply = self.journal.ask(0, ask_request(None, owner, message, _encode(args)), self._now_ns())
+        self._hear_revocations()
         self.flush()
         return known.reply_value(reply)
+
+    def _hear_revocations(self) -> None:
+        count = self.journal.replica.revocations
+        if self.core is not None and count != self.core.revocations:
+            self.core.revoke(count)
 
     def save(self, actor: FlowActor) -> int:
         if not self._saves:
@@ -126,6 +134,7 @@ class Embedded:
             self.core.commit_to(0)
         self.journal.begin_epoch(self.journal.epoch + 1, name, nf, values, "embedded run", self._now_ns())
         self.link.flush()
+        self.core.revoke(self.journal.replica.revocations)
         for body in self.journal.replica.flows.values():
             restore_flow(self.core, nf, body)
         with self._running():

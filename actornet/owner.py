@@ -35,7 +35,7 @@ from actornet.setting import Setting
 
 State = TypeVar("State", bound=msgspec.Struct)
 
-_RESERVED = {"state", "state_type", "messages", "now", "random", "named"}
+_RESERVED = {"state", "state_type", "messages", "now", "random", "named", "revoke_offloads"}
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -47,15 +47,17 @@ Struct = msgspec.Struct
 class Moment:
     """Where in the log a handler runs: all that owners know of time and chance.
 
-    `time_ns` is the record's Unix time, or -1 outside handlers; `seed` is the epoch's.
+    `time_ns` is the record's Unix time, or -1 outside handlers; `seed` is the epoch's. `revocations` counts how often owners
+    have revoked the flows' offloads.
     """
 
-    __slots__ = ("_random", "_random_lsn", "lsn", "seed", "time_ns")
+    __slots__ = ("_random", "_random_lsn", "lsn", "revocations", "seed", "time_ns")
 
     def __init__(self) -> None:
         self.lsn = 0
         self.time_ns = -1
         self.seed = 0
+        self.revocations = 0
         self._random = Random(0)
         self._random_lsn = -1
 
@@ -72,9 +74,13 @@ class Moment:
             self._random_lsn = self.lsn
         return self._random
 
+    def revoke(self) -> None:
+        self._check("revoke_offloads")
+        self.revocations += 1
+
     def _check(self, name: str) -> None:
         if self.time_ns < 0:
-            raise UsageError(f"self.{name} of an owner has a value only while a message is handled")
+            raise UsageError(f"self.{name} of an owner is there only while a message is handled")
 
 
 class Message:
@@ -161,6 +167,14 @@ class Owner(Generic[State]):
     def random(self) -> Random:
         """A generator seeded from the log: the same on the primary, the backup and at replay."""
         return self._moment.random()
+
+    def revoke_offloads(self) -> None:
+        """A decision that concerns many flows, such as a new policy: none of the node's offloads holds any longer.
+
+        Each flow's next packet comes to its actor again, which decides, and offloads, anew. Takes no time, however many
+        flows there are; logged with this message, so that it holds on the backup and at replay, too.
+        """
+        self._moment.revoke()
 
     @classmethod
     def named(cls, name: str, **settings: Any) -> Any:

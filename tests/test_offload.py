@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, ClassVar
 
 import dpkt
@@ -9,11 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actornet import DROP, FORWARD, FlowActor, Meter, Mirror, Packet, Rewrite, Verdict
+from actornet import DROP, FORWARD, FiveTuple, FlowActor, Meter, Mirror, Owner, Packet, Rewrite, Struct, Verdict
+from actornet.embedded import Embedded
 from actornet.engine.wire import checksums_right, parse
 from actornet.errors import UsageError
+from actornet.ports.memory import MemoryPort
 from tests import frames
-from tests.test_core import Bench, packet, payloads
+from tests.test_core import SECOND, Bench, packet, payloads
 
 SOURCE_MAC, OTHER_MAC = "02:00:00:00:00:aa", "02:00:00:00:00:bb"
 
@@ -403,3 +406,57 @@ def test_an_offload_stays_void_after_sixteen_bits_of_revocations() -> None:
     node.core.revoke(1 << 16)  # entries know the low bits only
     node.lan_in(packet(2))
     assert seen(node) == [("packet", 2)]
+
+
+class Rules(Struct):
+    allowed: bool = True
+
+
+class Policy(Owner[Rules]):
+    def allows(self, flow: FiveTuple) -> bool:
+        return self.state.allowed
+
+    def decide(self, allowed: bool) -> None:
+        self.state.allowed = allowed
+        self.revoke_offloads()
+
+
+class Guard(FlowActor):
+    policy = Policy.named("policy")
+
+    async def on_packet(self, packet: Packet) -> Verdict:
+        verdict = FORWARD if await self.policy.allows(packet.flow) else DROP
+        self.offload(verdict)
+        return verdict
+
+
+def test_an_owners_decision_concerns_every_flow_and_outlives_the_process(tmp_path: Path) -> None:
+    """G4, G6: the same after a restart from the log, whether the flow has decided since or not."""
+    now_ns = 0
+
+    def run(decisions: list[bool | None], ports: int) -> tuple[list[int], dict[str, int]]:
+        """Send a packet per flow after each decision (None: none); how many left, and the counters."""
+        nonlocal now_ns
+        lan, wan, left = MemoryPort("lan"), MemoryPort("wan"), []
+        node = Embedded(Guard, [lan, wan], log_directory=str(tmp_path / "log"), virtual_time=True)
+        for decision in decisions:
+            if decision is not None:
+                node.ask("policy", "decide", (decision,))
+            now_ns += SECOND
+            lan.feed([(now_ns, packet(1, 1000 + n)) for n in range(ports)])
+            while node.run_burst():
+                pass
+            left.append(len(list(wan.take())))
+        counts = node.counters()
+        node.link.flush()
+        node.journal.log.close()  # as if it had been killed
+        return left, counts
+
+    left, counts = run([None, None, False, None, True, None], 50)
+    assert left == [50, 50, 0, 0, 50, 50] and counts["offloads_revoked"] == 100 and counts["asks"] == 150
+    left, counts = run([None, False], 50)
+    assert left == [50, 0] and counts["flows_restored"] == 50 and counts["handled"] == 50
+    left, counts = run([None, True], 25)
+    assert left == [0, 25] and counts["handled"] == 25
+    left, counts = run([None], 50)
+    assert left == [50] and counts["handled"] == 25, "half of them have not decided since"

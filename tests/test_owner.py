@@ -204,10 +204,12 @@ def test_now_and_random_come_from_the_moment() -> None:
 
 def test_now_and_random_are_for_handlers_only() -> None:
     owner = create(PortPool, {"address": "x"}, Moment())
-    with pytest.raises(UsageError, match=r"self.now of an owner has a value only while a message is handled"):
+    with pytest.raises(UsageError, match=r"self.now of an owner is there only while a message is handled"):
         _ = owner.now
     with pytest.raises(UsageError, match=r"self.random of an owner"):
         _ = owner.random
+    with pytest.raises(UsageError, match=r"self.revoke_offloads of an owner"):
+        owner.revoke_offloads()
 
 
 def test_an_owner_class_is_found_by_its_path() -> None:

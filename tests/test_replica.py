@@ -93,6 +93,9 @@ class Ledger(Owner[Book]):
     def time(self) -> float:
         return self.now
 
+    def revoke(self) -> None:
+        self.revoke_offloads()
+
     def fail(self) -> None:
         self.state.asked += 1
         raise ValueError(f"no good: {object()}")
@@ -191,6 +194,7 @@ def backup_of(primary: Primary) -> Replica:
 
 
 EVENTS = [
+    "revoke",
     "allocate",
     "release",
     "oldest",
@@ -669,3 +673,15 @@ def test_the_same_history_in_other_processes() -> None:
 def summary() -> str:
     primary = fixed_history()
     return f"{len(primary.log)} {decode(primary.log[-1]).chain:016x} {primary.hashes[-1]:016x}"
+
+
+def test_revocations_are_replicated() -> None:
+    """G4, G6: by the log and by a snapshot; a state without them is another."""
+    primary = Primary()
+    before = primary.replica.state_hash()
+    for _ in range(3):
+        assert primary.ask("revoke") == [0, None]
+    backup = backup_of(primary)
+    assert primary.replica.revocations == backup.revocations == 3
+    restored = Replica.restore(primary.replica.snapshot(), load)
+    assert restored.revocations == 3 and restored.state_hash() == primary.replica.state_hash() != before

@@ -18,6 +18,7 @@ import pytest
 from actornet.replay import History, verify
 from actornet.testing.pair import Name, Pair
 from actornet.testing.traffic import SERVER, TcpTransfer, UdpStream
+from tests.guard_node import DECIDE_PORT
 from tests.processes import is_alive, wait_until
 
 pytestmark = pytest.mark.root
@@ -93,6 +94,50 @@ def test_a_killed_core_comes_back_with_its_flows(pair: Pair) -> None:
     assert stream.received[-1][1] > killed_ns, "the stream went on"
     assert pair.worker("a", "core-0")["status"]["counters"]["flows_restored"] >= 2
     assert pair.worker("b", "owner-system")["status"]["role"] == "backup"
+
+
+def test_revoked_offloads_are_revoked_on_every_node(tmp_path: Path) -> None:
+    """G4, G6: an owner's decision reaches the primary's and the backup's cores; a core that restarts gets it from the log."""
+    with Pair(tmp_path / "pair", "tests.guard_node:Guard", "") as pair:
+        pair.start()
+
+        def send(port: int, count: int) -> None:
+            def datagrams() -> None:
+                with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                    sock.bind(("10.0.0.2", 4000 + port % 1000))
+                    for _ in range(count):
+                        sock.sendto(b"x", (SERVER, port))
+
+            pair.lab.call("client", datagrams)
+
+        def counters(node: Name) -> dict[str, int]:
+            counted: dict[str, int] = pair.worker(node, "core-0")["status"]["counters"]
+            return counted
+
+        send(5001, 1)
+        wait_until(lambda: counters("a")["flows_opened"] == 1, 10)
+        send(5001, 10)
+        wait_until(lambda: counters("a")["offloaded"] == 10, 10)
+        send(DECIDE_PORT, 1)
+        wait_until(lambda: counters("a")["flows_opened"] == 2, 10)
+        time.sleep(0.2)
+        send(5001, 5)
+        wait_until(lambda: counters("a")["offloads_revoked"] == 1, 10)
+        time.sleep(0.2)
+        send(DECIDE_PORT, 1)
+        wait_until(lambda: counters("a")["handled"] == 4, 10)
+        os.kill(pair.worker("a", "core-0")["pid"], signal.SIGKILL)
+        wait_until(lambda: pair.worker("a", "core-0")["restarts"] == 1, 10)
+        time.sleep(0.5)
+        pair.kill("a")
+        pair.wait_takeover("b")
+        send(5001, 5)
+        wait_until(lambda: counters("b")["rx_packets"] >= 5, 10)
+        time.sleep(0.2)
+        found = counters("b")
+        assert found["handled"] >= 1 and found["flows_opened"] == 0, "its flow was there, and its offload void"
+        pair.stop("b")
+        verify_log(pair, "b")
 
 
 def test_a_clean_stop_hands_over(pair: Pair) -> None:

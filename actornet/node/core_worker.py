@@ -40,6 +40,7 @@ from actornet.node.exchange import (
     Redirect,
     Restore,
     Resume,
+    Revoked,
     SaveRequest,
 )
 from actornet.node.fabric import Fabric, FabricSpec
@@ -116,6 +117,8 @@ class RingLink(OwnerLink):
                 restore_flow(core, self.nf, message.body)
             case Redirect():
                 self._redirect(core, message)
+            case Revoked():
+                core.revoke(message.count)
             case Forget() if self.attached:  # before Attached only flows count; this is for a process before this one
                 core.forget(message.flow, core.ports[message.port].name)
             case Resume() if self.attached:

@@ -77,8 +77,14 @@ class Redirect(msgspec.Struct, array_like=True, tag=14, gc=False):
     core: int
 
 
+class Revoked(msgspec.Struct, array_like=True, tag=16, gc=False):
+    """Owners have revoked all offloads so many times; sent to every core before the flows that know of it."""
+
+    count: int
+
+
 Request = Attach | SaveRequest | CloseRequest | Detach
-Answer = Attached | Restore | Resume | Forget | Redirect
+Answer = Attached | Restore | Resume | Forget | Redirect | Revoked
 
 encode = msgspec.msgpack.Encoder().encode
 _decode_request: Callable[[bytes], Request] = msgspec.msgpack.Decoder(Request).decode

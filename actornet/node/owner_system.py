@@ -29,7 +29,7 @@ from actornet.log.store import Log
 from actornet.node import exchange
 from actornet.node.core_line import CoreLine
 from actornet.node.environment import Environment, Link
-from actornet.node.exchange import Attach, Attached, CloseRequest, Detach, Request, Resume, SaveRequest
+from actornet.node.exchange import Attach, Attached, CloseRequest, Detach, Request, Resume, Revoked, SaveRequest
 from actornet.node.fabric import FabricSpec
 from actornet.node.network_function import load_nf
 from actornet.node.placement import Placement
@@ -93,6 +93,7 @@ class OwnerSystem:
         self.nf, self.settings = load_nf(spec.nf, spec.settings)
         self.log = environment.open_log(path_of(self.nf))
         self.journal = Journal(self.log, environment.random_bits)
+        self._revocations = self.journal.replica.revocations
         self.syncer = environment.open_syncer(self.log)
         self.identity = Identity(spec.name, path_of(self.nf), fingerprint(self.nf))
         self.link: Link | None = None
@@ -194,6 +195,16 @@ class OwnerSystem:
             else:
                 self._request(core, line, exchange.decode_request(message), now_ns)
         line.pending.append((self.journal.lsn, line.sequence))
+        self._tell_revocations()
+
+    def _tell_revocations(self) -> None:
+        """Tell the cores if an owner has revoked the offloads."""
+        count = self.journal.replica.revocations
+        if count != self._revocations:
+            self._revocations = count
+            for line in self.lines:
+                line.send(Revoked(count))
+                line.flush()
 
     def _request(self, core: int, line: CoreLine, request: Request, now_ns: int) -> None:
         match request:
@@ -216,6 +227,7 @@ class OwnerSystem:
         """A core has (re)started: send its flows."""
         line.restart()
         self.page.set_committed(core, 0)
+        line.send(Revoked(self.journal.replica.revocations))
         flows = self.placement.attach(core, self.journal.replica.flows.values())
         line.send(Attached(pid, (self.journal.lsn << 20) + 1))
         if self.page.role == ACTIVE:
@@ -420,7 +432,9 @@ class OwnerSystem:
         machine = self.machine
         assert isinstance(machine, Backup)
         flows = self.journal.replica.flows
-        for body in self.journal.apply(action.records):
+        bodies = self.journal.apply(action.records)
+        self._tell_revocations()
+        for body in bodies:
             match body:
                 case FlowBody() if flows.get(flow_key(body.flow, body.port)) is body:
                     self.placement.restore(body)
@@ -460,6 +474,7 @@ class OwnerSystem:
             self.placement.forget(body.flow, body.port)
 
     def _restore_flows(self) -> None:
+        self._tell_revocations()
         for body in self.journal.replica.flows.values():
             self.placement.restore(body)
 

@@ -132,6 +132,7 @@ class Snapshot(msgspec.Struct, array_like=True):
     owners: list[tuple[OwnerBody, bytes]]
     flows: list[FlowBody]
     asks: list[tuple[bytes, int, bytes, list[Recorded]]]
+    revocations: int = 0
 
 
 class Replica:
@@ -155,6 +156,11 @@ class Replica:
         self._handlers: dict[bytes, Handler] = {}
         self._moment = Moment()
         self._load = load
+
+    @property
+    def revocations(self) -> int:
+        """How often owners have revoked all offloads; what was installed before the last of them is void."""
+        return self._moment.revocations
 
     # The primary's side: each call changes the state and returns the record to log.
 
@@ -269,7 +275,7 @@ class Replica:
             sum(xxh3_64_intdigest(_encode((key, open.newest, open.packet, open))) for key, open in self.asks.items())
             & _WORD
         )
-        return xxh3_64_intdigest(_encode((self.lsn, self.epoch, owners, flows, asks)))
+        return xxh3_64_intdigest(_encode((self.lsn, self.epoch, owners, flows, asks, self.revocations)))
 
     def snapshot(self) -> bytes:
         """Everything, for `restore`: what a replica needs in place of the records up to `lsn`."""
@@ -283,6 +289,7 @@ class Replica:
                 [(created, encode_state(self.owners[name])) for name, created in self._created.items()],
                 list(self.flows.values()),
                 [(key, open.newest, open.packet, open) for key, open in self.asks.items()],
+                self.revocations,
             )
         )
         return xxh3_64_intdigest(data).to_bytes(8, "little") + data
@@ -302,6 +309,7 @@ class Replica:
         if snapshot.version != _SNAPSHOT_VERSION:
             raise LogDamagedError(f"snapshot has format {snapshot.version}; this version reads {_SNAPSHOT_VERSION}")
         replica = cls(load)
+        replica._moment.revocations = snapshot.revocations
         replica.lsn, replica.epoch, replica.time_ns = snapshot.lsn, snapshot.epoch, snapshot.time_ns
         if snapshot.term is not None:
             replica._begin(snapshot.term)
