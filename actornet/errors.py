@@ -45,6 +45,10 @@ class LinkError(ActornetError):
     """The peer cannot be reached, has another key or version, or broke the protocol."""
 
 
+class WitnessError(ActornetError):
+    """The witness cannot be asked, or it is unknown whether it did what it was asked for."""
+
+
 class FencedError(ActornetError):
     """A higher epoch exists: this node is no longer the primary (G7)."""
 

@@ -175,3 +175,19 @@ ADJACENCIES_MAX = 65_535
 AWAIT_DEADLINE_S = 10.0
 """How long a handler waits at one `await` unless its class sets `deadline_s`; beyond it `deadline_passed`, and the handler
 gets a TimeoutError."""
+
+LEASE_MS_DEFAULT = 250
+LEASE_MS_MIN = 20
+LEASE_MS_MAX = 60_000
+"""How long a primary may emit after it began to renew its lease with the witness, and what may be configured."""
+
+LEASE_GUARD = 0.1
+"""Share of the lease's time by which the holder stops sooner than others may take it."""
+
+LEASE_RENEWALS = 4
+LEASE_LOOKS = 20
+LEASE_CLAIM_LOOKS = 100
+"""How often in a lease's time the holder renews it, a backup looks at it, and one that wants it does."""
+
+WITNESS_TIMEOUT_MS = 1_000
+"""Longest wait for a witness's answer; beyond it the request counts as failed."""

@@ -43,6 +43,7 @@ from actornet.replication.primary import Primary
 from actornet.replication.protocol import (
     TRANSITIONS,
     Apply,
+    Claim,
     Close,
     Compare,
     Durability,
@@ -62,6 +63,7 @@ from actornet.replication.protocol import (
     State,
     StopNode,
     TakeSnapshot,
+    Unclaim,
     WithoutBackup,
     diagram,
     epoch_going_on,
@@ -163,7 +165,7 @@ def test_table() -> None:
     for state, moves in TRANSITIONS["backup"].items():
         ways = {event for event, target in moves.items() if target is State.PROMOTED}
         by_itself = {State.IN_SYNC, State.DOUBT}
-        assert ways <= {Event.OPERATOR} or state in by_itself
+        assert ways <= {Event.OPERATOR, Event.GRANTED} or state in by_itself
     assert not TRANSITIONS["primary"][State.FENCED]
 
 
@@ -513,6 +515,67 @@ def test_operator_promotes() -> None:
     assert "force" in only(machine.promote(force=False), Refused).reason
     assert only(machine.promote(force=True), Promote) == Promote(2 * TERM, "operator, forced while following")
     assert only(backup(epoch=3 * TERM + 5).promote(force=True), Promote).epoch == 4 * TERM
+
+
+def claiming() -> Backup:
+    """A backup in sync in TERM whose primary fell silent, with a witness to be asked."""
+    machine = synced()
+    machine.needs_lease = True
+    for step in range(SILENCE_MS + 2):
+        actions = machine.tick(T + step * MS)
+        if actions and machine.state is State.CLAIMING:
+            break
+    assert only(actions, Claim) == Claim(2 * TERM, TERM)
+    assert only(actions, Close) and not any(isinstance(action, Promote) for action in actions)
+    return machine
+
+
+def test_a_takeover_waits_for_the_witness() -> None:
+    """G7: whatever the link does meanwhile."""
+    machine = claiming()
+    assert machine.disconnected("refused", T) == machine.tick(T + 10**12) == []
+    assert machine.state is State.CLAIMING
+    actions = machine.granted(2 * TERM)
+    assert only(actions, Promote) == Promote(2 * TERM, f"primary silent for {SILENCE_MS} ms")
+    assert machine.epoch == 2 * TERM
+
+
+def test_a_claim_that_is_denied() -> None:
+    """G7, G8: the primary has gone on alone; this backup lacks what it committed, and has to follow."""
+    machine = claiming()
+    assert only(machine.denied("the primary went on in epoch 100001"), Note).alarm
+    assert machine.state is State.ABSENT
+    assert machine.tick(T + 10**12) == [] and machine.disconnected("refused", T) == []
+
+
+def test_a_claim_ends_when_the_primary_answers() -> None:
+    machine = claiming()
+    assert sent(machine.connected(Position(3, 103, TERM), T)) == [hello(epoch=TERM, lsn=3, chain=103, log_epoch=TERM)]
+    assert only(machine.receive(Welcome(TERM + 1, "tail", 4), T), Unclaim)
+    assert machine.state is State.FOLLOWING and machine.sync_epoch == TERM
+    machine.receive(Records(TERM + 1, 4, [b"r"]), T)
+    machine.applied(4, T)
+    machine.receive(Sync(TERM + 1, 4), T)
+    assert machine.sync_epoch == TERM + 1
+
+
+def test_an_operator_asks_the_witness_too() -> None:
+    """G7: force is for what this backup may lack, not for a second primary."""
+    machine = following()
+    machine.needs_lease = True
+    assert only(machine.promote(force=True), Claim) == Claim(2 * TERM, None)
+    assert "witness" in only(machine.promote(force=False), Refused).reason
+
+
+def test_going_on_alone_waits_for_the_witness() -> None:
+    """G3, G7: the backup may still claim the lease for the old epoch; then what is logged now was never committed."""
+    machine = in_sync("applied", "solo")
+    machine.needs_lease = True
+    assert only(machine.disconnected("reset", T), NewEpoch).epoch == TERM + 1
+    machine.logged([b"r"], T)
+    assert machine.watermark == 3
+    assert machine.granted(TERM + 1) == [] and machine.watermark == 4
+    assert only(machine.fenced(2 * TERM), Fenced).epoch == 2 * TERM and machine.state is State.FENCED
 
 
 def test_handover() -> None:

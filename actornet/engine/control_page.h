@@ -6,12 +6,15 @@
 #define ACTORNET_CONTROL_PAGE_H
 
 #include <stdint.h>
+#include <time.h>
 
 #include "ring.h" /* AN_LINE */
 
 #define AN_CONTROL_MAGIC UINT64_C(0x316c727463746361) /* "actctrl1" */
 #define AN_CORE_COUNTERS 64
 #define AN_OWNER_COUNTERS 32
+
+#define AN_NO_LEASE UINT64_MAX
 
 enum an_role { AN_PASSIVE = 0, AN_ACTIVE, AN_FENCED };
 
@@ -26,6 +29,7 @@ struct an_control_page {
     /* Owner system: seldom written and read by every core at every burst, so apart from what changes. */
     _Alignas(AN_LINE) uint64_t role; /* enum an_role */
     uint64_t epoch;
+    uint64_t lease_until_ns; /* of CLOCK_BOOTTIME: no packet may leave from then on; AN_NO_LEASE: no witness limits it */
     _Alignas(AN_LINE) uint64_t watermark; /* owner system: the LSN that the durability mode asks for */
     uint64_t lsn_logged, lsn_applied;
     _Alignas(AN_LINE) uint64_t beat; /* owner system: turns of its loop */
@@ -42,6 +46,18 @@ static inline uint64_t an_word_load(const uint64_t *word)
 static inline void an_word_store(uint64_t *word, uint64_t value)
 {
     __atomic_store_n(word, value, __ATOMIC_RELEASE);
+}
+
+/* Whether packets may leave (G7). Whoever wakes from any sleep asks before it sends: the word's writer may sleep, too. */
+static inline int an_lease_holds(const uint64_t *lease_until_ns)
+{
+    uint64_t until_ns = an_word_load(lease_until_ns);
+    struct timespec now;
+
+    if (until_ns == AN_NO_LEASE)
+        return 1;
+    clock_gettime(CLOCK_BOOTTIME, &now);
+    return (uint64_t)now.tv_sec * UINT64_C(1000000000) + (uint64_t)now.tv_nsec < until_ns;
 }
 
 /* For the word's only writer: no locked instruction needed. */

@@ -66,6 +66,8 @@ cdef class Core:
     cdef uint64_t counters_own[64]
     cdef uint64_t *committed
     cdef uint64_t committed_own
+    cdef const uint64_t *lease   # until when packets may leave
+    cdef uint64_t lease_own
     cdef uint64_t handed         # bit per sibling that was given packets in this turn
     cdef bint submitted          # something to the owner system, in this turn
     cdef bint virtual_time

@@ -27,7 +27,7 @@ from actornet.engine.flows cimport an_addresses, an_revoked, an_terms_conform, a
 from actornet.engine.handoff cimport Handoff
 from actornet.engine.parked cimport an_park
 from actornet.engine.port cimport Port
-from actornet.engine.ring cimport an_word_load
+from actornet.engine.ring cimport AN_NO_LEASE, an_lease_holds, an_word_load
 from actornet.engine.suspension cimport Suspension
 from actornet.engine.types cimport *
 from actornet.engine.verdict cimport (
@@ -76,6 +76,8 @@ cdef class Core:
         self.counters = self.counters_own
         self.committed_own = UINT64_MAX
         self.committed = &self.committed_own
+        self.lease_own = AN_NO_LEASE
+        self.lease = &self.lease_own
 
     def __init__(self, nf, list ports not None, *, int index=0, int cores=1, flows_max=FLOWS_MAX_DEFAULT,
                  loop=None, host=None, link=None, bint virtual_time=False, now_ns=0, incarnation_first=1):
@@ -846,17 +848,21 @@ cdef class Core:
         return 0
 
     cdef int _flush_port(self, int out) except -1:
-        cdef int i, sent = 0, count = self.tx_count[out]
+        cdef int i, sent = 0, count = self.tx_count[out], count_failed = count
         cdef uint64_t total = 0
         for i in range(count):
             total += self.tx[out][i].length
         self.tx_count[out] = 0
         try:
-            sent = (<Port>self.port_objects[out]).tx(self.tx[out], count)
+            if an_lease_holds(self.lease):
+                sent = (<Port>self.port_objects[out]).tx(self.tx[out], count)
+            else:
+                self.counters[<int>C_LEASE_OVER] += count
+                count_failed = 0
         finally:
             self.counters[<int>C_TX_PACKETS] += sent
             self.counters[<int>C_TX_BYTES] += total
-            self.counters[<int>C_TX_FAILED] += count - sent
+            self.counters[<int>C_TX_FAILED] += count_failed - sent
             for i in range(count):
                 if self.tx[out][i].flags & AN_COPIED:
                     free(self.tx[out][i])
@@ -941,6 +947,7 @@ cdef class Core:
         """Take the watermark from, and count in, the node's control page; `replies` is the owner system's ring."""
         self.page = page
         self.committed = page.committed_pointer(self.index)
+        self.lease = page.lease_pointer()
         self.counters = page.counter_pointer(self.index, 0)
         memset(self.counters, 0, C_COUNT * sizeof(uint64_t))
         self.counters[<int>PID_COUNTER] = os.getpid()

@@ -43,6 +43,7 @@ COUNTERS = (
     "mailbox_full",
     "held_full",
     "held_fenced",
+    "lease_over",
     "handler_error",
     "stream_full",
     "no_route",

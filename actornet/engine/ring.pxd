@@ -38,7 +38,7 @@ cdef extern from "control_page.h" nogil:
         AN_CORE_COUNTERS, AN_OWNER_COUNTERS
         AN_PASSIVE, AN_ACTIVE, AN_FENCED
 
-    uint64_t AN_CONTROL_MAGIC
+    uint64_t AN_CONTROL_MAGIC, AN_NO_LEASE
 
     struct an_core_words:
         uint64_t committed
@@ -50,6 +50,7 @@ cdef extern from "control_page.h" nogil:
         uint64_t cores
         uint64_t role
         uint64_t epoch
+        uint64_t lease_until_ns
         uint64_t watermark
         uint64_t lsn_logged
         uint64_t lsn_applied
@@ -60,6 +61,7 @@ cdef extern from "control_page.h" nogil:
     uint64_t an_word_load(const uint64_t *word)
     void an_word_store(uint64_t *word, uint64_t value)
     void an_word_add(uint64_t *word, uint64_t value)
+    int an_lease_holds(const uint64_t *lease_until_ns)
 
 
 @cython.final
@@ -95,5 +97,6 @@ cdef class ControlPage:
     cdef uint64_t *owner_counter_pointer(self, int index) except NULL
     cdef uint64_t *role_pointer(self) noexcept
     cdef uint64_t *watermark_pointer(self) noexcept
+    cdef uint64_t *lease_pointer(self) noexcept
 
     cdef an_core_words *_core(self, int core) except NULL

@@ -7,6 +7,7 @@ OWNER_COUNTERS: Final[int]
 PASSIVE: Final[int]
 ACTIVE: Final[int]
 FENCED: Final[int]
+NO_LEASE: Final[int]
 
 class Ring:
     @property
@@ -37,6 +38,7 @@ class ControlPage:
     lsn_logged: int
     lsn_applied: int
     epoch: int
+    lease_until_ns: int
     role: int
     owner_beat: int
     @property

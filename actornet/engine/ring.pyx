@@ -25,6 +25,7 @@ OWNER_COUNTERS = AN_OWNER_COUNTERS
 PASSIVE = AN_PASSIVE
 ACTIVE = AN_ACTIVE
 FENCED = AN_FENCED
+NO_LEASE = AN_NO_LEASE
 
 
 cdef int shared_file(str name, size_t size_bytes, bytes start) except -1:
@@ -207,8 +208,8 @@ cdef class Ring:
 cdef class ControlPage:
     """What a node's processes tell each other continually, one 64-bit word each, every word with one writer.
 
-    The owner system writes `committed` of each core, `watermark`, `lsn_logged`, `lsn_applied`, `epoch`, `role` (PASSIVE,
-    ACTIVE or FENCED), `owner_beat` and OWNER_COUNTERS counters; a core writes its `core_beat` and CORE_COUNTERS
+    The owner system writes `committed` of each core, `watermark`, `lsn_logged`, `lsn_applied`, `epoch`, `lease_until_ns`, `role`
+    (PASSIVE, ACTIVE or FENCED), `owner_beat` and OWNER_COUNTERS counters; a core writes its `core_beat` and CORE_COUNTERS
     counters. What a counter's index means is for its writer to say. Raises IndexError for a core or counter that is not
     there.
     """
@@ -236,12 +237,14 @@ cdef class ControlPage:
 
     @classmethod
     def create(cls, int cores):
-        """A new page for cores 0 to `cores` - 1; every word is 0, so the role is PASSIVE."""
+        """A new page for cores 0 to `cores` - 1; words are 0, so the role is PASSIVE, and no lease is needed."""
         assert 1 <= cores <= CORES_MAX, f"control page: {cores} cores"
         cdef uint64_t[2] start = [AN_CONTROL_MAGIC, <uint64_t>cores]
         fd = shared_file("actornet-control", page_bytes(cores), (<char *>start)[:sizeof(start)])
         try:
-            return cls(fd, cores)
+            made = cls(fd, cores)
+            made.lease_until_ns = AN_NO_LEASE
+            return made
         finally:
             os.close(fd)
 
@@ -312,6 +315,15 @@ cdef class ControlPage:
         an_word_store(&self.page.epoch, epoch)
 
     @property
+    def lease_until_ns(self):
+        """The time of CLOCK_BOOTTIME from which on no packet may leave; NO_LEASE: no witness limits it (G7)."""
+        return an_word_load(&self.page.lease_until_ns)
+
+    @lease_until_ns.setter
+    def lease_until_ns(self, uint64_t until_ns):
+        an_word_store(&self.page.lease_until_ns, until_ns)
+
+    @property
     def role(self):
         """PASSIVE, ACTIVE or FENCED: only an active node emits packets (G7)."""
         return an_word_load(&self.page.role)
@@ -351,6 +363,9 @@ cdef class ControlPage:
 
     cdef uint64_t *watermark_pointer(self) noexcept:
         return &self.page.watermark
+
+    cdef uint64_t *lease_pointer(self) noexcept:
+        return &self.page.lease_until_ns
 
     cdef an_core_words *_core(self, int core) except NULL:
         if not 0 <= core < self.cores:

@@ -4,7 +4,7 @@ Tables, and what holds between them:
 
 - `records`: LSN -> encoded record. Without gaps; begins at LSN 1, or no later than right after a snapshot.
 - `snapshots`: (LSN, chunk number) -> chunk. All chunks of a snapshot are written in one transaction.
-- `meta`: format, deployment name, NF, highest epoch seen, and the boot in which the log was written.
+- `meta`: format, identity, deployment name, NF, highest epoch seen, last epoch led, the boot in which the log was written.
 
 Keys are big-endian, so LMDB's order is the LSNs' order. What a transaction wrote survives the death of the process;
 `sync` makes it survive the machine. No read transaction outlives a call: a pinned one would make the file grow.
@@ -16,6 +16,7 @@ import errno
 import fcntl
 import os
 import resource
+import secrets
 import struct
 import time
 from collections.abc import Iterator, Sequence
@@ -326,6 +327,22 @@ class Log:
             raise FencedError(f"log {self.directory} knows of epoch {self.epoch}: epoch {epoch} is over")
         self._set_notes(epoch=str(epoch))
 
+    @property
+    def led_epoch(self) -> int:
+        """The last epoch that this log's node was itself the primary of; 0: none."""
+        return int(self._note("led_epoch") or 0)
+
+    @property
+    def identity(self) -> str:
+        """Random letters that tell this log, and copies of it, from all others."""
+        return self._note("identity")
+
+    def lead(self, epoch: int) -> None:
+        """As `epoch_raise`, and remember that this node is its primary."""
+        if epoch < self.epoch:
+            raise FencedError(f"log {self.directory} knows of epoch {self.epoch}: epoch {epoch} is over")
+        self._set_notes(epoch=str(epoch), led_epoch=str(epoch))
+
     def set_aside(self) -> Path:
         """Close this log and move it into a directory inside its own, where it can be inspected; returns which.
 
@@ -459,7 +476,8 @@ class Log:
             raise LogError(
                 f"log {self.directory} belongs to deployment {known!r}, not {name!r}; choose another directory"
             )
-        self._set_notes(format=str(FORMAT), boot=boot, name=name or known, nf=nf or self.nf)
+        identity = self.identity or secrets.token_hex(8)
+        self._set_notes(format=str(FORMAT), boot=boot, name=name or known, nf=nf or self.nf, identity=identity)
 
     def _finish(self) -> None:
         # A full log keeps its mark of being written: after a crash of the machine it is then suspect, which is safe.

@@ -21,6 +21,7 @@ from actornet.replication.protocol import (
     TRANSITIONS,
     Apply,
     BackupAction,
+    Claim,
     Close,
     Durability,
     Event,
@@ -34,6 +35,7 @@ from actornet.replication.protocol import (
     Rewind,
     Send,
     State,
+    Unclaim,
     epoch_of_takeover,
 )
 
@@ -41,6 +43,7 @@ _MS = 1_000_000
 
 _DONE = {State.PROMOTED, State.STOPPED}
 _UNLINKED = _DONE | {State.ABSENT, State.REFUSED}
+_ONCE_IN_SYNC = {State.DOUBT, State.CLAIMING}
 _MAY_TAKE_OVER = {State.IN_SYNC, State.DOUBT}
 _WELCOMED = {State.SNAPSHOT, State.FOLLOWING, State.IN_SYNC}
 
@@ -48,16 +51,27 @@ _WELCOMED = {State.SNAPSHOT, State.FOLLOWING, State.IN_SYNC}
 class Backup:
     """A backup, from its start until it is promoted or stopped.
 
-    `epoch` is the highest that the log or its metadata knows, `durable_lsn` what of the log is synced to disk.
+    `epoch` is the highest that the log or its metadata knows, `durable_lsn` what of the log is synced to disk. With
+    `needs_lease` a witness has to agree to a takeover.
     """
 
     def __init__(
-        self, identity: Identity, durability: Durability, *, epoch: int, durable_lsn: int, now_ns: int
+        self,
+        identity: Identity,
+        durability: Durability,
+        *,
+        epoch: int,
+        durable_lsn: int,
+        now_ns: int,
+        needs_lease: bool = False,
     ) -> None:
         self.identity = identity
         self.durability = durability
         self.epoch = epoch
+        self.needs_lease = needs_lease
         self.state = State.ABSENT
+        self.sync_epoch = 0  # in which the primary counted this backup last
+        self._claim_reason = ""
         self.primary_lsn = 0  # as last heard
         self.received_lsn = 0
         self.applied_lsn = 0
@@ -76,7 +90,7 @@ class Backup:
         """The link to the primary stands; `end` is the log's last record."""
         if self.state in _DONE:
             return []
-        if self.state is not State.DOUBT:  # which has its own deadline
+        if self.state not in _ONCE_IN_SYNC:  # of which DOUBT has its own deadline
             self._move(Event.CONNECTED)
             self._heard_ns = now_ns
         self.received_lsn = self.applied_lsn = end.lsn
@@ -88,7 +102,7 @@ class Backup:
 
     def disconnected(self, reason: str, now_ns: int) -> list[BackupAction]:
         """The link broke, or could not be set up."""
-        if self.state in _UNLINKED:
+        if self.state in _UNLINKED or self.state is State.CLAIMING:
             return []
         if self.state is State.DOUBT:
             return self._promote(Event.LOST, f"link lost: {reason}")
@@ -135,6 +149,8 @@ class Backup:
             return []
         if slept:
             self._heard_ns = now_ns
+        if self.state is State.CLAIMING:
+            return []
         limit_ms = SILENCE_MS if self.state in _MAY_TAKE_OVER else PATIENCE_MS
         if now_ns - self._heard_ns > limit_ms * _MS:
             reason = f"primary silent for {limit_ms} ms"
@@ -152,8 +168,24 @@ class Backup:
         if self.state in _MAY_TAKE_OVER:
             return self._promote(Event.OPERATOR, "operator")
         if force:
+            self.sync_epoch = 0
             return self._promote(Event.OPERATOR, f"operator, forced while {self.state.value}")
+        if self.state is State.CLAIMING:
+            return [Refused("this backup waits for the witness to grant it the lease already: see its status")]
         return [Refused(f"this backup is {self.state.value}, not in sync: it may lack committed records; force it")]
+
+    def granted(self, epoch: int) -> list[BackupAction]:
+        """The witness has granted the claim: the primary commits nothing any more (G7)."""
+        if self.state in _DONE:
+            return []
+        return self._lead(Event.GRANTED, epoch, self._claim_reason)
+
+    def denied(self, why: str) -> list[BackupAction]:
+        """The witness stands against the claim for good: the primary has gone on without this backup."""
+        if self.state is not State.CLAIMING:
+            return []
+        self._move(Event.DENIED)
+        return [Note("takeover denied", f"{why}; this backup follows when it is let", alarm=True)]
 
     def stop(self) -> list[BackupAction]:
         """Leave cleanly."""
@@ -172,12 +204,13 @@ class Backup:
             case Heartbeat() if self.state in _WELCOMED:
                 self.primary_lsn = message.lsn
                 return []
-            case Welcome() if self.state in (State.GREETING, State.DOUBT):
+            case Welcome() if self.state in (State.GREETING, State.DOUBT, State.CLAIMING):
                 return self._welcome(message, now_ns)
             case Snapshot() if self.state is State.SNAPSHOT and self._is_next(message):
                 return self._chunk(message, now_ns)
             case Sync() if self.state is State.FOLLOWING and self.applied_lsn >= message.lsn:
                 self._move(Event.LAG_0)
+                self.sync_epoch = self.epoch
                 return [Note("in sync", f"at LSN {message.lsn}, epoch {self.epoch}: ready to take over")]
             case Stop() if self.state is State.IN_SYNC and self.applied_lsn == message.lsn:
                 return self._promote(Event.HANDED_OVER, "handover")
@@ -192,12 +225,13 @@ class Backup:
         self._chunks = []
         self.primary_lsn = welcome.lsn
         note = Note("catching up", f"by {welcome.how}, from LSN {self.applied_lsn} to {welcome.lsn}")
+        claimed = self.state is State.CLAIMING
         if welcome.how == "tail":
             self._move(Event.NEEDS_TAIL)
         else:
             self._move(Event.NEEDS_SNAPSHOT)
             self.received_lsn = self.applied_lsn = 0
-        return [note]
+        return [Unclaim(), note] if claimed else [note]
 
     def _records(self, message: Records, now_ns: int) -> list[BackupAction]:
         if message.first_lsn != self.received_lsn + 1:
@@ -229,9 +263,11 @@ class Backup:
     def _part(self, reason: str) -> list[BackupAction]:
         """The primary broke the protocol, which is no evidence that it died: leave it, and come again."""
         welcomed = self.state in _WELCOMED
+        actions: list[BackupAction] = [Close(reason)]
+        if self.state is State.CLAIMING:
+            return actions
         self._move(Event.REFUSED)
-        alarm: list[BackupAction] = [Note("primary lost", reason, alarm=True)] if welcomed else []
-        return [Close(reason), *alarm]
+        return [*actions, Note("primary lost", reason, alarm=True)] if welcomed else actions
 
     def _lost(self, reason: str) -> list[BackupAction]:
         welcomed = self.state in _WELCOMED
@@ -239,8 +275,11 @@ class Backup:
         return [Note("primary lost", f"{reason}; not in sync, so no takeover", alarm=True)] if welcomed else []
 
     def _refused(self, refuse: Refuse) -> list[BackupAction]:
+        claimed = self.state is State.CLAIMING
         self._move(Event.REFUSED)
         close = Close(refuse.reason)
+        if claimed:
+            return [Unclaim(), close, Refused(refuse.reason)]
         if refuse.fork_lsn > 0:
             return [close, Rewind(refuse.fork_lsn, refuse.fork_chain, refuse.reason)]
         if refuse.reason == self._refusal:  # came again, and was told the same
@@ -249,6 +288,16 @@ class Backup:
         return [close, Refused(refuse.reason)]
 
     def _promote(self, event: Event, reason: str) -> list[BackupAction]:
+        epoch = epoch_of_takeover(self.epoch)
+        if not self.needs_lease:
+            return self._lead(event, epoch, reason)
+        if self.state is not State.CLAIMING:
+            self._move(Event.CLAIM)
+        self._claim_reason = reason
+        claim = Claim(epoch, self.sync_epoch or None)
+        return [Close("this node asks the witness whether it may take over"), Note("claiming the lease", reason), claim]
+
+    def _lead(self, event: Event, epoch: int, reason: str) -> list[BackupAction]:
         self._move(event)
-        self.epoch = epoch_of_takeover(self.epoch)
-        return [Send(Fence(self.epoch)), Close("this node is the primary now"), Promote(self.epoch, reason)]
+        self.epoch = epoch
+        return [Send(Fence(epoch)), Close("this node is the primary now"), Promote(epoch, reason)]

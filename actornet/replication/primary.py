@@ -70,7 +70,8 @@ class Primary:
     """The primary of a deployment, for as long as its process is that.
 
     `logged_lsn` is the log's last LSN; the EPOCH record of `epoch` must be the next one. `epoch` comes from
-    `epoch_of_launch` or, with `takeover`, from a Promote action. `watermark` never falls.
+    `epoch_of_launch` or, with `takeover`, from a Promote action. `watermark` never falls. With `needs_lease` a witness has
+    granted `epoch`, and has to grant every further one.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class Primary:
         logged_lsn: int,
         takeover: bool,
         now_ns: int,
+        needs_lease: bool = False,
     ) -> None:
         self.identity = identity
         self.durability = durability
@@ -95,6 +97,8 @@ class Primary:
         self.watermark = 0
         self.commits_alone = takeover or without_backup == "solo"  # while no backup counts
         self.ack = Ack(epoch, 0, 0, 0)
+        self.needs_lease = needs_lease
+        self.granted_epoch = epoch  # by the witness; with no lease needed, whatever epoch it is
         self._highest_epoch = epoch  # heard of
         self._epoch_lsn = logged_lsn + 1  # nothing is committed in this epoch before its record is logged
         self._sent_lsn = 0
@@ -248,6 +252,16 @@ class Primary:
             return []
         return self._begin_epoch("operator")
 
+    def granted(self, epoch: int) -> list[PrimaryAction]:
+        """The witness has granted this epoch: what waited for that is committed."""
+        self.granted_epoch = epoch
+        self._raise_watermark()
+        return []
+
+    def fenced(self, epoch: int) -> list[PrimaryAction]:
+        """The witness says that the lease is another's, in that epoch."""
+        return [] if self.state is State.FENCED else self._fence(epoch)
+
     def probe(self) -> Hello:
         """What to say to a node that may believe to be the primary, too; its answer goes to `rival`."""
         me = self.identity
@@ -393,6 +407,8 @@ class Primary:
         return self.state in _COUNTING | {State.JOINING} and self._acked_lsn() < self._sent_lsn
 
     def _raise_watermark(self) -> None:
+        if self.needs_lease and self.granted_epoch != self.epoch:
+            return
         if self.durability == "solo":
             lsn = self.logged_lsn
         elif self.state in _COUNTING:

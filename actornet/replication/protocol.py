@@ -25,6 +25,11 @@ be in sync has all that was ever committed, and may promote itself without repla
 more first: a dead process refuses the connection at once, a live primary welcomes the backup again. A backup that is
 not in sync never promotes itself; an operator may force it.
 
+*Lease* (G7). With a witness (`lease` has its theory) nobody commits or emits in an epoch that the witness has not granted.
+A primary logs a new epoch's record, then asks for it; a backup asks before it is promoted, for a claim that holds only
+while the witness is of the epoch in which the backup was told Sync. While it claims, it comes back to a primary that
+answers. A grant always promotes: the primary has committed nothing without this backup, and can no more.
+
 *Epochs* (G7). A primary that goes on (restarted, or alone) takes the next epoch; a takeover begins the next term, that
 is the next multiple of TERM_EPOCHS. So both sides of a broken link may begin an epoch, yet never the same one, and the
 takeover's is the higher. A primary that hears of a higher epoch is fenced: it neither commits nor emits. A message of
@@ -70,6 +75,7 @@ class State(Enum):
     # Backup, besides GREETING, SNAPSHOT, IN_SYNC and STOPPED
     ABSENT = "absent"  # no link, and not in sync
     FOLLOWING = "following"  # applies records, but does not count yet
+    CLAIMING = "claiming"  # would take over, once the witness grants it the lease
     DOUBT = "doubt"  # was in sync when the link broke; asks the primary once more
     REFUSED = "refused"  # the primary did not want it
     PROMOTED = "promoted"
@@ -92,13 +98,16 @@ class Event(Enum):
     HANDED_OVER = "handed over"
     FENCE = "higher epoch"
     OPERATOR = "operator"
+    CLAIM = "claim"
+    GRANTED = "granted"
+    DENIED = "denied"
 
 
 S, E = State, Event
 
 _ends = {E.STOP: S.STOPPED, E.FENCE: S.FENCED}
 _peer = {E.LOST: S.ALONE, **_ends}
-_told = {E.STOP: S.STOPPED, E.OPERATOR: S.PROMOTED}
+_told = {E.STOP: S.STOPPED, E.OPERATOR: S.PROMOTED, E.CLAIM: S.CLAIMING, E.GRANTED: S.PROMOTED}
 _left = {E.LOST: S.ABSENT, E.REFUSED: S.REFUSED, **_told}
 
 TRANSITIONS: Mapping[Role, Mapping[State, Mapping[Event, State]]] = {
@@ -126,6 +135,15 @@ TRANSITIONS: Mapping[Role, Mapping[State, Mapping[Event, State]]] = {
             E.NEEDS_SNAPSHOT: S.SNAPSHOT,
             E.LOST: S.PROMOTED,
             E.SILENT: S.PROMOTED,
+        },
+        S.CLAIMING: {
+            E.STOP: S.STOPPED,
+            E.OPERATOR: S.PROMOTED,
+            E.GRANTED: S.PROMOTED,
+            E.NEEDS_TAIL: S.FOLLOWING,
+            E.NEEDS_SNAPSHOT: S.SNAPSHOT,
+            E.REFUSED: S.REFUSED,
+            E.DENIED: S.ABSENT,
         },
         S.REFUSED: {E.CONNECTED: S.GREETING, **_told},
         S.PROMOTED: {},
@@ -266,10 +284,25 @@ class Read(msgspec.Struct, frozen=True):
 
 
 class NewEpoch(msgspec.Struct, frozen=True):
-    """Log an EPOCH record of `epoch` as the very next one, sync the log, and alarm: this primary goes on alone."""
+    """Log an EPOCH record of `epoch` as the very next one, sync the log, and alarm: this primary goes on alone.
+
+    With a witness, then ask it for this epoch and answer by `granted`, or `fenced`.
+    """
 
     epoch: int
     reason: str
+
+
+class Claim(msgspec.Struct, frozen=True):
+    """Ask the witness for the lease in `epoch`, while its own is `after_epoch` (None: whatever it is); answer by
+    `granted` or `denied`."""
+
+    epoch: int
+    after_epoch: int | None
+
+
+class Unclaim(msgspec.Struct, frozen=True):
+    """Ask the witness no more."""
 
 
 class Fenced(msgspec.Struct, frozen=True):
@@ -321,4 +354,4 @@ class Promote(msgspec.Struct, frozen=True):
 
 
 PrimaryAction = Send | Close | Note | StopNode | Compare | TakeSnapshot | Read | NewEpoch | Fenced
-BackupAction = Send | Close | Note | Apply | InstallSnapshot | Remember | Refused | Rewind | Promote
+BackupAction = Send | Close | Note | Apply | InstallSnapshot | Remember | Refused | Rewind | Promote | Claim | Unclaim
