@@ -110,9 +110,13 @@ class ControlBody(msgspec.Struct, array_like=True, gc=False):
 
 
 class HashBody(msgspec.Struct, array_like=True, gc=False):
-    """The canonical hash of the replicated state just before this record."""
+    """The canonical hash of the replicated state at `at_lsn`; 0: just before this record.
+
+    With `at_lsn` this record's own, nothing is known yet: from here on everybody works out the hash of this very state.
+    """
 
     state_hash: int
+    at_lsn: int = 0
 
 
 Body = EpochBody | OwnerBody | AskBody | FlowBody | CloseBody | ControlBody | HashBody

@@ -41,8 +41,8 @@ from actornet.log.record import (
     OwnerBody,
     Record,
 )
-from actornet.owner import Moment, Owner, create, decode_state, encode_state, import_owner
-from actornet.replication.canonical import canonical
+from actornet.owner import Moment, Owner, create, decode_state, import_owner
+from actornet.replication.frozen import DIGEST_BYTES, SNAPSHOT_VERSION, Frozen, finish
 
 
 class AskRequest(msgspec.Struct, array_like=True, tag=1, gc=False):
@@ -100,6 +100,23 @@ class OpenAsks(list[Recorded]):
         self.append(entry)
 
 
+class Audit:
+    """The hash of one frozen state in the making: `actual` once it is done, `expected` once the log has told."""
+
+    def __init__(self, frozen: Frozen) -> None:
+        self.lsn = frozen.lsn
+        self.expected: int | None = None
+        self.actual: int | None = None
+        self._work = frozen.state_hash()
+
+    def step(self) -> None:
+        """One slice."""
+        try:
+            next(self._work)
+        except StopIteration as end:
+            self.actual = end.value
+
+
 Handler = tuple[Callable[..., Any], Callable[[bytes], tuple[Any, ...]], Callable[[bytes], tuple[int, Any]] | None]
 
 _KIND_OF: dict[type, Kind] = {
@@ -107,9 +124,8 @@ _KIND_OF: dict[type, Kind] = {
     FlowBody: Kind.FLOW,
     CloseBody: Kind.CLOSE,
     ControlBody: Kind.CONTROL,
+    HashBody: Kind.HASH,
 }
-_SNAPSHOT_VERSION = 2
-_WORD = (1 << 64) - 1
 _ERROR_TEXT_MAX = 500
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
@@ -141,7 +157,10 @@ class Replica:
     `load` finds an owner class by its path. `term` is the current epoch's first record. `time_ns` is the last record's
     time: a primary makes no earlier one, so that owners never see time run backwards when a clock is set, or another
     node's goes on. `flows` and `asks` (recorded replies that no saved state covers, oldest first) are keyed by
-    `flow_key`.
+    `flow_key`. `created` has the owners' OWNER records, by name.
+
+    `audit` is the hash of the state at the last mark, in the making; see `Audit`. A replica that is not `patient` finishes
+    it when the log says what it has to be.
     """
 
     def __init__(self, load: Callable[[str], type[Owner[Any]]] = import_owner) -> None:
@@ -152,7 +171,10 @@ class Replica:
         self.owners: dict[str, Owner[Any]] = {}
         self.flows: dict[bytes, FlowBody] = {}
         self.asks: dict[bytes, OpenAsks] = {}
-        self._created: dict[str, OwnerBody] = {}
+        self.created: dict[str, OwnerBody] = {}
+        self.audit: Audit | None = None
+        self.audited_lsn = 0  # the last mark at which this state's hash was that in the log
+        self.patient = False
         self._handlers: dict[bytes, Handler] = {}
         self._moment = Moment()
         self._load = load
@@ -213,14 +235,14 @@ class Replica:
 
         Raises UsageError if the class cannot be loaded, its settings do not fit, or the name has another class.
         """
-        created = self._created.get(name)
+        created = self.created.get(name)
         if created is not None:
             if created.path != path:
                 raise UsageError(f"owner {name!r} is a {created.path}; it cannot be a {path} too: choose another name")
             return None
         return self.execute(OwnerBody(name, path, dict(settings)), 0, time_ns)
 
-    def execute(self, body: OwnerBody | FlowBody | CloseBody | ControlBody, core: int, time_ns: int) -> Record:
+    def execute(self, body: OwnerBody | FlowBody | CloseBody | ControlBody | HashBody, core: int, time_ns: int) -> Record:
         """Do what the body says, and return its record."""
         record = Record(self.lsn + 1, self.epoch, max(time_ns, self.time_ns), _KIND_OF[type(body)], core, body)
         self.apply(record)
@@ -233,7 +255,34 @@ class Replica:
         self.time_ns = max(time_ns, self.time_ns)
         return Record(self.lsn, self.epoch, self.time_ns, Kind.HASH, 0, body)
 
+    def mark(self, time_ns: int) -> Record:
+        """Have every replica hash the state as it is after this record, in slices (`work_on_audit`)."""
+        return self.execute(HashBody(0, self.lsn + 1), 0, time_ns)
+
+    def tell_hash(self, time_ns: int) -> Record | None:
+        """The record of the audit's result, for all replicas to compare; None while it is in the making."""
+        if self.audit is None or self.audit.actual is None:
+            return None
+        lsn, actual = self.audit.lsn, self.audit.actual
+        self.audit, self.audited_lsn = None, lsn
+        return self.execute(HashBody(actual, lsn), 0, time_ns)
+
     # Everyone's side.
+
+    def work_on_audit(self, slices: int | None) -> None:
+        """Go on hashing the state at the last mark, by so many slices, or to the end.
+
+        Raises DivergenceError once it is done if the log says otherwise.
+        """
+        audit = self.audit
+        if audit is None:
+            return
+        while audit.actual is None and slices != 0:
+            audit.step()
+            slices = slices - 1 if slices is not None else None
+        if audit.actual is not None and audit.expected is not None:
+            self._compare(audit.lsn, audit.expected, audit.actual)
+            self.audit = None
 
     def orphans(self) -> Iterator[tuple[FiveTuple, int, bytes]]:
         """Five-tuple, port and first packet of each flow that has asked and was not saved.
@@ -263,36 +312,20 @@ class Replica:
         self._apply_body(record, body)
         self.lsn = record.lsn
         self.time_ns = record.time_ns
+        if isinstance(body, HashBody) and body.at_lsn == record.lsn:
+            self.audit = Audit(self.freeze())
+
+    def freeze(self) -> Frozen:
+        """The content as it is now, to be hashed or stored while this goes on."""
+        return Frozen(self)
 
     def state_hash(self) -> int:
         """Hash (XXH3-64) of all replicated state; the same for equal states however they came about."""
-        owners = [
-            (name, created.path, canonical(created.settings), _canonical_state(self.owners[name]))
-            for name, created in sorted(self._created.items())
-        ]
-        flows = sum(xxh3_64_intdigest(_encode(body)) for body in self.flows.values()) & _WORD
-        asks = (
-            sum(xxh3_64_intdigest(_encode((key, open.newest, open.packet, open))) for key, open in self.asks.items())
-            & _WORD
-        )
-        return xxh3_64_intdigest(_encode((self.lsn, self.epoch, owners, flows, asks, self.revocations)))
+        return finish(self.freeze().state_hash())
 
     def snapshot(self) -> bytes:
         """Everything, for `restore`: what a replica needs in place of the records up to `lsn`."""
-        data = _encode(
-            Snapshot(
-                _SNAPSHOT_VERSION,
-                self.lsn,
-                self.epoch,
-                self.time_ns,
-                self.term,
-                [(created, encode_state(self.owners[name])) for name, created in self._created.items()],
-                list(self.flows.values()),
-                [(key, open.newest, open.packet, open) for key, open in self.asks.items()],
-                self.revocations,
-            )
-        )
-        return xxh3_64_intdigest(data).to_bytes(8, "little") + data
+        return b"".join(self.freeze().snapshot())
 
     @classmethod
     def restore(cls, data: bytes, load: Callable[[str], type[Owner[Any]]] = import_owner) -> Replica:
@@ -300,14 +333,16 @@ class Replica:
 
         Raises LogDamagedError for changed or cut bytes, UsageError if a state does not fit its owner's class.
         """
-        if len(data) < 8 or int.from_bytes(data[:8], "little") != xxh3_64_intdigest(memoryview(data)[8:]):
+        view = memoryview(data)
+        content, digest = view[:-DIGEST_BYTES], view[-DIGEST_BYTES:]
+        if len(digest) < DIGEST_BYTES or int.from_bytes(digest, "little") != xxh3_64_intdigest(content):
             raise LogDamagedError(f"snapshot of {len(data)} bytes is damaged: take an older one, or the other node's")
         try:
-            snapshot = msgspec.msgpack.decode(memoryview(data)[8:], type=Snapshot)
+            snapshot = msgspec.msgpack.decode(content, type=Snapshot)
         except msgspec.DecodeError as error:
             raise LogDamagedError(f"snapshot is of another version: {error}") from error
-        if snapshot.version != _SNAPSHOT_VERSION:
-            raise LogDamagedError(f"snapshot has format {snapshot.version}; this version reads {_SNAPSHOT_VERSION}")
+        if snapshot.version != SNAPSHOT_VERSION:
+            raise LogDamagedError(f"snapshot has format {snapshot.version}; this version reads {SNAPSHOT_VERSION}")
         replica = cls(load)
         replica._moment.revocations = snapshot.revocations
         replica.lsn, replica.epoch, replica.time_ns = snapshot.lsn, snapshot.epoch, snapshot.time_ns
@@ -338,15 +373,25 @@ class Replica:
             case EpochBody():
                 self._begin(body)
                 self.epoch = record.epoch
+            case HashBody(at_lsn=0):
+                self._compare(record.lsn - 1, body.state_hash, self.state_hash())
             case HashBody():
-                actual = self.state_hash()
-                if actual != body.state_hash:
-                    raise DivergenceError(
-                        f"divergence at LSN {record.lsn}: state hash before it: expected {body.state_hash:016x}, "
-                        f"actual {actual:016x}; find the record where it began by comparing the owners' states"
-                    )
+                if self.audit is not None and self.audit.lsn == body.at_lsn != record.lsn:
+                    self.audit.expected = body.state_hash
+                    if not self.patient:
+                        self.work_on_audit(None)
             case ControlBody():
                 pass
+
+    def _compare(self, lsn: int, expected: int, actual: int) -> None:
+        """The hash of the state at `lsn`, as the log has it and as it is here."""
+        if actual != expected:
+            since = f"the states agreed at LSN {self.audited_lsn}" if self.audited_lsn else "no earlier state was compared"
+            raise DivergenceError(
+                f"divergence at LSN {lsn}: hash of the state after it: expected {expected:016x}, actual {actual:016x}; "
+                f"{since}: compare the owners' states in between"
+            )
+        self.audited_lsn = lsn
 
     def _apply_ask(self, record: Record, body: AskBody) -> None:
         target = _target(body.owner, body.message)
@@ -385,7 +430,7 @@ class Replica:
             moment.time_ns = -1
 
     def _add(self, body: OwnerBody, owner: Owner[Any]) -> None:
-        self._created[body.name] = body
+        self.created[body.name] = body
         self.owners[body.name] = owner
         for name, message in owner.messages.items():
             self._handlers[_target(body.name, name)] = (
@@ -477,11 +522,6 @@ def _is_stale(incarnation: int, recorded: OpenAsks | None, saved: FlowBody | Non
     if recorded is not None:
         return incarnation < recorded.newest
     return saved is not None and incarnation < saved.incarnation
-
-
-def _canonical_state(owner: Owner[Any]) -> bytes:
-    """Through the codec first: there an int in a field of floats becomes a float, as it does in a snapshot."""
-    return canonical(decode_state(type(owner), encode_state(owner)))
 
 
 def _error_reply(type_name: str, text: str) -> bytes:
