@@ -129,6 +129,16 @@ class Journal:
         assert not self._queue, "commit first: a snapshot is of what the log holds"
         return self.lsn, self.chain, self.replica.snapshot()
 
+    def mark(self, time_ns: int) -> None:
+        """Have every replica hash its state as of the next record."""
+        self._enqueue(self.replica.mark(time_ns))
+
+    def tell_hash(self, time_ns: int) -> bool:
+        """Log the hash of the state at the last mark; False while it is in the making."""
+        record = self.replica.tell_hash(time_ns)
+        self._enqueue(record)
+        return record is not None
+
     def save_snapshot(self) -> None:
         """Let the next start begin here instead of at the log's first record."""
         if self.log is not None and self.lsn:

@@ -530,7 +530,9 @@ def test_a_divergence_of_states_is_found_by_a_hash_record() -> None:
     primary.keep(primary.replica.hash_state(SECOND))
     expected = decode(primary.log[-1]).body
     assert isinstance(expected, HashBody)
-    with pytest.raises(DivergenceError, match=f"LSN 2: hash of the state after it: expected {expected.state_hash:016x}, actual "):
+    with pytest.raises(
+        DivergenceError, match=f"LSN 2: hash of the state after it: expected {expected.state_hash:016x}, actual "
+    ):
         replica.apply(decode(primary.log[-1]))
 
 

@@ -32,6 +32,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add = launch.add_argument
     add("role", choices=("primary", "backup"), help="what the node starts as")
     add("file", nargs="?", type=Path, metavar="FILE", help="deployment file (TOML); without it, flags say everything")
+    add("--node", choices=("primary", "backup"), help="the file's table that is this node's, if not the role's own")
     add("--name", help="name of the deployment")
     add("--nf", metavar="NF", help="module:Class of the network function")
     add("--cores", type=int, metavar="N", help="cores, one process each")
@@ -46,6 +47,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="set a setting of the function")
     add("--durability", metavar="MODE", help="what output waits for: solo, received, durable or applied")
     add("--without-backup", metavar="POLICY", help="while no backup is connected: wait, solo or stop")
+    add("--witness", metavar="PLACE", help="who says which node may emit: none, file:/DIRECTORY or etcd:HOST:PORT")
     add("--key-file", metavar="FILE", help="file with the deployment's key")
     add("--log", metavar="DIR", help="directory of this node's log")
     add("--link", metavar="ADDRESS:PORT", help="where the primary listens for the backup")
@@ -79,7 +81,7 @@ def _launch(args: argparse.Namespace) -> int:
     from actornet.node.deployment import load_deployment, read_key
     from actornet.node.launcher import launch
 
-    deployment = load_deployment(args.file, args.role, _overrides(args))
+    deployment = load_deployment(args.file, args.role, _overrides(args), args.node)
     key = read_key(deployment.key_file)
     events.configure(node=deployment.name, role=deployment.role)
 
@@ -93,6 +95,7 @@ def _launch(args: argparse.Namespace) -> int:
 
 def _overrides(args: argparse.Namespace) -> dict[str, Any]:
     """What the flags say, as keys of the deployment file."""
+    node = args.node or args.role
     given = {
         "name": args.name,
         "nf": args.nf,
@@ -101,9 +104,10 @@ def _overrides(args: argparse.Namespace) -> dict[str, Any]:
         "key_file": str(Path(args.key_file).resolve()) if args.key_file else None,
         "replication.durability": args.durability,
         "replication.without_backup": args.without_backup,
-        f"{args.role}.log": str(Path(args.log).resolve()) if args.log else None,
-        f"{args.role}.link": args.link,
-        f"{args.role}.control": args.control,
+        "replication.witness": args.witness,
+        f"{node}.log": str(Path(args.log).resolve()) if args.log else None,
+        f"{node}.link": args.link,
+        f"{node}.control": args.control,
     }
     for text in args.set:
         name, value = _assignment("--set", text)

@@ -11,7 +11,7 @@ that was flipped, or that belongs to another snapshot, is found (G8).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from struct import Struct as Layout
 from zlib import crc32
 
@@ -35,13 +35,22 @@ class Snapshot(msgspec.Struct, frozen=True, gc=False):
 
 def cut(snapshot: Snapshot) -> list[bytes]:
     """The snapshot's chunks, at least one, none above LOG_CHUNK_BYTES."""
-    data = memoryview(snapshot.data)
-    pieces = [data[at : at + _PIECE_BYTES] for at in range(0, len(data), _PIECE_BYTES)] or [data]
-    count = len(pieces)
-    return [
-        _HEADER.pack(index, count, snapshot.chain, _crc(snapshot.lsn, index, count, snapshot.chain, piece)) + piece
-        for index, piece in enumerate(pieces)
-    ]
+    return list(cut_pieces(snapshot.lsn, snapshot.chain, [snapshot.data]))
+
+
+def cut_pieces(lsn: int, chain: int, pieces: Sequence[bytes]) -> Iterator[bytes]:
+    """The chunks of the snapshot whose data comes in these pieces, one after the other."""
+    count = max(1, -(-sum(map(len, pieces)) // _PIECE_BYTES))
+    waiting, rest = filter(None, pieces), memoryview(b"")
+    for index in range(count):
+        piece = bytearray()
+        while len(piece) < _PIECE_BYTES:
+            if not rest and not (rest := memoryview(next(waiting, b""))):
+                break
+            room = _PIECE_BYTES - len(piece)
+            piece += rest[:room]
+            rest = rest[room:]
+        yield _HEADER.pack(index, count, chain, _crc(lsn, index, count, chain, memoryview(piece))) + piece
 
 
 def join(lsn: int, chunks: Sequence[bytes]) -> Snapshot:

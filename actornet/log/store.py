@@ -30,7 +30,7 @@ import lmdb.verify
 from actornet.errors import FencedError, LogDamagedError, LogError, LogFullError, LogLockedError
 from actornet.limits import LOG_MAP_BYTES, LOG_PAGE_RECORDS, LOG_PRUNE_RECORDS
 from actornet.log.record import CHAIN_START, chain_of, decode, lsn_of
-from actornet.log.snapshot import Snapshot, cut, join
+from actornet.log.snapshot import Snapshot, cut, cut_pieces, join
 
 FORMAT = 1
 """Version of the tables' layout; a record carries the version of its own layout."""
@@ -219,8 +219,8 @@ class Log:
             self._last_chain = self._read_chain(self._last_lsn)
         return removed
 
-    def prune(self, before_lsn: int) -> int:
-        """Remove the records below an LSN, at most LOG_PRUNE_RECORDS, and the snapshots that then lead nowhere.
+    def prune(self, before_lsn: int, limit: int = LOG_PRUNE_RECORDS) -> int:
+        """Remove the records below an LSN, at most `limit`, and the snapshots that then lead nowhere.
 
         Returns how many records: call again until 0. What is needed after the newest snapshot stays, and without a
         snapshot everything does. Raises LogDamagedError when that snapshot is not whole.
@@ -230,7 +230,7 @@ class Log:
         if not first or not snapshots:
             return 0
         newest = snapshots[-1]
-        before_lsn = min(before_lsn, newest + 1, first + LOG_PRUNE_RECORDS)
+        before_lsn = min(before_lsn, newest + 1, first + limit)
         if before_lsn <= first:
             return 0
         if self._snapshot_whole != newest:
@@ -253,7 +253,8 @@ class Log:
         """The LSNs of the snapshots, ascending, unchecked."""
         with self._errors(), self._env.begin() as txn:
             keys = txn.cursor(self._snapshots).iternext(values=False)
-            return sorted({_CHUNK.unpack(key)[0] for key in keys})
+            # Chunk 0 is stored last: a snapshot without it never became whole.
+            return sorted(lsn for lsn, chunk in map(_CHUNK.unpack, keys) if chunk == 0)
 
     def snapshot(self, lsn: int) -> Snapshot:
         """The snapshot at an LSN, checked. Raises LogDamagedError when it is absent or not whole."""
@@ -290,6 +291,20 @@ class Log:
         if not 0 < lsn <= self._last_lsn:
             raise LogError(f"log {self.directory} ends at LSN {self._last_lsn}: it can take no snapshot at LSN {lsn}")
         self._put_snapshot(Snapshot(lsn, chain, data))
+
+    def snapshot_store(self, lsn: int, chain: int, pieces: list[bytes]) -> Iterator[None]:
+        """As `snapshot_save`, of data in pieces, a chunk and transaction at each step; the last makes the snapshot valid."""
+        assert not self.readonly and 0 < lsn <= self._last_lsn
+        first = b""
+        self._drop_partial()
+        for index, chunk in enumerate(cut_pieces(lsn, chain, pieces)):
+            if index == 0:
+                first = chunk
+                continue
+            self._put_chunk(lsn, index, chunk)
+            yield
+        self._put_chunk(lsn, 0, first)
+        self._snapshot_whole = lsn
 
     def snapshot_install(self, lsn: int, data: bytes, chain: int) -> None:
         """Begin an empty log with a peer's state: its first record will be LSN + 1.
@@ -338,10 +353,10 @@ class Log:
         return self._note("identity")
 
     def lead(self, epoch: int) -> None:
-        """As `epoch_raise`, and remember that this node is its primary."""
+        """As `epoch_raise`, and remember that this node is its primary; it is `sync` that brings this to the disk."""
         if epoch < self.epoch:
             raise FencedError(f"log {self.directory} knows of epoch {self.epoch}: epoch {epoch} is over")
-        self._set_notes(epoch=str(epoch), led_epoch=str(epoch))
+        self._put_notes(epoch=str(epoch), led_epoch=str(epoch))
 
     def set_aside(self) -> Path:
         """Close this log and move it into a directory inside its own, where it can be inspected; returns which.
@@ -535,17 +550,33 @@ class Log:
                 txn.put(_CHUNK.pack(lsn, index), chunk, db=self._snapshots)
         self._snapshot_whole = lsn
 
+    def _put_chunk(self, lsn: int, index: int, chunk: bytes) -> None:
+        with self._errors(len(chunk)), self._env.begin(write=True) as txn:
+            txn.put(_CHUNK.pack(lsn, index), chunk, db=self._snapshots)
+
+    def _drop_partial(self) -> None:
+        """Chunks of snapshots that never became whole."""
+        whole = set(self.snapshots())
+        with self._errors(), self._env.begin(write=True) as txn:
+            keys = list(txn.cursor(self._snapshots).iternext(values=False))
+            for key in keys:
+                if _CHUNK.unpack(key)[0] not in whole:
+                    txn.delete(key, db=self._snapshots)
+
     def _note(self, key: str) -> str:
         with self._errors(), self._env.begin() as txn:
             return txn.get(key.encode(), b"", db=self._meta).decode()
 
     def _set_notes(self, **notes: str) -> None:
-        assert not self.readonly
+        self._put_notes(**notes)
         with self._errors():
-            with self._env.begin(write=True) as txn:
-                for key, value in notes.items():
-                    txn.put(key.encode(), value.encode(), db=self._meta)
             self._env.sync(True)
+
+    def _put_notes(self, **notes: str) -> None:
+        assert not self.readonly
+        with self._errors(), self._env.begin(write=True) as txn:
+            for key, value in notes.items():
+                txn.put(key.encode(), value.encode(), db=self._meta)
 
     @contextmanager
     def _errors(self, bytes_wanted: int = 0) -> Iterator[None]:
@@ -581,3 +612,21 @@ class Log:
 def _lsn(key: bytes) -> int:
     lsn: int = _LSN.unpack(key)[0]
     return lsn
+
+
+def set_aside(directory: str | os.PathLike[str]) -> Path:
+    """Move a log that cannot be opened, as `Log.set_aside` does one that can. LogError: it is in use, or cannot be moved."""
+    home = Path(directory)
+    number = 1
+    while (aside := home / f"aside-{number}").exists():
+        number += 1
+    try:
+        with (home / "writer.lock").open("ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            aside.mkdir()
+            for file in ("data.mdb", "lock.mdb"):
+                with suppress(FileNotFoundError):
+                    (home / file).rename(aside / file)
+    except OSError as error:
+        raise LogError(f"log {home} cannot be moved to {aside.name}: {error.strerror}") from error
+    return aside

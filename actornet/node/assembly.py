@@ -24,6 +24,7 @@ def assemble(deployment: Deployment) -> NodePlan:
     owner = OwnerSpec(
         name=deployment.name,
         role=deployment.role,
+        node=deployment.node,
         nf=deployment.nf,
         settings=deployment.settings,
         ports=list(deployment.ports),
@@ -33,6 +34,10 @@ def assemble(deployment: Deployment) -> NodePlan:
         durability=deployment.durability,
         without_backup=deployment.without_backup,
         fabric=fabric.spec,
+        peer=deployment.peer,
+        witness=deployment.witness,
+        lease_ms=deployment.lease_ms,
+        keep_records=deployment.keep_records,
     )
     workers = [WorkerPlan("owner-system", "owner", "actornet.node.owner_process:run", owner)]
     for index in range(deployment.cores):

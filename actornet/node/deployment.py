@@ -19,8 +19,9 @@ from typing import Any, Literal
 import msgspec
 
 from actornet.errors import UsageError
-from actornet.limits import CORES_MAX, PORTS_MAX
+from actornet.limits import CORES_MAX, LEASE_MS_DEFAULT, LEASE_MS_MAX, LEASE_MS_MIN, LOG_KEEP_RECORDS_DEFAULT, PORTS_MAX
 from actornet.node.thespian_base import split_address
+from actornet.node.witness import witness_at
 
 Role = Literal["primary", "backup"]
 ROLES: tuple[Role, Role] = ("primary", "backup")
@@ -44,10 +45,17 @@ class PortTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ReplicationTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The `[replication]` table: what the commit watermark waits for, with a backup and without."""
+    """The `[replication]` table: what the commit watermark waits for, with a backup and without; the witness (G7).
+
+    `witness` is "none", "file:/DIRECTORY" or "etcd:HOST:PORT". A primary that has not renewed its lease with it for
+    `lease_ms` emits nothing; after that time the backup may take over. `keep_records` stay in the log for replay.
+    """
 
     durability: Literal["solo", "received", "durable", "applied"] = "applied"
     without_backup: Literal["wait", "solo", "stop"] = "solo"
+    witness: str = "none"
+    lease_ms: int = LEASE_MS_DEFAULT
+    keep_records: int = LOG_KEEP_RECORDS_DEFAULT
 
 
 class RoleTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -84,11 +92,13 @@ class Deployment(msgspec.Struct, frozen=True):
     """A deployment as one node of it needs it: paths absolute, defaults filled in, everything checked.
 
     `cpus` has one CPU per core, or is None for the supervisor's choice. `link` and `listen` are None only when nothing is
-    replicated.
+    replicated. `node` is the table that is this node's; `peer` where the other one listens when it leads, if it does so
+    elsewhere.
     """
 
     name: str
     role: Role
+    node: Role
     nf: str
     cores: int
     cpus: list[int] | None
@@ -100,13 +110,21 @@ class Deployment(msgspec.Struct, frozen=True):
     log: Path
     link: str | None
     listen: str | None
+    peer: str | None
+    witness: str | None
+    lease_ms: int
+    keep_records: int
     control: str
 
 
-def load_deployment(file: Path | None, role: Role, overrides: Mapping[str, Any] | None = None) -> Deployment:
+def load_deployment(
+    file: Path | None, role: Role, overrides: Mapping[str, Any] | None = None, node: Role | None = None
+) -> Deployment:
     """Read `file`, replace what `overrides` names ("ports.lan.interface": "veth1"), and resolve it for `role`.
 
-    Without a file everything comes from `overrides`. UsageError says what is wrong, in which file, at which key.
+    `node` names the table of the node that takes this role, if it is not the role's own: `backup` for `primary` where the
+    nodes have changed roles. Without a file everything comes from `overrides`. UsageError says what is wrong, in which
+    file, at which key.
     """
     where = str(file) if file else "the flags"
     content = _read(file) if file else {}
@@ -114,20 +132,28 @@ def load_deployment(file: Path | None, role: Role, overrides: Mapping[str, Any] 
     for key, value in (overrides or {}).items():
         _put(content, key, value, where)
     whole = _convert(content, where)
-    table = whole.primary if role == "primary" else whole.backup
+    node = node or role
+    table, other = (whole.primary, whole.backup) if node == "primary" else (whole.backup, whole.primary)
     if table is None:
-        raise UsageError(f"{where}: there is no [{role}] table: add one with its log, link and control")
-    problem = _problem(whole, role, table)
+        raise UsageError(f"{where}: there is no [{node}] table: add one with its log, link and control")
+    problem = _problem(whole, node, table)
     if problem:
         raise UsageError(f"{where}: {problem}")
-    control = table.control or CONTROL_DEFAULT[role]
+    listen = table.listen or table.link
+    others = (other.listen or other.link) if other is not None else None
+    peer = others if others != listen else None
+    link = table.link if role == node else others
+    if role == "backup" and link is None:
+        raise UsageError(f"{where}: [{node}] cannot be a backup: the other node's table says no `listen` and no `link`")
+    control = table.control or CONTROL_DEFAULT[node]
     try:
         split_address(control)
     except UsageError as error:
-        raise UsageError(f"{where}: `{role}.control`: {error}") from None
+        raise UsageError(f"{where}: `{node}.control`: {error}") from None
     return Deployment(
         name=whole.name or (file.stem if file else "node"),
         role=role,
+        node=node,
         nf=whole.nf,
         cores=whole.cores,
         cpus=whole.cpus,
@@ -137,8 +163,12 @@ def load_deployment(file: Path | None, role: Role, overrides: Mapping[str, Any] 
         durability=whole.replication.durability,
         without_backup=whole.replication.without_backup,
         log=directory / table.log,
-        link=table.link,
-        listen=table.listen or table.link,
+        link=link,
+        listen=listen,
+        peer=peer,
+        witness=whole.replication.witness if whole.replication.witness != "none" else None,
+        lease_ms=whole.replication.lease_ms,
+        keep_records=whole.replication.keep_records,
         control=control,
     )
 
@@ -233,11 +263,27 @@ def _problem(whole: DeploymentFile, role: Role, table: RoleTable) -> str | None:
             return f"`ports.{name}.{problem}"
     if whole.primary and whole.backup and Path(whole.primary.log) == Path(whole.backup.log):
         return f"`backup.log` = {whole.backup.log!r}: it is the primary's too, each needs a directory of its own"
+    problem = _replication_problem(whole.replication)
+    if problem:
+        return f"`replication.{problem}"
     if table.link is None and (role == "backup" or whole.replication.durability != "solo"):
         return f'`{role}.link` is missing: write where the primary listens for it, or choose durability = "solo"'
     for key, address in (("link", table.link), ("listen", table.listen)):
         if address is not None and not _is_endpoint(address):
             return f'`{role}.{key}` = {address!r}: write an IP address and a port, say "10.9.0.1:7400"'
+    return None
+
+
+def _replication_problem(table: ReplicationTable) -> str | None:
+    if table.witness != "none":
+        try:
+            witness_at(table.witness, "deployment")
+        except UsageError as error:
+            return f"witness`: {error}"
+    if not LEASE_MS_MIN <= table.lease_ms <= LEASE_MS_MAX:
+        return f"lease_ms` = {table.lease_ms}: choose {LEASE_MS_MIN} to {LEASE_MS_MAX}"
+    if table.keep_records < 0:
+        return f"keep_records` = {table.keep_records}: choose 0 or more"
     return None
 
 

@@ -8,6 +8,7 @@ from typing import Protocol
 from actornet.errors import LogError
 from actornet.log.store import Log
 from actornet.node.core_line import CoreLine
+from actornet.node.lease_keeper import WitnessLine
 from actornet.node.link import LinkEvent
 from actornet.replication.messages import AnyMessage
 
@@ -20,6 +21,7 @@ class Page(Protocol):
     lsn_applied: int
     epoch: int
     role: int
+    lease_until_ns: int
     owner_beat: int
 
     def set_committed(self, core: int, sequence: int) -> None: ...
@@ -74,6 +76,9 @@ class Environment(Protocol):
     def monotonic_ns(self) -> int:
         """The clock that silence and heartbeats are measured by; it stands still while the machine sleeps."""
 
+    def boot_ns(self) -> int:
+        """The clock that leases are measured by; it goes on while the machine sleeps."""
+
     def time_ns(self) -> int:
         """The time of day, which may jump."""
 
@@ -87,6 +92,12 @@ class Environment(Protocol):
 
     def listen(self) -> Link | None:
         """Listen for a backup; None: the deployment does not. LinkError: the address is taken."""
+
+    def open_witness(self) -> WitnessLine | None:
+        """To the witness; None: the deployment has none."""
+
+    def dial_peer(self) -> Link | None:
+        """Connect to where the other node listens when it leads; None: that is not known."""
 
     def dial(self) -> Link:
         """Connect to the primary, again and again. LinkError: the deployment does not say where it is."""

@@ -23,6 +23,7 @@ from actornet.node.link import LinkClient, LinkServer
 from actornet.node.log_syncer import LogSyncer
 from actornet.node.owner_system import OwnerSpec, OwnerSystem
 from actornet.node.thread import own_descriptors, run_first
+from actornet.node.witness import WitnessThread, witness_at
 
 OWNER_PID_COUNTER = 31
 """The last word of the owner system's counter block: its process."""
@@ -48,9 +49,22 @@ class Machine:
         self.time_ns = time.time_ns
         self.random_bits = secrets.randbits
         self.open_syncer = LogSyncer
+        self.witness_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self.epoll.register(self.witness_fd, select.EPOLLIN | select.EPOLLET)
 
     def open_log(self, nf: str) -> Log:
         return Log(self._spec.log, name=self._spec.name, nf=nf)
+
+    def boot_ns(self) -> int:
+        return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+    def open_witness(self) -> WitnessThread | None:
+        if self._spec.witness is None:
+            return None
+        return WitnessThread(witness_at(self._spec.witness, self._spec.name), self.witness_fd)
+
+    def dial_peer(self) -> LinkClient | None:
+        return LinkClient(self._spec.peer, self._key, self.epoll) if self._spec.peer is not None else None
 
     def listen(self) -> LinkServer | None:
         if self._spec.listen is None:
@@ -82,8 +96,11 @@ class OwnerProcess:
         system, lines = self.system, self.machine.lines
         try:
             system.start()
-            ready()
+            told = False
             while system.ending is None:
+                if not system.launching and not told:
+                    ready()
+                    told = True
                 self._turn()
                 if self.stop.is_set() or all(line.detached for line in lines):
                     system.leave()

@@ -11,6 +11,7 @@ and the simulator of a seed.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
@@ -21,22 +22,36 @@ import structlog
 from actornet.engine.asks import is_ask
 from actornet.engine.five_tuple import flow_key
 from actornet.engine.ring import ACTIVE, FENCED, PASSIVE
-from actornet.errors import FencedError, LinkError, NodeError
+from actornet.errors import DivergenceError, FencedError, LinkError, LogDamagedError, LogError, NodeError
 from actornet.journal import Journal, fingerprint, path_of
-from actornet.limits import HANDOVER_S, REQUESTS_PER_TURN
+from actornet.limits import (
+    HANDOVER_S,
+    LAUNCH_PROBE_MS,
+    LEASE_MS_DEFAULT,
+    LOG_KEEP_RECORDS_DEFAULT,
+    REQUESTS_PER_TURN,
+    RESYNCS_MAX,
+    RESYNCS_S,
+)
 from actornet.log.record import CloseBody, ControlBody, FlowBody, decode
-from actornet.log.store import Log
+from actornet.log.store import Log, set_aside
 from actornet.node import exchange
 from actornet.node.core_line import CoreLine
 from actornet.node.environment import Environment, Link
 from actornet.node.exchange import Attach, Attached, CloseRequest, Detach, Request, Resume, Revoked, SaveRequest
 from actornet.node.fabric import FabricSpec
+from actornet.node.lease_keeper import LeaseKeeper
 from actornet.node.network_function import load_nf
 from actornet.node.placement import Placement
+from actornet.node.rival_probe import RivalProbe
+from actornet.node.upkeep import Upkeep
 from actornet.replication.backup import Backup
+from actornet.replication.lease import Denied, Entry, Lease
+from actornet.replication.messages import VERSION, Hello
 from actornet.replication.primary import Primary
 from actornet.replication.protocol import (
     Apply,
+    Claim,
     Close,
     Compare,
     Durability,
@@ -52,10 +67,12 @@ from actornet.replication.protocol import (
     Remember,
     Rewind,
     Send,
+    State,
     StopNode,
     TakeSnapshot,
+    Unclaim,
     WithoutBackup,
-    epoch_going_on,
+    epoch_of_launch,
     match,
 )
 
@@ -66,10 +83,15 @@ NO_PRIMARY = ("key", "version", "garbage")
 
 
 class OwnerSpec(msgspec.Struct, frozen=True):
-    """What the owner system needs to know. A backup connects to `link`; whoever is primary listens at `listen`."""
+    """What the owner system needs to know. A backup connects to `link`; whoever is primary listens at `listen`.
+
+    `node` says which of the deployment's two this is, `peer` where the other one listens when it leads. `witness` and
+    `keep_records` as in the deployment file.
+    """
 
     name: str
     role: str
+    node: str
     nf: str
     settings: dict[str, Any]
     ports: list[str]
@@ -79,6 +101,10 @@ class OwnerSpec(msgspec.Struct, frozen=True):
     durability: Durability
     without_backup: WithoutBackup
     fabric: FabricSpec
+    peer: str | None = None
+    witness: str | None = None
+    lease_ms: int = LEASE_MS_DEFAULT
+    keep_records: int = LOG_KEEP_RECORDS_DEFAULT
 
 
 class OwnerSystem:
@@ -91,10 +117,16 @@ class OwnerSystem:
         self.lines = environment.lines
         self.placement = Placement(self.lines, spec.ports)
         self.nf, self.settings = load_nf(spec.nf, spec.settings)
-        self.log = environment.open_log(path_of(self.nf))
-        self.journal = Journal(self.log, environment.random_bits)
+        self.log, self.journal = self._open_log()
         self._revocations = self.journal.replica.revocations
+        self.upkeep = Upkeep(self.journal, environment, spec.keep_records)
         self.syncer = environment.open_syncer(self.log)
+        self.lease = self._open_lease()
+        self.probe: RivalProbe | None = None
+        self.launching = False
+        """Is to be the primary, and asks the other node and the witness before."""
+        self.resyncs: deque[int] = deque()
+        self._launch_until_ns = 0
         self.identity = Identity(spec.name, path_of(self.nf), fingerprint(self.nf))
         self.link: Link | None = None
         self.machine: Primary | Backup
@@ -115,8 +147,7 @@ class OwnerSystem:
         for body in self.journal.replica.flows.values():
             self.placement.redirect(body)
         if self.spec.role == "primary":
-            self._lead(epoch_going_on(max(self.journal.epoch, self.log.epoch)), "started", takeover=False)
-            self.link = self.environment.listen()
+            self._launch()
         else:
             self.page.role = PASSIVE
             self.page.epoch = self.journal.epoch
@@ -133,7 +164,11 @@ class OwnerSystem:
                 line.flush()
             self._commit()
         self._hear_peer()
+        if self.lease is not None:
+            self._heed(self.lease)
+        self._hear_rival()
         self._act(self.machine.tick(self._now_ns()))
+        self._keep_up()
         if self.left:
             self._go_on_leaving()
         if self.link is not None:
@@ -177,10 +212,33 @@ class OwnerSystem:
         if self.link is not None:
             self.link.flush()
             self.link.close()
+        if self.lease is not None:
+            self.lease.close()
         if self.ending is not None and self.failure is None:
             self.journal.save_snapshot()
         self.syncer.close()
         self.log.close()
+        if self.probe is not None:
+            self.probe.close()
+
+    def _open_log(self) -> tuple[Log, Journal]:
+        """The log and the state that it ends in. A backup's that proves wrong is set aside, to be filled anew (G8)."""
+        opened = None
+        try:
+            opened = self.environment.open_log(path_of(self.nf))
+            return opened, Journal(opened, self.environment.random_bits)
+        except (LogDamagedError, DivergenceError) as error:
+            if opened is not None:
+                opened.close()
+            if self.spec.role == "primary":
+                raise type(error)(
+                    f"{error}. Nothing can be led from this log. If the other node has a good one, let that lead and "
+                    "launch this node as its backup: the log is then set aside and filled anew"
+                ) from error
+            aside = set_aside(self.spec.log)
+            _log.error("damaged log set aside", detail=str(error), directory=str(aside))
+            opened = self.environment.open_log(path_of(self.nf))
+            return opened, Journal(opened, self.environment.random_bits)
 
     def _now_ns(self) -> int:
         return self.environment.monotonic_ns()
@@ -266,6 +324,120 @@ class OwnerSystem:
                 page.set_committed(core, committed)
                 line.wake()
 
+    def _keep_up(self) -> None:
+        leads = isinstance(self.machine, Primary) and self.page.role == ACTIVE and not self._drained
+        needed_lsn = self.machine.needed_lsn if isinstance(self.machine, Primary) else self.journal.lsn
+        try:
+            if self.upkeep.turn(leads=leads, needed_lsn=needed_lsn):
+                self._commit()
+        except DivergenceError as error:
+            self._resync(error)
+
+    # -- launch as primary, lease -----------------------------------------------------------------------------------
+
+    def _launch(self) -> None:
+        """Lead as soon as the other node and the witness have nothing against it."""
+        self.page.role = PASSIVE
+        self._follow()
+        peer = self.environment.dial_peer()
+        if peer is None and self.lease is None:
+            self._launched(epoch_of_launch(self._known_epoch(), self.log.led_epoch))
+            return
+        self.launching = True
+        self._launch_until_ns = self._now_ns() + LAUNCH_PROBE_MS * 1_000_000
+        if peer is not None:
+            # With the highest epoch known, not the one to come: a primary that lives is not to be fenced by a launch.
+            self.probe = RivalProbe(peer, self._primary_hello(self._known_epoch()))
+
+    def _launched(self, epoch: int) -> None:
+        self.launching = False
+        self._lead(epoch, "started", takeover=False)
+        self.link = self.environment.listen()
+
+    def _go_on_launching(self) -> None:
+        if self.probe is not None and self._now_ns() < self._launch_until_ns:
+            return
+        self._end_probe()
+        known = self._known_epoch()
+        if self.lease is None:
+            self._launched(epoch_of_launch(known, self.log.led_epoch))
+            return
+        lease = self.lease.lease
+        if lease.claims or lease.entry is None:
+            return
+        entry = lease.entry
+        if entry.epoch > known and entry.holder != lease.holder:
+            self.fail(
+                FencedError(
+                    f"the witness at {self.spec.witness} knows of epoch {entry.epoch}, led by {entry.holder}; this log "
+                    f"knows of {known} at most: launch that node as primary and this one as its backup"
+                )
+            )
+            return
+        led = entry.epoch if entry.holder == lease.holder else self.log.led_epoch
+        lease.claim(epoch_of_launch(max(known, entry.epoch), led))
+
+    def _heed(self, keeper: LeaseKeeper) -> None:
+        """What the witness says."""
+        for event in keeper.turn(self.environment.boot_ns()):
+            if isinstance(event, Denied):
+                self._lease_denied(event.entry)
+            elif self.launching:
+                self._launched(event.epoch)
+            else:
+                self._act(self.machine.granted(event.epoch))
+        if self.launching and keeper.lease.claims and keeper.lease.contested:
+            self._lease_denied(keeper.lease.entry or Entry())
+
+    def _lease_denied(self, entry: Entry) -> None:
+        why = f"{entry.holder} holds the lease in epoch {entry.epoch}"
+        if self.launching:
+            self.fail(FencedError(f"{why}: launch this node as its backup"))
+        elif isinstance(self.machine, Primary):
+            self._act(self.machine.fenced(entry.epoch))
+        else:
+            self._act(self.machine.denied(why))
+
+    def _hear_rival(self) -> None:
+        probe = self.probe
+        if probe is not None and (outcome := probe.turn(self._now_ns())):
+            self._end_probe()
+            if outcome == "leads" and self.launching:
+                self.fail(
+                    FencedError(
+                        f"the node at {self.spec.peer} leads in epoch {probe.epoch}: launch this one as its backup "
+                        f"(actornet launch backup ... --node {self.spec.node})"
+                    )
+                )
+            elif isinstance(self.machine, Primary):
+                _log.info("old primary asked", at=self.spec.peer, outcome=outcome)
+                if outcome == "leads" and probe.epoch > self.machine.epoch:
+                    self._act(self.machine.fenced(probe.epoch))
+        elif probe is not None and isinstance(self.machine, Primary) and self.machine.state is not State.ALONE:
+            self._end_probe()  # it has come back as a backup
+        if self.launching and self.ending is None:
+            self._go_on_launching()
+
+    def _end_probe(self) -> None:
+        if self.probe is not None:
+            self.probe.close()
+            self.probe = None
+
+    def _primary_hello(self, epoch: int) -> Hello:
+        me = self.identity
+        return Hello(epoch, VERSION, me.deployment, me.nf, me.fingerprint, "primary", self.log.last_lsn, 0, epoch)
+
+    def _known_epoch(self) -> int:
+        return max(self.journal.epoch, self.log.epoch)
+
+    def _open_lease(self) -> LeaseKeeper | None:
+        line = self.environment.open_witness()
+        if line is None or self.spec.witness is None:
+            return None
+        process = f"{self.environment.random_bits(64):016x}"
+        lease = Lease(f"{self.spec.node}/{self.log.identity}", process, self.spec.lease_ms)
+        return LeaseKeeper(self.spec.witness, lease, line, self.page)
+
     # -- roles ------------------------------------------------------------------------------------------------------
 
     def _lead(self, epoch: int, reason: str, *, takeover: bool) -> None:
@@ -279,6 +451,7 @@ class OwnerSystem:
             logged_lsn=self.log.last_lsn,
             takeover=takeover,
             now_ns=self._now_ns(),
+            needs_lease=self.lease is not None,
         )
         self._begin_epoch(epoch, reason)
         self.page.role = ACTIVE
@@ -289,8 +462,9 @@ class OwnerSystem:
         self._publish()
 
     def _begin_epoch(self, epoch: int, reason: str) -> None:
+        self.log.lead(epoch)
         self.journal.begin_epoch(
-            epoch, f"{self.spec.name}/{self.spec.role}", self.nf, self.settings, reason, self.environment.time_ns()
+            epoch, f"{self.spec.name}/{self.spec.node}", self.nf, self.settings, reason, self.environment.time_ns()
         )
         self.page.epoch = epoch
         self._commit()
@@ -303,6 +477,7 @@ class OwnerSystem:
             epoch=max(self.journal.epoch, self.log.epoch),
             durable_lsn=0,
             now_ns=self._now_ns(),
+            needs_lease=self.lease is not None,
         )
 
     def _promote(self, action: Promote) -> None:
@@ -327,6 +502,8 @@ class OwnerSystem:
             self.link = self.environment.listen()
         except LinkError as error:
             _log.warning("no new backup can join here", error=str(error))
+        if (peer := self.environment.dial_peer()) is not None:
+            self.probe = RivalProbe(peer, self._primary_hello(action.epoch))
 
     # -- the peer ---------------------------------------------------------------------------------------------------
 
@@ -399,7 +576,13 @@ class OwnerSystem:
                 self._act(machine.tail(read_batch(self.log, action), now_ns))
             case NewEpoch():
                 self._begin_epoch(action.epoch, f"going on alone: {action.reason}")
+                if self.lease is not None:
+                    self.lease.lease.claim(action.epoch)
                 _log.warning("going on without a backup", epoch=action.epoch, reason=action.reason)
+            case Claim() if self.lease is not None:
+                self.lease.lease.claim(action.epoch, action.after_epoch)
+            case Unclaim() if self.lease is not None:
+                self.lease.lease.unclaim()
             case InstallSnapshot() if isinstance(machine, Backup):
                 self._install(action)
                 self._act(machine.applied(self.journal.lsn, now_ns))
@@ -409,6 +592,7 @@ class OwnerSystem:
                 self._promote(action)
             case Fenced():
                 self.page.role = FENCED
+                self.page.lease_until_ns = 0  # at once, not at the cores' next turn
                 for line in self.lines:
                     line.wake()
                 with suppress(FencedError):
@@ -432,7 +616,11 @@ class OwnerSystem:
         machine = self.machine
         assert isinstance(machine, Backup)
         flows = self.journal.replica.flows
-        bodies = self.journal.apply(action.records)
+        try:
+            bodies = self.journal.apply(action.records)
+        except (DivergenceError, LogDamagedError) as error:
+            self._resync(error)
+            return
         self._tell_revocations()
         for body in bodies:
             match body:
@@ -455,7 +643,30 @@ class OwnerSystem:
         if self.log.last_lsn:
             self._set_log_aside()
         self.journal.install(action.end.lsn, action.end.chain, action.data)
+        self.upkeep = Upkeep(self.journal, self.environment, self.spec.keep_records)
         self._restore_flows()
+
+    def _resync(self, error: LogError) -> None:
+        """This backup's state or log is not the primary's: out of service with it, and begin anew (G4, G8)."""
+        if not isinstance(self.machine, Backup):
+            raise error
+        now_ns = self._now_ns()
+        self.resyncs.append(now_ns)
+        _log.error("backup out of service", detail=str(error), resyncs=len(self.resyncs))
+        if len(self.resyncs) > RESYNCS_MAX and now_ns - self.resyncs.popleft() < RESYNCS_S * 1e9:
+            raise error
+        if self.link is not None:
+            self.link.drop(str(error))
+        self._forget_flows()
+        self._set_log_aside()
+        self._renew_journal()
+
+    def _renew_journal(self) -> None:
+        """State and protocol begin anew with what the log holds now."""
+        self.journal = Journal(self.log, self.environment.random_bits)
+        self.upkeep = Upkeep(self.journal, self.environment, self.spec.keep_records)
+        self._restore_flows()
+        self._follow()
 
     def _rewind(self, action: Rewind) -> None:
         """Drop what this node logged as primary and nobody else got; it was never committed."""
@@ -465,9 +676,7 @@ class OwnerSystem:
         removed = self.log.truncate(action.fork_lsn)
         _log.warning("uncommitted records dropped", records=removed, after_lsn=action.fork_lsn)
         self._forget_flows()
-        self.journal = Journal(self.log, self.environment.random_bits)
-        self._restore_flows()
-        self._follow()
+        self._renew_journal()
 
     def _forget_flows(self) -> None:
         for body in self.journal.replica.flows.values():
@@ -486,6 +695,8 @@ class OwnerSystem:
         self.log = self.environment.open_log(path_of(self.nf))
         self.log.epoch_raise(epoch)
         self.journal.log = self.log
+        if self.lease is not None:
+            self.lease.lease.holder = f"{self.spec.node}/{self.log.identity}"
         self.syncer = self.environment.open_syncer(self.log)
 
     # -- operators --------------------------------------------------------------------------------------------------
@@ -494,8 +705,14 @@ class OwnerSystem:
         """Carry out an operator's command, between two steps. NodeError: it is not known, or not possible now."""
         if command != "promote":
             raise NodeError(f"the owner system knows no command {command!r}")
+        if self.launching:
+            raise NodeError("this node is about to lead: see its status for what it waits for")
         if isinstance(self.machine, Primary):
-            raise NodeError("this node is the primary already")
+            going_on = self.machine.go_on_alone()
+            if not going_on:
+                raise NodeError("this node is the primary already, and waits for no backup")
+            self._act(going_on)
+            return {"epoch": self.machine.epoch, "reason": "goes on without a backup"}
         actions = self.machine.promote(force=bool(arguments.get("force")))
         for action in actions:
             if isinstance(action, Refused):
@@ -520,7 +737,35 @@ class OwnerSystem:
             "flows": len(self.journal.replica.flows),
             "owners": sorted(self.journal.replica.owners),
             "takeover": self.takeover,
+            **self._replication_status(),
             "link": self._link_status(),
+        }
+
+    def _replication_status(self) -> dict[str, Any]:
+        machine = self.machine
+        if isinstance(machine, Primary):
+            ack, linked = machine.ack, machine.lag is not None
+            peer = {
+                "sent_lsn": machine.sent_lsn if linked else None,
+                "backup_received_lsn": ack.received if linked else None,
+                "backup_durable_lsn": ack.durable if linked else None,
+                "backup_applied_lsn": ack.applied if linked else None,
+                "commits_alone": machine.commits_alone,
+            }
+        else:
+            peer = {
+                "primary_lsn": machine.primary_lsn,
+                "received_lsn": machine.received_lsn,
+                "applied_lsn": machine.applied_lsn,
+                "sync_epoch": machine.sync_epoch or None,
+                "resyncs": len(self.resyncs),
+            }
+        return {
+            **peer,
+            "lag_ms": round(machine.lag_ns(self._now_ns()) / 1e6, 3) if machine.lag is not None else None,
+            "launching": self.launching,
+            "upkeep": self.upkeep.status(),
+            "witness": self.lease.status() if self.lease is not None else None,
         }
 
     def _link_status(self) -> dict[str, Any] | None:

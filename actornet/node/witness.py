@@ -140,9 +140,7 @@ class EtcdWitness:
     def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         try:
             if self._connection is None:
-                self._connection = http.client.HTTPConnection(
-                    self._host, self._port, timeout=WITNESS_TIMEOUT_MS / 1000
-                )
+                self._connection = http.client.HTTPConnection(self._host, self._port, timeout=WITNESS_TIMEOUT_MS / 1000)
             self._connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
             answer = self._connection.getresponse()
             text = answer.read()
@@ -180,6 +178,8 @@ class WitnessThread:
         self.busy = False
         self._wake = wake  # an eventfd
         self._request: Look | Swap | None = None
+        self._last: Swap | None = None
+        self._ended = False
         self._due = threading.Semaphore(0)
         self._thread = threading.Thread(target=self._run, name="witness", daemon=True)
         self._thread.start()
@@ -195,20 +195,21 @@ class WitnessThread:
         answer, self.answer = self.answer, None
         return answer
 
-    def close(self, last: Swap | None, timeout_s: float) -> None:
+    def close(self, last: Swap | None) -> None:
         """End, after one last request, for which there is no answer."""
-        self._request = last
+        self._last = last
+        self._request = None
+        self._ended = True
         self._due.release()
-        self._thread.join(timeout_s)
+        self._thread.join(WITNESS_TIMEOUT_MS / 1000)
 
     def _run(self) -> None:
         leave_sockets()
         while True:
             self._due.acquire()
-            request = self._request
+            request = self._last if self._ended else self._request
             if request is None:
                 return
-            self._request = None
             try:
                 if isinstance(request, Look):
                     answer: Entry | bool | WitnessError = self.witness.look()
@@ -216,6 +217,8 @@ class WitnessThread:
                     answer = self.witness.swap(request.old, request.new)
             except WitnessError as error:
                 answer = error
+            if self._ended:
+                return
             self.answer = answer
             self.busy = False
             os.eventfd_write(self._wake, 1)

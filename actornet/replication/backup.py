@@ -86,6 +86,10 @@ class Backup:
         """Records that the primary has logged and this backup not applied, as far as it knows; None without primary."""
         return max(0, self.primary_lsn - self.applied_lsn) if self.state in _WELCOMED else None
 
+    def lag_ns(self, now_ns: int) -> int:
+        """For how long the primary has not been heard of."""
+        return now_ns - self._heard_ns
+
     def connected(self, end: Position, now_ns: int) -> list[BackupAction]:
         """The link to the primary stands; `end` is the log's last record."""
         if self.state in _DONE:

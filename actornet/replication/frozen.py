@@ -87,10 +87,11 @@ def finish(work: Generator[None, None, int]) -> int:
 def _digest(value: Any) -> Generator[None, None, int]:
     """A hash of what `canonical` would say. Through the codec before, so that an int in a field of floats is a float."""
     if isinstance(value, msgspec.Struct):
-        fields = []
+        digest = xxh3_64(b"struct")
         for field in msgspec.structs.astuple(value):
-            fields.append((yield from _digest(field)))
-        return xxh3_64_intdigest(_encode(("struct", fields)))
+            part = yield from _digest(field)
+            digest.update(part.to_bytes(DIGEST_BYTES, "little"))
+        return digest.intdigest()
     if isinstance(value, dict):
         total = yield from _sum(_encode((canonical(key), canonical(entry))) for key, entry in value.items())
         return xxh3_64_intdigest(_encode(("dict", len(value), total)))

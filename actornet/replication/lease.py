@@ -82,6 +82,8 @@ class Lease:
         self.epoch = 0
         self.until_ns = 0
         self.reached_ns = 0  # when the witness last answered
+        self.contested = False
+        """Another has written the register since the claim was made: it lives."""
         self._claimed = 0  # epoch that is wanted
         self._after: int | None = None  # the claim holds only while the register is of this epoch
         self._asked_ns = 0  # when the last request was made
@@ -99,7 +101,7 @@ class Lease:
         With `after_epoch` the claim is denied when the register's epoch is another.
         """
         assert epoch > self.epoch
-        self._claimed, self._after = epoch, after_epoch
+        self._claimed, self._after, self.contested = epoch, after_epoch, False
 
     def unclaim(self) -> None:
         """Want the lease no more; a swap that is on its way may still be granted."""
@@ -133,9 +135,7 @@ class Lease:
         epoch = self._claimed or self.epoch
         if not epoch or not (self.epoch or self.is_free(now_ns)):
             return Look()
-        self._trying = Swap(
-            self.entry, Entry(self.entry.serial + 1, epoch, self.holder, self.process, self.lease_ms)
-        )
+        self._trying = Swap(self.entry, Entry(self.entry.serial + 1, epoch, self.holder, self.process, self.lease_ms))
         self._trying_ns = now_ns
         return self._trying
 
@@ -167,6 +167,7 @@ class Lease:
             return self._took(now_ns)
         self._trying = None
         if entry != self.entry:
+            self.contested |= entry.lease_ms > 0 and entry.process != self.process
             self.entry, self.since_ns = entry, now_ns
         if self.epoch and entry.serial and (entry.process != self.process or entry.holder != self.holder):
             self.epoch = self.until_ns = self._claimed = 0

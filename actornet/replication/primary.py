@@ -115,6 +115,15 @@ class Primary:
         return self.logged_lsn - self.ack.applied if self.state in _WELCOMED else None
 
     @property
+    def sent_lsn(self) -> int:
+        """What the backup was sent."""
+        return self._sent_lsn
+
+    def lag_ns(self, now_ns: int) -> int:
+        """For how long the backup has not acknowledged what it was sent; 0 when it has."""
+        return now_ns - self._progress_ns if self.lag else 0
+
+    @property
     def needed_lsn(self) -> int:
         """Records from this LSN on must stay in the log: a backup is about to get them. The last one always does."""
         return min(self._sent_lsn + 1, self.logged_lsn) if self.state in _WELCOMED else self.logged_lsn

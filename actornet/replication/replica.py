@@ -242,7 +242,9 @@ class Replica:
             return None
         return self.execute(OwnerBody(name, path, dict(settings)), 0, time_ns)
 
-    def execute(self, body: OwnerBody | FlowBody | CloseBody | ControlBody | HashBody, core: int, time_ns: int) -> Record:
+    def execute(
+        self, body: OwnerBody | FlowBody | CloseBody | ControlBody | HashBody, core: int, time_ns: int
+    ) -> Record:
         """Do what the body says, and return its record."""
         record = Record(self.lsn + 1, self.epoch, max(time_ns, self.time_ns), _KIND_OF[type(body)], core, body)
         self.apply(record)
@@ -386,7 +388,9 @@ class Replica:
     def _compare(self, lsn: int, expected: int, actual: int) -> None:
         """The hash of the state at `lsn`, as the log has it and as it is here."""
         if actual != expected:
-            since = f"the states agreed at LSN {self.audited_lsn}" if self.audited_lsn else "no earlier state was compared"
+            since = (
+                f"the states agreed at LSN {self.audited_lsn}" if self.audited_lsn else "no earlier state was compared"
+            )
             raise DivergenceError(
                 f"divergence at LSN {lsn}: hash of the state after it: expected {expected:016x}, actual {actual:016x}; "
                 f"{since}: compare the owners' states in between"

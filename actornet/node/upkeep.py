@@ -1,0 +1,120 @@
+"""What an owner system does for its log and state while traffic runs, a slice at a time: audits, snapshots, pruning.
+
+A slice takes a few tenths of a millisecond, and there is one in UPKEEP_MS at most: heartbeats and asks go on in between.
+Only to freeze the state (`replication.frozen`) is one step for all of it; `freeze_us_max` in the status is how long it took.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import structlog
+
+from actornet.journal import Journal
+from actornet.limits import AUDIT_RECORDS, AUDIT_S_MIN, LOG_PRUNE_SLICE, SNAPSHOT_RECORDS, SNAPSHOT_S_MIN, UPKEEP_MS
+
+_log = structlog.get_logger()
+_S = 1_000_000_000
+
+
+class Clock(Protocol):
+    """As in `actornet.node.environment`."""
+
+    def monotonic_ns(self) -> int: ...
+
+    def time_ns(self) -> int: ...
+
+
+class Upkeep:
+    """The upkeep of one journal. `keep_records` are kept for replay behind what the newest snapshot needs."""
+
+    def __init__(self, journal: Journal, clock: Clock, keep_records: int) -> None:
+        self.journal = journal
+        self._clock = clock
+        now_ns = clock.monotonic_ns()
+        journal.replica.patient = True
+        self.freeze_us_max = 0
+        self.snapshot_lsn = journal.log.snapshots()[-1] if journal.log is not None and journal.log.snapshots() else 0
+        self.pruned = 0
+        self._keep_records = keep_records
+        self._turned_ns = self._marked_ns = self._snapshot_ns = now_ns
+        self._marked_lsn = journal.lsn
+        self._snapshot: Iterator[None] | None = None
+
+    def turn(self, *, leads: bool, needed_lsn: int) -> bool:
+        """One slice; everything in the journal has been committed. Records from `needed_lsn` on are not pruned.
+
+        Returns whether there are records to commit. Raises DivergenceError when this state is not the primary's (G4).
+        """
+        now_ns = self._clock.monotonic_ns()
+        if now_ns - self._turned_ns < UPKEEP_MS * 1_000_000:
+            return False
+        self._turned_ns = now_ns
+        logged = self._audit(now_ns, leads)
+        if not logged:
+            self._store(now_ns)
+            self._prune(needed_lsn)
+        return logged
+
+    def status(self) -> dict[str, Any]:
+        replica = self.journal.replica
+        return {
+            "audited_lsn": replica.audited_lsn or None,
+            "snapshot_lsn": self.snapshot_lsn or None,
+            "pruned_records": self.pruned,
+            "freeze_us_max": self.freeze_us_max,
+        }
+
+    def _audit(self, now_ns: int, leads: bool) -> bool:
+        replica = self.journal.replica
+        replica.work_on_audit(1)
+        if not leads:
+            return False
+        if replica.audit is not None and replica.audit.actual is not None:
+            return self.journal.tell_hash(self._clock.time_ns())
+        due = replica.lsn - self._marked_lsn >= AUDIT_RECORDS and now_ns - self._marked_ns >= AUDIT_S_MIN * _S
+        if replica.audit is not None or not due:
+            return False
+        self._marked_lsn, self._marked_ns = replica.lsn + 1, now_ns
+        began_ns = self._clock.monotonic_ns()
+        self.journal.mark(self._clock.time_ns())
+        self._froze(began_ns)
+        return True
+
+    def _store(self, now_ns: int) -> None:
+        if self._snapshot is not None:
+            if next(self._snapshot, True):
+                self._snapshot = None
+            return
+        grown = self.journal.lsn - self.snapshot_lsn >= SNAPSHOT_RECORDS
+        if grown and now_ns - self._snapshot_ns >= SNAPSHOT_S_MIN * _S and self.journal.log is not None:
+            self._snapshot_ns = now_ns
+            self._snapshot = self._storing()
+
+    def _storing(self) -> Iterator[None]:
+        log, lsn, chain = self.journal.log, self.journal.lsn, self.journal.chain
+        assert log is not None
+        began_ns = self._clock.monotonic_ns()
+        frozen = self.journal.replica.freeze()
+        self._froze(began_ns)
+        pieces = []
+        for piece in frozen.snapshot():
+            pieces.append(piece)
+            yield
+        del frozen
+        for _ in log.snapshot_store(lsn, chain, pieces):
+            yield
+        self.snapshot_lsn = lsn
+        _log.info("snapshot", lsn=lsn, bytes=sum(map(len, pieces)), freeze_us_max=self.freeze_us_max)
+
+    def _prune(self, needed_lsn: int) -> None:
+        log = self.journal.log
+        if log is None or not self.snapshot_lsn:
+            return
+        before_lsn = min(self.journal.lsn - self._keep_records, needed_lsn, self.snapshot_lsn + 1)
+        if before_lsn > max(1, log.first_lsn):
+            self.pruned += log.prune(before_lsn, LOG_PRUNE_SLICE)
+
+    def _froze(self, began_ns: int) -> None:
+        self.freeze_us_max = max(self.freeze_us_max, (self._clock.monotonic_ns() - began_ns) // 1000)
