@@ -101,10 +101,14 @@ class FlowActor(FlowBase, metaclass=FlowMeta):
     without ports). `fragments` says what becomes of IP fragments: "reassemble" makes them a packet of their flow, which
     leaves in fragments again; "forward" passes them by the flows on transparent ports; "drop". With `sees_icmp_errors`, ICMP
     errors about a flow come to its `on_packet` even while the flow is offloaded; OFFLOADED then translates and sends them on.
+
+    With `evict`, a full flow table makes room for a new flow by closing one (`flows_evicted`): the one, of some, that is
+    nearest to its time-out, so give flows that are not established yet a short one. Without it, new flows are dropped.
     """
 
     idle_s = 60.0  # read and written on a flow, it is that flow's own time-out
     untracked: ClassVar[Verdict] = DROP
+    evict: ClassVar[bool] = False
     fragments: ClassVar[str] = "reassemble"
     sees_icmp_errors: ClassVar[bool] = False
     connection: ClassVar[bool] = False

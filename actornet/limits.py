@@ -215,3 +215,7 @@ RESYNCS_S = 60.0
 
 LAUNCH_PROBE_MS = 300
 """How long a node that is launched as primary waits for the other node to say that it leads."""
+
+EVICTION_CANDIDATES = 32
+EVICTION_WALK = 512
+"""Flows that are compared to find the one to evict, and entries that are looked at for that."""

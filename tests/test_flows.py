@@ -109,3 +109,83 @@ def test_state_that_cannot_be_saved_fails_its_flow_only() -> None:
     node.lan_in(packet(1), packet(9), packet(1, port=2000))
     assert len(node.out()) == 2 and node.count("handler_error") == 1 and node.count("live_flows") == 1
     assert isinstance(node.errors[0][2], TypeError)
+
+
+class Evicts(FlowActor):
+    """Its port says how long it may be idle."""
+
+    evict = True
+    closed: ClassVar[list[int]] = []
+
+    def on_open(self, packet: Packet) -> Any:
+        self.idle_s = float(packet.source_port)
+        self.bind(packet.flow.reversed())
+
+    def on_packet(self, packet: Packet) -> Any:
+        return FORWARD
+
+    def on_close(self) -> None:
+        self.closed.append(self.flow.source_port)
+
+
+def test_a_full_table_evicts_who_is_nearest_to_its_time_out() -> None:
+    """64 entries, room for 8 kept free before a flow opens: 29 of two keys fit."""
+    Evicts.closed.clear()
+    node = Bench(Evicts, flows_max=64)
+    node.lan_in(*[packet(1, 5000 + n) for n in range(29)])
+    assert Evicts.closed == [] and node.core.entries == 58
+    node.lan_in(packet(2, 5000), after_s=27.5)  # used again, so that it is nearest to its end no more
+    node.lan_in(*[packet(1, 9000 + n) for n in range(5)])
+    assert node.count("flows_evicted") == 5 and sorted(Evicts.closed) == [5001, 5002, 5003, 5004, 5005]
+    for n in range(1000):
+        node.lan_in(packet(1, 100 + n))
+    assert node.core.entries <= 58 and node.count("flow_table_full") == 0 and not node.errors
+    survivors = {actor.flow.source_port for actor in node.core.actors()}
+    assert {5000, *range(9000, 9005)} <= survivors, "a flood of flows with short time-outs evicts itself"
+    assert node.count("flows_opened") == 1034 == len(Evicts.closed) + len(survivors)
+
+
+def test_without_eviction_new_flows_are_dropped() -> None:
+    node = Bench(Pass, flows_max=4)
+    node.lan_in(*[packet(1, 5000 + n) for n in range(9)])
+    assert node.count("flow_table_full") == 5 and node.count("flows_evicted") == 0
+
+
+class EvictsWaiting(Evicts):
+    evict = True
+
+    async def on_packet(self, packet: Packet) -> Any:  # type: ignore[override]
+        await asyncio.get_running_loop().create_future()
+
+
+def test_a_flow_whose_handler_waits_is_not_evicted() -> None:
+    Evicts.closed.clear()
+    node = Bench(EvictsWaiting, flows_max=16)
+    node.lan_in(*[packet(1, 5000 + n) for n in range(12)])
+    assert node.count("flows_evicted") == 0 and node.count("flow_table_full") > 0 and Evicts.closed == []
+
+
+class Cyclic(FlowActor):
+    _itself: Any = None
+
+    def on_packet(self, packet: Packet) -> Any:
+        self._itself = self
+        return FORWARD
+
+
+def test_the_collector_sees_flows_only_after_they_have_closed() -> None:
+    """A live flow is no garbage; a closed one that refers to itself is."""
+    node = Bench(Cyclic)
+    node.lan_in(*[packet(1, 1000 + n) for n in range(10)])
+    assert not any(map(gc.is_tracked, node.core.actors()))
+    kept = node.core.actors()[0]
+    assert node.core.close_all() == 0
+    assert gc.is_tracked(kept)
+    del kept
+    gc.collect()
+    assert not [one for one in gc.get_objects() if isinstance(one, Cyclic)]
+    node.lan_in(packet(1))
+    del node
+    gc.collect()  # the core, and with it
+    gc.collect()  # its flows
+    assert not [one for one in gc.get_objects() if isinstance(one, Cyclic)]

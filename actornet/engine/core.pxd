@@ -76,6 +76,7 @@ cdef class Core:
     cdef int fragment_policy
     cdef Fragments fragments
     cdef uint8_t tunnels         # bit per enum an_tunnel
+    cdef bint evicts             # a full table makes room for new flows
     cdef bint volatile_state     # fields may change in place
     cdef bint connection         # a flow begins with its reply's key bound
     cdef bint fail_open

@@ -34,7 +34,7 @@ from actornet.engine.verdict cimport (
     VERDICT_DROP, VERDICT_OFFLOADED, VERDICT_REJECT, VERDICT_REWRITE, Forward, Verdict,
 )
 from actornet.engine.wire cimport (
-    an_hash, an_parse, an_rewrite_apply, an_rewrite_prepare, an_rss_core, an_table_find, an_table_prefetch,
+    an_hash, an_parse, an_rewrite_apply, an_rewrite_prepare, an_rss_core, an_table_back, an_table_find, an_table_prefetch,
     an_table_probe,
 )
 
@@ -127,6 +127,7 @@ cdef class Core:
         self.on_message, self.message_async = nf.on_message, nf.suspends("on_message")
         self.on_mirror, self.has_mirror = nf.on_mirror, nf.handles("on_mirror")
         self.volatile_state = nf.volatile
+        self.evicts = nf.evict
         self.connection = nf.connection
         self.fail_open = nf.fail.name == "FORWARD"
         self.deadline_ns = <uint64_t>(nf.deadline_s * 1e9)
@@ -207,6 +208,7 @@ cdef class Core:
                     taken += self._burst((<Handoff>sibling).rx(self.burst, BURST))
         if taken == 0:
             self._hear()
+            an_table_back(&self.flows.table)
         self.neighbors.tick()
         self.flows.expire()
         if self.fragments.table.datagrams_waiting:
@@ -422,6 +424,8 @@ cdef class Core:
             home = an_rss_core(&p.key, self.cores)
             if home != self.index:
                 return self.drop(p, C_HANDOFF_STALE) if p.flags & AN_HANDED else self._hand_off(p, home)
+        if self.evicts:
+            self.flows.make_room()
         flow = self.flows.create(&p.key)
         if flow is None:
             return self.drop(p, C_FLOW_TABLE_FULL)

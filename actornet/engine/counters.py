@@ -4,6 +4,7 @@ COUNTERS = (
     "flows_opened",
     "flows_closed",
     "flows_refused",
+    "flows_evicted",
     "flows_restored",
     "offloaded",
     "offloads_expired",

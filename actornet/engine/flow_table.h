@@ -28,6 +28,10 @@
 #define AN_TIMER_STEP_NS 1000000000ull /* a clock set back by more than this moves the wheel along */
 #define AN_ENTRIES_MAX (1u << 28)
 #define AN_HUGE_PAGE_BYTES (2ul << 20)
+#define AN_AHEAD_ENTRIES (1u << 16) /* memory is backed for so many entries more, when there was time for it */
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23 /* Linux 5.14 */
+#endif
 
 struct an_bucket {
     uint16_t tags[AN_BUCKET_SLOTS]; /* 0: free */
@@ -48,6 +52,7 @@ struct an_table {
     uint32_t free;    /* list of the removed ones, through next_key */
     uint32_t armed;   /* entries in the wheel */
     uint16_t generation; /* of the offloads that hold */
+    uint32_t buckets_backed, entries_backed; /* huge pages */
     uint64_t tick;    /* all slots up to this one are empty */
     uint64_t now_ns;  /* latest time seen */
     uint64_t skew_ns; /* wheel time = time + skew: stays monotone when the clock is set back */
@@ -139,6 +144,25 @@ static inline int an_table_init(struct an_table *t, uint32_t entries_max, uint64
     }
     memset(t->slots, 0xff, AN_TIMER_SLOTS * sizeof *t->slots);
     return 0;
+}
+
+/* Has the kernel back a huge page that will be needed soon: to clear one in the midst of a burst is a pause (milliseconds
+ * on a virtual machine). For when there is nothing else to do. Returns 0 when there is nothing to back. */
+static inline int an_table_back(struct an_table *t)
+{
+    size_t buckets = ((size_t)t->bucket_mask + 1) * sizeof *t->buckets, entries = t->entries_max;
+    uint8_t *at;
+    if (entries > (size_t)t->touched + AN_AHEAD_ENTRIES)
+        entries = (size_t)t->touched + AN_AHEAD_ENTRIES;
+    entries *= sizeof *t->entries;
+    if (t->entries_backed * AN_HUGE_PAGE_BYTES < entries)
+        at = (uint8_t *)t->entries + AN_HUGE_PAGE_BYTES * t->entries_backed++;
+    else if (t->buckets_backed * AN_HUGE_PAGE_BYTES < buckets)
+        at = (uint8_t *)t->buckets + AN_HUGE_PAGE_BYTES * t->buckets_backed++;
+    else
+        return 0;
+    madvise(at, AN_HUGE_PAGE_BYTES, MADV_POPULATE_WRITE); /* advice: without it the first touch backs the page */
+    return 1;
 }
 
 /* The hash's high half, never 0; its low bits choose the bucket. */

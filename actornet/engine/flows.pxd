@@ -20,6 +20,7 @@ cdef extern from "terms.h" nogil:
 cdef class Flows:
     cdef an_table table
     cdef uint64_t revocations    # so many times have owners revoked all offloads
+    cdef uint32_t hand           # where the search for a flow to evict has come to
     cdef void *core              # borrowed: the Core whose flows these are
     cdef tuple defaults          # names and values of a new flow's fields
     cdef tuple defaults_copied   # of those that change in place
@@ -32,6 +33,9 @@ cdef class Flows:
     cdef bint add_key(self, FlowBase flow, const an_key *key) noexcept
     cdef int set_state(self, FlowBase flow, uint8_t bit, bint on) except -1
     cdef int expire(self) except -1
+    cdef int make_room(self) except -1
+    cdef uint64_t last_seen_ns(self, FlowBase flow) noexcept
+    cdef uint32_t _next_to_go(self) noexcept
     cdef int close_all(self, str reason) except -1
     cdef int install(self, uint32_t index, Verdict verdict, bint punt, const an_terms *terms) except -1
     cdef int withdraw(self, an_entry *e) noexcept

@@ -42,6 +42,7 @@ cdef extern from "flow_table.h" nogil:
     uint64_t an_hash(const an_key *key, uint64_t seed)
     int an_table_init(an_table *table, uint32_t entries_max, uint64_t seed, uint64_t now_ns)
     void an_table_free(an_table *table)
+    int an_table_back(an_table *table)
     void an_table_prefetch(const an_table *table, uint32_t hash)
     uint32_t an_table_probe(const an_table *table, uint32_t hash)
     uint32_t an_table_find(const an_table *table, const an_key *key, uint32_t hash)
