@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from actornet.errors import ActornetError
+from actornet.limits import LEASE_MS_DEFAULT
 from actornet.testing.netns import Lab
 
 Name = Literal["a", "b"]
@@ -47,6 +48,8 @@ mac = "02:00:5e:10:00:02"
 [replication]
 durability = "{durability}"
 without_backup = "{without_backup}"
+witness = "{witness}"
+lease_ms = {lease_ms}
 
 [primary]
 log = "log-{primary}"
@@ -76,6 +79,8 @@ class Pair:
         cores: int = 1,
         durability: str = "applied",
         without_backup: str = "solo",
+        witness: str = "none",
+        lease_ms: int = LEASE_MS_DEFAULT,
     ) -> None:
         self.directory = directory
         self.cores = cores
@@ -95,6 +100,8 @@ class Pair:
                 cores=cores,
                 durability=durability,
                 without_backup=without_backup,
+                witness=witness,
+                lease_ms=lease_ms,
                 primary=primary,
                 backup=backup,
                 primary_host=hosts[primary],
@@ -226,6 +233,11 @@ class Pair:
         while any(Path(f"/proc/{pid}").exists() for pid in victims):
             time.sleep(0.001)
         return began_ns
+
+    def signal(self, node: Name, number: int) -> None:
+        """Send a signal to every process of a node, say SIGSTOP or SIGCONT."""
+        for pid in self.processes(node):
+            os.kill(pid, number)
 
     def stop(self, node: Name) -> None:
         """Stop a node cleanly, as an operator would."""
