@@ -31,7 +31,8 @@ class Witness(Protocol):
 
     def look(self) -> Entry: ...
 
-    def swap(self, old: Entry, new: Entry) -> bool: ...
+    def swap(self, old: Entry, new: Entry) -> bool:
+        """Whether `new` is there now; if not, it did not replace `old`, or has been replaced in turn."""
 
 
 def witness_at(place: str, deployment: str) -> Witness:

@@ -1,0 +1,158 @@
+"""The witness's stores: one register, swapped by many at a time, in a directory and in a real etcd."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from actornet.errors import UsageError, WitnessError
+from actornet.node.witness import EtcdWitness, FileWitness, Witness, WitnessThread, witness_at
+from actornet.replication.lease import Entry, Look, Swap
+
+FIRST = Entry(1, 100_000, "primary/1", "p", 250)
+
+
+@pytest.fixture(scope="module")
+def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """The client port of an etcd of its own."""
+    if shutil.which("etcd") is None:
+        pytest.skip("etcd is not installed (Debian: etcd-server)")
+    with socket.socket() as one, socket.socket() as two:
+        one.bind(("127.0.0.1", 0))
+        two.bind(("127.0.0.1", 0))
+        client, peer = one.getsockname()[1], two.getsockname()[1]
+    urls = [f"--{kind}-client-urls=http://127.0.0.1:{client}" for kind in ("listen", "advertise")]
+    process = subprocess.Popen(
+        ["etcd", "--data-dir", str(tmp_path_factory.mktemp("etcd")), *urls, "--unsafe-no-fsync",
+         f"--listen-peer-urls=http://127.0.0.1:{peer}", "--log-level=error"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        for _ in range(200):
+            try:
+                EtcdWitness("127.0.0.1", client, "ready").look()
+                break
+            except WitnessError:
+                time.sleep(0.05)
+        yield client
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(params=["file", "etcd"])
+def witness(request: pytest.FixtureRequest, tmp_path: Path) -> Witness:
+    if request.param == "file":
+        return FileWitness(tmp_path / "witness")
+    return EtcdWitness("127.0.0.1", request.getfixturevalue("etcd"), str(tmp_path))
+
+
+def test_a_register(witness: Witness) -> None:
+    """G7: only who has seen what is there can replace it."""
+    assert witness.look() == Entry()
+    assert witness.swap(Entry(), FIRST) and witness.look() == FIRST
+    assert not witness.swap(Entry(), msgspec.structs.replace(FIRST, holder="backup/2"))
+    second = msgspec.structs.replace(FIRST, serial=2)
+    assert not witness.swap(msgspec.structs.replace(FIRST, epoch=7), second)
+    assert witness.swap(FIRST, second) and witness.look() == second
+    assert not witness.swap(FIRST, second)
+
+
+def test_one_of_many_wins(witness: Witness) -> None:
+    """G7: four who swap at the same time, over and over; every serial number is one's alone."""
+    won: list[tuple[int, str]] = []
+
+    def compete(name: str) -> None:
+        mine = witness if name == "0" else _again(witness)
+        for _ in range(50):
+            seen = mine.look()
+            new = Entry(seen.serial + 1, seen.serial + 1, name, name, 250)
+            if mine.swap(seen, new):
+                won.append((new.serial, name))
+
+    threads = [threading.Thread(target=compete, args=(str(index),)) for index in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    serials = [serial for serial, _ in won]
+    assert len(set(serials)) == len(serials) > 20
+    assert max(serials) <= witness.look().serial <= 200
+
+
+def _again(witness: Witness) -> Witness:
+    """Another client of the same register."""
+    if isinstance(witness, FileWitness):
+        return FileWitness(witness.directory)
+    assert isinstance(witness, EtcdWitness)
+    again = EtcdWitness("127.0.0.1", int(witness.place.rpartition(":")[2]), "")
+    again._key = witness._key
+    return again
+
+
+def test_who_slept_in_the_middle_of_a_swap_has_not_won(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """G7: the number that it takes is free again, because others are far beyond it."""
+    sleeper, other = FileWitness(tmp_path / "w"), FileWitness(tmp_path / "w")
+    assert other.swap(Entry(), FIRST)
+    seen = sleeper.look()
+    newest = seen
+
+    def look_then_sleep(self: FileWitness) -> Entry:
+        nonlocal newest
+        monkeypatch.setattr(FileWitness, "look", look)
+        for serial in range(2, 6):
+            new = Entry(serial, 200_000, "backup/2", "q", 250)
+            assert other.swap(newest, new)
+            newest = new
+        return seen
+
+    look = FileWitness.look
+    monkeypatch.setattr(FileWitness, "look", look_then_sleep)
+    assert not sleeper.swap(seen, Entry(2, 100_000, "primary/1", "p", 250))
+    assert other.look() == newest
+
+
+def test_a_witness_that_is_not_there() -> None:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+    with pytest.raises(WitnessError, match=f"etcd:127.0.0.1:{port}"):
+        EtcdWitness("127.0.0.1", port, "k").look()
+
+
+def test_other_content_is_named(tmp_path: Path) -> None:
+    (tmp_path / "w").mkdir()
+    (tmp_path / "w" / "7").write_text("something else")
+    with pytest.raises(WitnessError, match="w: "):
+        FileWitness(tmp_path / "w").look()
+
+
+@pytest.mark.parametrize("place", ["", "file:relative", "etcd:host", "etcd:host:x", "zookeeper:a:1"])
+def test_wrong_places(place: str) -> None:
+    with pytest.raises(UsageError, match="etcd:HOST:PORT"):
+        witness_at(place, "edge")
+
+
+def test_the_thread_answers_one_at_a_time(tmp_path: Path) -> None:
+    wake = os.eventfd(0)
+    witness = FileWitness(tmp_path / "w")
+    line = WitnessThread(witness, wake)
+    line.ask(Look())
+    os.eventfd_read(wake)
+    assert not line.busy and line.take() == Entry() and line.take() is None
+    line.ask(Swap(Entry(), FIRST))
+    os.eventfd_read(wake)
+    assert line.take() is True
+    line.close(Swap(FIRST, msgspec.structs.replace(FIRST, serial=2, lease_ms=0)))
+    assert witness.look().lease_ms == 0, "what is given back at the end is waited for"
+    os.close(wake)
