@@ -470,7 +470,7 @@ class OwnerSystem:
         self._commit()
         self.syncer.soon()
 
-    def _follow(self) -> None:
+    def _follow(self, *, wants_snapshot: bool = False) -> None:
         self.machine = Backup(
             self.identity,
             self.spec.durability,
@@ -478,6 +478,7 @@ class OwnerSystem:
             durable_lsn=0,
             now_ns=self._now_ns(),
             needs_lease=self.lease is not None,
+            wants_snapshot=wants_snapshot,
         )
 
     def _promote(self, action: Promote) -> None:
@@ -659,14 +660,14 @@ class OwnerSystem:
             self.link.drop(str(error))
         self._forget_flows()
         self._set_log_aside()
-        self._renew_journal()
+        self._renew_journal(wants_snapshot=True)
 
-    def _renew_journal(self) -> None:
+    def _renew_journal(self, *, wants_snapshot: bool = False) -> None:
         """State and protocol begin anew with what the log holds now."""
         self.journal = Journal(self.log, self.environment.random_bits)
         self.upkeep = Upkeep(self.journal, self.environment, self.spec.keep_records)
         self._restore_flows()
-        self._follow()
+        self._follow(wants_snapshot=wants_snapshot)
 
     def _rewind(self, action: Rewind) -> None:
         """Drop what this node logged as primary and nobody else got; it was never committed."""

@@ -52,7 +52,7 @@ class Backup:
     """A backup, from its start until it is promoted or stopped.
 
     `epoch` is the highest that the log or its metadata knows, `durable_lsn` what of the log is synced to disk. With
-    `needs_lease` a witness has to agree to a takeover.
+    `needs_lease` a witness has to agree to a takeover; with `wants_snapshot` records are not to be applied from the first.
     """
 
     def __init__(
@@ -64,11 +64,13 @@ class Backup:
         durable_lsn: int,
         now_ns: int,
         needs_lease: bool = False,
+        wants_snapshot: bool = False,
     ) -> None:
         self.identity = identity
         self.durability = durability
         self.epoch = epoch
         self.needs_lease = needs_lease
+        self.wants_snapshot = wants_snapshot
         self.state = State.ABSENT
         self.sync_epoch = 0  # in which the primary counted this backup last
         self._claim_reason = ""
@@ -100,7 +102,16 @@ class Backup:
         self.received_lsn = self.applied_lsn = end.lsn
         me = self.identity
         hello = Hello(
-            self.epoch, VERSION, me.deployment, me.nf, me.fingerprint, "backup", end.lsn, end.chain, end.epoch
+            self.epoch,
+            VERSION,
+            me.deployment,
+            me.nf,
+            me.fingerprint,
+            "backup",
+            end.lsn,
+            end.chain,
+            end.epoch,
+            self.wants_snapshot,
         )
         return [Send(hello)]
 

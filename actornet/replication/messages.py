@@ -26,7 +26,8 @@ class Message(msgspec.Struct, frozen=True, array_like=True):
 class Hello(Message, frozen=True, tag=1):
     """A node introduces itself: a backup that wants to follow, or a primary that asks whether it is the only one.
 
-    `lsn`, `chain` and `log_epoch` are those of the last record in its log (0 when the log is empty).
+    `lsn`, `chain` and `log_epoch` are those of the last record in its log (0 when the log is empty). Who has found that
+    records decide otherwise here than on the primary wants a `snapshot`: those records would do so again.
     """
 
     version: Count
@@ -37,6 +38,7 @@ class Hello(Message, frozen=True, tag=1):
     lsn: Lsn
     chain: Chain
     log_epoch: Epoch
+    snapshot: bool = False
 
 
 class Welcome(Message, frozen=True, tag=2):

@@ -106,6 +106,7 @@ class Primary:
         self._in_flight: deque[tuple[int, int]] = deque()  # (last LSN, bytes) of each Records not yet applied
         self._in_flight_bytes = 0
         self._reading = False  # a Read has not been answered
+        self._wants_snapshot = False
         self._chunks: list[Snapshot] = []
         self._heard_ns = self._ticked_ns = self._beat_ns = self._progress_ns = now_ns
 
@@ -172,6 +173,8 @@ class Primary:
         if self.state is not State.MATCHING:
             return []
         new = end.lsn == 0
+        if new and self._wants_snapshot:
+            return self._feed_snapshot("was set aside")
         if found.chain == end.chain and not (new and self.logged_lsn > TAIL_RECORDS_MAX):
             return self._feed_tail(end.lsn)
         if new or end.lsn < self.first_lsn:
@@ -308,6 +311,7 @@ class Primary:
                 f"it runs {hello.nf} ({hello.fingerprint}), this primary {me.nf} ({me.fingerprint}): "
                 "replay needs the same code on both"
             )
+        self._wants_snapshot = hello.snapshot
         self._move(Event.HELLO)
         return [Compare(Position(hello.lsn, hello.chain, hello.log_epoch))]
 

@@ -1,0 +1,177 @@
+"""Audits, snapshots and pruning while records come in, a slice at a time."""
+
+from __future__ import annotations
+
+import re
+import socket
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from actornet.errors import DivergenceError
+from actornet.journal import Journal
+from actornet.limits import UPKEEP_MS
+from actornet.log.record import EpochBody, FlowBody
+from actornet.log.store import Log
+from actornet.node import upkeep as module
+from actornet.node.upkeep import Upkeep
+from actornet.replay import History, verify
+from actornet.replication.replica import AskRequest
+from actornet.testing.pair import Pair
+from tests.port_log import PATH, TIME_NS, flow
+from tests.processes import wait_until
+
+MS = 1_000_000
+
+
+class Clock:
+    """Moves by UPKEEP_MS at each turn."""
+
+    def __init__(self) -> None:
+        self.now_ns = 0
+
+    def monotonic_ns(self) -> int:
+        return self.now_ns
+
+    def time_ns(self) -> int:
+        return TIME_NS + self.now_ns
+
+
+class Node:
+    """A journal with its log and upkeep, as one node has them; a backup gets what a primary has committed."""
+
+    def __init__(self, log: Log, *, leads: bool, keep_records: int = 100) -> None:
+        self.log = log
+        self.leads = leads
+        self.clock = Clock()
+        self.journal = Journal(log)
+        if leads:
+            body = EpochBody("edge-a", "port_log:X", {}, "ab" * 8, 77, "start")
+            self.journal._enqueue(self.journal.replica.begin_epoch(1, body, TIME_NS))
+            settings = {"address": "203.0.113.1", "first": 1, "last": 20_000}
+            self.journal._enqueue(self.journal.replica.create_owner("wan-ports", PATH, settings, TIME_NS))
+        self.sent = self.journal.commit()
+        self.upkeep = Upkeep(self.journal, self.clock, keep_records)
+        self.turns_us: list[float] = []
+
+    def open_flows(self, first: int, count: int) -> None:
+        for number in range(first, first + count):
+            sender = flow(number)
+            args = msgspec.msgpack.encode((sender,))
+            self.journal.ask(
+                0, AskRequest(sender, 0, 1, 1, "wan-ports", "allocate", args).encoded(), self.clock.time_ns()
+            )
+            state = msgspec.msgpack.encode(
+                [[number, "open"], [[sender.reversed(), "wan", None, False, None]], 60 * 10**9]
+            )
+            self.journal.execute(FlowBody(sender, 0, 1, 1, state), 0, self.clock.time_ns())
+        self.sent += self.journal.commit()
+
+    def turn(self, backup: Node | None = None) -> None:
+        self.clock.now_ns += UPKEEP_MS * MS
+        began_ns = time.perf_counter_ns()
+        if self.upkeep.turn(leads=self.leads, needed_lsn=self.log.last_lsn):
+            self.sent += self.journal.commit()
+        self.turns_us.append((time.perf_counter_ns() - began_ns) / 1000)
+        if backup is not None:
+            backup.follow(self)
+
+    def turns(self, backup: Node, count: int) -> None:
+        for _ in range(count):
+            self.turn(backup)
+
+    def follow(self, primary: Node) -> None:
+        sent, primary.sent = primary.sent, []
+        self.journal.apply(data for _, data in sent)
+        self.journal.commit()
+        self.turn()
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything is due after a few records."""
+    monkeypatch.setattr(module, "AUDIT_RECORDS", 200)
+    monkeypatch.setattr(module, "AUDIT_S_MIN", 0.0)
+    monkeypatch.setattr(module, "SNAPSHOT_RECORDS", 500)
+    monkeypatch.setattr(module, "SNAPSHOT_S_MIN", 0.0)
+
+
+def test_the_log_stays_bounded_while_records_come_in(tmp_path: Path) -> None:
+    """G4, G8: what is left leads to the same state, and is sound."""
+    with Log(tmp_path / "log", name="edge", nf="port_log:X") as log:
+        node = Node(log, leads=True)
+        for step in range(300):
+            node.open_flows(step * 10, 10)
+            node.turn()
+        for _ in range(200):
+            node.turn()
+        assert node.upkeep.snapshot_lsn > 4000 and node.upkeep.pruned > 3000
+        assert log.last_lsn - log.first_lsn < 2000
+        assert node.journal.replica.audited_lsn > 4000
+        assert Journal(log).replica.state_hash() == node.journal.replica.state_hash()
+    with History(str(tmp_path / "log")) as history:
+        assert verify(history).problem is None
+
+
+def test_a_snapshot_that_is_not_finished_is_none(tmp_path: Path) -> None:
+    """G8: the process dies between two chunks; the next one knows nothing of them, and stores over them."""
+    with Log(tmp_path / "log", name="edge") as log:
+        node = Node(log, leads=True)
+        node.open_flows(0, 3000)
+        pieces = list(node.journal.replica.freeze().snapshot())
+        storing = log.snapshot_store(node.journal.lsn, node.journal.chain, pieces)
+        next(storing)
+        storing.close()
+        lsn, expected = node.journal.lsn, node.journal.replica.state_hash()
+    with Log(tmp_path / "log") as log:
+        assert log.snapshots() == [] and log.snapshot_latest() is None
+        journal = Journal(log)
+        for _ in log.snapshot_store(lsn, journal.chain, list(journal.replica.freeze().snapshot())):
+            pass
+        assert log.snapshots() == [lsn] and log.prune(lsn) == lsn - 1
+        assert Journal(log).replica.state_hash() == expected
+
+
+def test_states_are_compared_while_both_go_on(tmp_path: Path) -> None:
+    """G4: equal states agree, mark after mark; a silent difference is found, with the LSN of the last agreement."""
+    with Log(tmp_path / "a", name="edge") as first, Log(tmp_path / "b", name="edge") as second:
+        primary, backup = Node(first, leads=True), Node(second, leads=False)
+        for step in range(100):
+            primary.open_flows(step * 10, 10)
+            primary.turns(backup, 8)
+        agreed = backup.journal.replica.audited_lsn
+        assert agreed == primary.journal.replica.audited_lsn > 1000
+        backup.journal.replica.owners["wan-ports"].state.free[0] += 1
+        changed = backup.journal.lsn
+        with pytest.raises(DivergenceError) as raised:
+            for step in range(100, 200):
+                primary.open_flows(step * 10, 10)
+                primary.turns(backup, 8)
+        named = re.search(r"divergence at LSN (\d+): .* the states agreed at LSN (\d+)", str(raised.value))
+        assert named is not None and agreed <= int(named[2]) <= changed < int(named[1])
+
+
+@pytest.mark.root
+def test_a_backup_that_diverges_begins_anew(tmp_path: Path) -> None:
+    """G4: out of service at the first LSN that differs, its log kept aside, and back in sync by snapshot."""
+    with Pair(tmp_path / "pair", "tests.diverging_node:Guard", "") as pair:
+        pair.launch("a", "primary")
+        pair.launch("b", "backup", environment={"ACTORNET_TEST_FAULTY": "1"})
+        pair.wait_in_sync("b")
+        pair.lab.call("client", _datagrams, 5)
+        said = pair.wait_for("b", r".*backup out of service.*")
+        assert "divergence at LSN 5: policy.allows" in said
+        wait_until(lambda: pair.worker("b", "owner-system")["status"]["state"] == "in sync", 15)
+        status = pair.worker("b", "owner-system")["status"]
+        assert status["resyncs"] == 1 and (pair.log("b") / "aside-1" / "data.mdb").exists()
+        pair.kill("a")
+        assert pair.wait_takeover("b")["records_replayed"] == 0
+
+
+def _datagrams(count: int) -> None:
+    for number in range(count):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.bind(("10.0.0.2", 5000 + number))
+            sock.sendto(b"x", ("203.0.113.254", 7))
