@@ -18,7 +18,7 @@ COMPILE_ARGS = (
 if os.environ.get("ACTORNET_NATIVE") == "1":
     COMPILE_ARGS.append("-march=native")
 LINK_ARGS = ["-fsanitize=address,undefined"] if SANITIZE else []
-HEADERS = [str(header) for header in sorted(Path("actornet/engine").glob("*.h"))]
+HEADERS = [str(header) for header in sorted(Path("actornet").rglob("*.h"))]
 
 
 def extension(source: Path) -> Extension:
@@ -26,7 +26,7 @@ def extension(source: Path) -> Extension:
         ".".join(source.with_suffix("").parts),
         [str(source)],
         depends=HEADERS,
-        include_dirs=["actornet/engine"],
+        include_dirs=["actornet/engine", "actornet/ports"],
         extra_compile_args=["-std=gnu11", "-Wall", "-Wextra", "-Wno-unused-function", *COMPILE_ARGS],
         extra_link_args=LINK_ARGS,
     )

@@ -219,3 +219,9 @@ LAUNCH_PROBE_MS = 300
 EVICTION_CANDIDATES = 32
 EVICTION_WALK = 512
 """Flows that are compared to find the one to evict, and entries that are looked at for that."""
+
+XDP_QUEUES_MAX = 256
+"""RX queues of one interface that AF_XDP serves; packets of queues beyond it pass to the kernel."""
+
+XSK_FRAMES = 2048
+"""Frames of 4096 bytes per AF_XDP socket and direction, and slots of its rings; beyond it `rx_kernel_dropped`, `tx_full`."""

@@ -120,6 +120,7 @@ def test_flags_alone_are_enough():
         ({"ports.lan.interface": "wan0"}, "`ports.lan.interface` = 'wan0': two ports cannot share an interface"),
         ({"ports.lan.interface": "a-very-long-name"}, "`ports.lan.interface` = 'a-very-long-name': no such name"),
         ({"ports.lan.driver": "dpdk"}, "Invalid enum value 'dpdk'"),
+        ({"poll": "lazy"}, "`poll`: Invalid enum value 'lazy'"),
         ({"ports.lan.address": "10.0.0.1"}, "`ports.lan.address` = '10.0.0.1': add the prefix length"),
         (
             {"ports.lan.address": "10.0.0.0.1/8"},

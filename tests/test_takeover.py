@@ -195,6 +195,23 @@ def test_two_cores_translate_as_one(tmp_path: Path) -> None:
         assert sum(counters["handler_error"] for counters in cores) == 0
 
 
+@pytest.mark.parametrize(("cores", "poll"), [(1, "adaptive"), (2, "busy")])
+def test_a_pair_on_af_xdp(tmp_path: Path, cores: int, poll: str) -> None:
+    """G6: as on packet sockets; an ordinary transfer behind veths, with nobody touching ethtool; kill -9 leaves nothing."""
+    with Pair(tmp_path / "pair", driver="af_xdp", cores=cores, poll=poll) as pair:
+        pair.start()
+        with UdpStream(pair.lab) as stream, TcpTransfer(pair.lab) as transfer:
+            time.sleep(0.5)
+            killed_ns = pair.kill("a")
+            assert '"prog"' not in pair.lab.run("a", ["ip", "-d", "-j", "link"]).stdout
+            pair.wait_takeover("b")
+            time.sleep(0.8)
+        assert transfer.outcome() and stream.outage_ms(killed_ns) < 1000
+        assert '"prog"' in pair.lab.run("b", ["ip", "-d", "-j", "link"]).stdout
+        pair.stop("b")
+        verify_log(pair, "b")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -38,11 +38,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add("--cores", type=int, metavar="N", help="cores, one process each")
     add("--cpus", metavar="A,B", help="CPUs to pin the cores to")
     add(
+        "--poll", metavar="HOW", help="cores without packets sleep (adaptive, the default) or look again at once (busy)"
+    )
+    add(
         "--port",
         action="append",
         default=[],
-        metavar="NAME=INTERFACE[,address=A/LEN][,gateway=A][,mac=M]",
-        help="a port",
+        metavar="NAME=INTERFACE[,address=A/LEN][,gateway=A][,mac=M][,driver=D]",
+        help="a port; drivers are af_packet (default), af_xdp and tap",
     )
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="set a setting of the function")
     add("--durability", metavar="MODE", help="what output waits for: solo, received, durable or applied")
@@ -101,6 +104,7 @@ def _overrides(args: argparse.Namespace) -> dict[str, Any]:
         "nf": args.nf,
         "cores": args.cores,
         "cpus": _cpus(args.cpus) if args.cpus else None,
+        "poll": args.poll,
         "key_file": str(Path(args.key_file).resolve()) if args.key_file else None,
         "replication.durability": args.durability,
         "replication.without_backup": args.without_backup,

@@ -48,6 +48,7 @@ def assemble(deployment: Deployment) -> NodePlan:
             ports=deployment.ports,
             fanout_group=zlib.crc32(f"{deployment.name}/{os.getpid()}".encode()) & 0xFFFF,
             fabric=fabric.spec,
+            poll=deployment.poll,
         )
         workers.append(
             WorkerPlan(f"core-{index}", "core", "actornet.node.core_worker:run", core, cpus[index % len(cpus)])

@@ -15,6 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -30,7 +31,7 @@ from actornet.journal import restore_flow
 from actornet.limits import FLOWS_MAX_DEFAULT, HANDLER_ERRORS_LOGGED_PER_S
 from actornet.log.record import FlowBody
 from actornet.node import exchange
-from actornet.node.deployment import PortTable
+from actornet.node.deployment import Poll, PortTable
 from actornet.node.exchange import (
     Attach,
     Attached,
@@ -46,8 +47,9 @@ from actornet.node.exchange import (
 from actornet.node.fabric import Fabric, FabricSpec
 from actornet.node.network_function import load_nf
 from actornet.node.thread import run_early, run_first
-from actornet.ports.af_packet import AfPacketPort
+from actornet.ports.drivers import open_port
 from actornet.ports.host import Host
+from actornet.ports.live import LivePort
 
 _log = structlog.get_logger()
 
@@ -79,6 +81,7 @@ class CoreSpec(msgspec.Struct, frozen=True):
     ports: dict[str, PortTable]
     fanout_group: int
     fabric: FabricSpec
+    poll: Poll = "adaptive"
     flows_max: int = FLOWS_MAX_DEFAULT
 
 
@@ -202,10 +205,15 @@ class CoreWorker:
                 self.loop.stop()
                 return
             if taken == 0:
-                if self.core.on_loop:
+                if self._spins():
+                    self._watch_ports()
+                    if self.core.on_loop:
+                        break
+                elif self.core.on_loop:
                     self._sleep_in_asyncio()
                     return
-                self._sleep()
+                else:
+                    self._sleep()
             if time.monotonic_ns() >= end_ns:
                 break
         self.loop.call_soon(self._slice)
@@ -248,6 +256,10 @@ class CoreWorker:
             self.core.drop_held()
         self._role = role
 
+    def _spins(self) -> bool:
+        """Whether the core polls without ever sleeping; not while its thread is a real-time one."""
+        return self.spec.poll == "busy" and self._role == ACTIVE and not self._first_until_ns and self._ready is None
+
     def _sleep(self) -> None:
         if self._ready is not None and self.link.attached:
             self._ready()
@@ -287,7 +299,8 @@ class CoreWorker:
         for number, port in enumerate(self.ports):
             if port.ifindex != self._interfaces[number]:
                 self._interfaces[number] = port.ifindex
-                self._epoll.register(port.fileno(), select.EPOLLIN)
+                with suppress(FileExistsError):  # unless the driver keeps one descriptor for all of them
+                    self._epoll.register(port.fileno(), select.EPOLLIN)
 
     def _finish(self) -> None:
         """Orderly stop: no new packets; what was treated leaves, and the flows stay in the log for whoever goes on."""
@@ -304,11 +317,12 @@ class CoreWorker:
             time.sleep(0.0002)
             self.core.breathe()
 
-    def _port(self, number: int, name: str, table: PortTable) -> AfPacketPort:
-        port = AfPacketPort(
+    def _port(self, number: int, name: str, table: PortTable) -> LivePort:
+        port = open_port(
+            table.driver,
             name,
             table.interface,
-            fanout_group=self.spec.fanout_group + number,  # a group is of one interface
+            group=self.spec.fanout_group + number,  # a group is of one interface
             cores=len(self.fabric.requests),
             core=self.spec.index,
             mac=bytes.fromhex(table.mac.replace(":", "")) if table.mac else None,

@@ -22,8 +22,12 @@ from actornet.errors import UsageError
 from actornet.limits import CORES_MAX, LEASE_MS_DEFAULT, LEASE_MS_MAX, LEASE_MS_MIN, LOG_KEEP_RECORDS_DEFAULT, PORTS_MAX
 from actornet.node.thespian_base import split_address
 from actornet.node.witness import witness_at
+from actornet.ports.drivers import Driver
 
 Role = Literal["primary", "backup"]
+Poll = Literal["adaptive", "busy"]
+"""What a core does when no packet waits: sleep in the kernel until one comes, or look again at once."""
+
 ROLES: tuple[Role, Role] = ("primary", "backup")
 KEY_BYTES_MIN = 32
 INTERFACE_CHARACTERS_MAX = 15
@@ -34,11 +38,12 @@ class PortTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A `[ports.NAME]` table.
 
     `address` "A.B.C.D/len" makes the port routed (answers ARP and ping); without it the port is transparent. `gateway`
-    is the next hop of everything outside the address's network. `mac` moves with the primary.
+    is the next hop of everything outside the address's network. `mac` moves with the primary. `driver` is how the
+    interface is attached to.
     """
 
     interface: str
-    driver: Literal["af_packet"] = "af_packet"
+    driver: Driver = "af_packet"
     address: str | None = None
     gateway: str | None = None
     mac: str | None = None
@@ -79,6 +84,7 @@ class DeploymentFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str | None = None
     cores: int = 1
     cpus: list[int] | None = None
+    poll: Poll = "adaptive"
     settings: dict[str, Any] = {}
     replication: ReplicationTable = ReplicationTable()
     primary: RoleTable | None = None
@@ -102,6 +108,7 @@ class Deployment(msgspec.Struct, frozen=True):
     nf: str
     cores: int
     cpus: list[int] | None
+    poll: Poll
     key_file: Path
     settings: dict[str, Any]
     ports: dict[str, PortTable]
@@ -157,6 +164,7 @@ def load_deployment(
         nf=whole.nf,
         cores=whole.cores,
         cpus=whole.cpus,
+        poll=whole.poll,
         key_file=directory / whole.key_file,
         settings=whole.settings,
         ports=whole.ports,

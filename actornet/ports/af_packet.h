@@ -34,15 +34,13 @@
 
 _Static_assert(AN_VNET_BYTES == 10, "the header that PACKET_VNET_HDR stands for");
 
-/* What did not go as it should; frames, except for link_lost. */
+/* Frames that did not go as they should. */
 struct an_af_counts {
     uint64_t rx_truncated; /* longer than the room: BIG TCP */
     uint64_t rx_refused;   /* the kernel could not express them, or reported another error */
     uint64_t tx_full;      /* no room in the kernel after AN_TX_ATTEMPTS */
     uint64_t tx_oversized; /* longer than the interface's MTU */
     uint64_t tx_refused;   /* malformed, or forbidden by a filter */
-    uint64_t tx_down;      /* while the link was away */
-    uint64_t link_lost;    /* times that the link went away */
 };
 
 struct an_af_packet {

@@ -1,10 +1,7 @@
-from typing import Literal
+from actornet.ports.live import LivePort
+from actornet.ports.live import forward as forward
 
-from actornet.engine.port import Port
-
-class AfPacketPort(Port):
-    device: str
-    ifindex: int
+class AfPacketPort(LivePort):
     def __init__(
         self,
         name: str,
@@ -14,8 +11,3 @@ class AfPacketPort(Port):
         core: int = 0,
         mac: bytes | None = None,
     ) -> None: ...
-    @property
-    def state(self) -> Literal["passive", "up", "down", "closed"]: ...
-    def deactivate(self) -> None: ...
-
-def forward(first: Port, second: Port, packets: int = 0, seconds: float = 0.0) -> int: ...

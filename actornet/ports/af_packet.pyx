@@ -1,26 +1,22 @@
 """Live interfaces by Linux packet sockets: Ethernet frames as the interface gives and takes them.
 
 Theory of operation. The socket is bound once, when the port is made, behind a closed gate (a filter that refuses every
-frame); `activate` opens the gate, so that a backup begins to receive within microseconds of its promotion. A port is
-`passive` behind the closed gate, `up` once it is open, `down` while its interface is down or gone, and `closed` in the
-end. When the interface comes back the port goes on, with a new socket if it is another interface of that name.
+frame); `activate` opens the gate.
 """
 
-import fcntl
 import os
 import socket
 import struct
 
-from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport uint64_t
-from libc.stdlib cimport calloc, free
-from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
-from actornet.engine.port cimport Port
 from actornet.engine.types cimport an_packet
+from actornet.ports.live cimport LivePort, monotonic_ns
 
-from actornet.errors import PortError
 from actornet.limits import BURST_PACKETS, FRAME_BYTES_MAX, PORT_QUEUE_BYTES
+from actornet.ports.live import forward
+
+__all__ = ["AfPacketPort", "forward"]
 
 cdef extern from "af_packet.h" nogil:
     struct an_af_counts:
@@ -29,8 +25,6 @@ cdef extern from "af_packet.h" nogil:
         uint64_t tx_full
         uint64_t tx_oversized
         uint64_t tx_refused
-        uint64_t tx_down
-        uint64_t link_lost
 
     struct an_af_packet:
         int fd
@@ -49,37 +43,13 @@ cdef extern from "<linux/if_packet.h>":
 cdef extern from "<sys/socket.h>":
     int SOL_PACKET, SO_SNDBUFFORCE, SO_RCVBUFFORCE
 
-cdef extern from "<net/if_arp.h>":
-    int ARPHRD_ETHER, ARPHRD_LOOPBACK
-
-cdef extern from "<net/if.h>":
-    int IFF_UP
-
-cdef extern from "<linux/sockios.h>":
-    int SIOCGIFINDEX, SIOCGIFFLAGS, SIOCGIFHWADDR
-
 cdef extern from "<linux/if_ether.h>":
     int ETH_P_ALL
 
-cdef extern from "<poll.h>" nogil:
-    struct pollfd:
-        int fd
-        short events
-        short revents
-    short POLLIN
-    int poll(pollfd *fds, unsigned long count, int timeout_ms)
-
-DEF CHECK_NS = 10_000_000        # how often a port that is down looks for its link
 DEF STATISTICS_NS = 100_000_000  # how often the kernel is asked for its drops
 
 
-cdef inline uint64_t monotonic_ns() noexcept nogil:
-    cdef timespec now
-    clock_gettime(CLOCK_MONOTONIC, &now)
-    return <uint64_t>now.tv_sec * 1_000_000_000 + <uint64_t>now.tv_nsec
-
-
-cdef class AfPacketPort(Port):
+cdef class AfPacketPort(LivePort):
     """The network interface `interface`, seen through a packet socket; passive until `activate`.
 
     With `cores` > 1 each core makes a port of its own and the kernel spreads flows over them, both directions of a
@@ -93,14 +63,7 @@ cdef class AfPacketPort(Port):
 
     cdef an_af_packet io
     cdef object socket
-    cdef readonly str device
-    cdef readonly int ifindex
     cdef int fanout_group
-    cdef int cores
-    cdef int core
-    cdef bint active
-    cdef bint lost
-    cdef uint64_t next_check_ns
     cdef uint64_t next_statistics_ns
 
     def __cinit__(self, *args, **kwargs):
@@ -109,32 +72,19 @@ cdef class AfPacketPort(Port):
             raise MemoryError("frames of a burst")
 
     def __init__(self, str name, str interface, int fanout_group=0, int cores=1, int core=0, bytes mac=None):
-        Port.__init__(self, name)
-        self.device = interface
+        LivePort.__init__(self, name, interface, cores, core, mac)
         self.fanout_group = fanout_group
-        self.cores = cores
-        self.core = core
-        if mac is not None and (len(mac) != 6 or mac[0] & 1):
-            raise self._error(f"{mac.hex(':')} is no unicast MAC address")
-        self.counters = dict.fromkeys(self.io.counts, 0)
+        self.counters.update(self.io.counts)
         self.counters["rx_kernel_dropped"] = 0
         self.socket = self._open()
         self.io.fd = self.socket.fileno()
-        self.mac = mac or self._request(self.socket, SIOCGIFHWADDR, "16x2x6s16x")[0]
+        self.mac = self.mac or self._interface_mac()
+        self.closed = False
 
     def __dealloc__(self):
         an_af_free(&self.io)
 
     # -- opening ------------------------------------------------------------------------------------------------------
-
-    def _error(self, what):
-        where = f"port {self.name} on {self.device}" + (f", core {self.core}" if self.cores > 1 else "")
-        return PortError(f"{where}: {what}")
-
-    def _request(self, sock, int request, layout):
-        """Ask the kernel about the interface (netdevice(7)); OSError(ENODEV) if there is none of that name."""
-        answer = fcntl.ioctl(sock, request, struct.pack("16s24x", self.device.encode()[:15]))
-        return struct.unpack(layout, answer)
 
     def _open(self):
         """A socket bound to the interface behind the closed gate."""
@@ -153,16 +103,7 @@ cdef class AfPacketPort(Port):
         return sock
 
     def _bind(self, sock):
-        try:
-            ifindex, = self._request(sock, SIOCGIFINDEX, "16xi20x")
-            flags, = self._request(sock, SIOCGIFFLAGS, "16xH22x")
-            kind, = self._request(sock, SIOCGIFHWADDR, "16xH22x")
-        except OSError:
-            raise self._error(f"there is no interface {self.device!r} here; `ip link` lists them") from None
-        if not flags & IFF_UP:
-            raise self._error(f"the interface is down; `ip link set {self.device} up`")
-        if kind not in (ARPHRD_ETHER, ARPHRD_LOOPBACK):
-            raise self._error(f"the interface does not carry Ethernet frames (hardware type {kind})")
+        ifindex = self._check_interface()
         try:
             for option in (PACKET_VNET_HDR, PACKET_AUXDATA, PACKET_IGNORE_OUTGOING):
                 sock.setsockopt(SOL_PACKET, option, 1)
@@ -186,60 +127,44 @@ cdef class AfPacketPort(Port):
             except PermissionError:  # CAP_NET_RAW without CAP_NET_ADMIN: what net.core.[rw]mem_max allows
                 sock.setsockopt(socket.SOL_SOCKET, plain, PORT_QUEUE_BYTES)
 
-    # -- state --------------------------------------------------------------------------------------------------------
+    def _attach(self):
+        """Attach to the interface that has this name now; the descriptor keeps its number."""
+        with self._open() as sock:
+            os.dup2(sock.fileno(), self.io.fd, inheritable=False)
 
-    @property
-    def state(self) -> str:
-        """`passive`, `up`, `down` or `closed`."""
-        if self.socket is None:
-            return "closed"
-        if self.lost:
-            return "down"
-        return "up" if self.active else "passive"
+    def _release(self):
+        self._take_statistics()
+        self.socket.close()
+        self.socket = None
+        self.io.fd = -1
 
     def fileno(self) -> int:
         """The socket's descriptor for poll. Its number stays the same when the interface is made anew, but a
         registration with epoll does not survive that."""
         return self.io.fd
 
-    def activate(self) -> None:
-        """Begin to receive, with an empty queue. Idempotent."""
-        if not self.active:
-            self._set_gate(False)
-            self.active = True
-            if not self._attached():
-                self._link_lost()
+    def _open_gate(self):
+        self._set_gate(False)
 
-    def deactivate(self) -> None:
-        """Stop to receive and forget what waits. Idempotent."""
-        if self.active:
-            self.active = False
-            self._set_gate(True)
-            self._take_statistics()
+    def _close_gate(self):
+        self._set_gate(True)
+        self._take_statistics()
 
     def _set_gate(self, bint closed):
-        assert self.socket is not None, "the port is closed"
         if an_af_gate(self.io.fd, closed) < 0:
             raise self._error("the filter in front of the socket cannot be changed")
-
-    def close(self) -> None:
-        if self.socket is not None:
-            self._take_statistics()
-            self.socket.close()
-            self.socket = None
-            self.io.fd = -1
 
     # -- packets ------------------------------------------------------------------------------------------------------
 
     cdef int rx(self, an_packet *packets, int limit) except -1:
         cdef uint64_t now
         cdef int n
-        assert self.socket is not None, "the port is closed"
-        if self.lost and not self._resume():
+        assert not self.closed, "the port is closed"
+        if self.lost and not self.resume():
             return 0
         n = an_af_rx(&self.io, packets, limit, self.index)
         if n < 0:
-            self._link_lost()
+            self.link_lost()
             return 0
         now = monotonic_ns()
         if now >= self.next_statistics_ns:
@@ -249,102 +174,23 @@ cdef class AfPacketPort(Port):
 
     cdef int tx(self, an_packet **packets, int count) except -1:
         cdef int sent = 0, at = 0, error = 0, here = 0, attempt
-        assert self.socket is not None, "the port is closed"
+        assert not self.closed, "the port is closed"
         for attempt in range(2):  # the error may be of the past: the link went and came back
-            if self.lost and not self._resume():
+            if self.lost and not self.resume():
                 break
             sent += an_af_tx(&self.io, packets + at, count - at, &here, &error)
             at += here
             if not error:
                 break
-            self._link_lost()
+            self.link_lost()
         if at < count:
-            self.io.counts.tx_down += count - at
+            self.counters["tx_down"] += count - at
         if sent < count:
-            self._publish()
+            self.counters.update(self.io.counts)
         return sent
-
-    # -- off the hot path ---------------------------------------------------------------------------------------------
-
-    cdef int _link_lost(self) except -1:
-        """The kernel says that the link went away; it may be back already, so look at once."""
-        self.lost = True
-        self.next_check_ns = 0
-        self.io.counts.link_lost += 1
-        self._publish()
-        return 0
-
-    cdef bint _resume(self) except -1:
-        """Look whether the link is back; True if it is."""
-        cdef uint64_t now = monotonic_ns()
-        if now < self.next_check_ns:
-            return False
-        self.next_check_ns = now + CHECK_NS
-        if not self._attached():
-            try:
-                self._reopen()
-            except PortError:  # still down or gone
-                return False
-        self.lost = False
-        return True
-
-    def _attached(self):
-        """Whether the interface that the socket is bound to is there and up."""
-        try:
-            ifindex, = self._request(self.socket, SIOCGIFINDEX, "16xi20x")
-            flags, = self._request(self.socket, SIOCGIFFLAGS, "16xH22x")
-        except OSError:
-            return False
-        return ifindex == self.ifindex and bool(flags & IFF_UP)
-
-    def _reopen(self):
-        """Attach to the interface that has this name now; the descriptor keeps its number."""
-        with self._open() as sock:
-            os.dup2(sock.fileno(), self.io.fd, inheritable=False)
-        if self.active:
-            self._set_gate(False)
 
     cdef int _take_statistics(self) except -1:
         _, dropped = struct.unpack("II", self.socket.getsockopt(SOL_PACKET, PACKET_STATISTICS, 8))
         self.counters["rx_kernel_dropped"] += dropped
-        return self._publish()
-
-    cdef int _publish(self) except -1:
         self.counters.update(self.io.counts)
         return 0
-
-
-def forward(Port first not None, Port second not None, unsigned long packets=0, double seconds=0.0) -> int:
-    """Pass frames between two ports as they are, in both directions; the floor under every network function on them.
-
-    Ends when `packets` have passed or `seconds` have gone by (0: no such end), or by an exception such as
-    KeyboardInterrupt. Returns how many frames left.
-    """
-    cdef pollfd descriptors[2]
-    cdef an_packet *burst = <an_packet *>calloc(BURST_PACKETS, sizeof(an_packet))
-    cdef an_packet **out = <an_packet **>calloc(BURST_PACKETS, sizeof(an_packet *))
-    cdef int limit = BURST_PACKETS, i, side, n, taken
-    cdef unsigned long passed = 0
-    cdef uint64_t end_ns = monotonic_ns() + <uint64_t>(seconds * 1e9)
-    try:
-        if burst == NULL or out == NULL:
-            raise MemoryError("a burst of packets")
-        for i in range(limit):
-            out[i] = &burst[i]
-        while not (packets and passed >= packets) and not (seconds and monotonic_ns() >= end_ns):
-            taken = 0
-            for side in range(2):
-                n = (second if side else first).rx(burst, limit)
-                if n:
-                    passed += (first if side else second).tx(out, n)
-                    taken += n
-            PyErr_CheckSignals()
-            if not taken:
-                descriptors[0] = pollfd(first.fileno(), POLLIN, 0)
-                descriptors[1] = pollfd(second.fileno(), POLLIN, 0)
-                with nogil:
-                    poll(descriptors, 2, 10)
-    finally:
-        free(burst)
-        free(out)
-    return passed

@@ -29,6 +29,7 @@ _DEPLOYMENT = """\
 name = "pair"
 nf = "{nf}"
 cores = {cores}
+poll = "{poll}"
 key_file = "pair.key"
 
 [settings]
@@ -36,11 +37,13 @@ key_file = "pair.key"
 
 [ports.lan]
 interface = "lan0"
+driver = "{driver}"
 address = "10.0.0.1/24"
 mac = "02:00:5e:10:00:01"
 
 [ports.wan]
 interface = "wan0"
+driver = "{driver}"
 address = "203.0.113.1/24"
 gateway = "203.0.113.254"
 mac = "02:00:5e:10:00:02"
@@ -81,6 +84,8 @@ class Pair:
         without_backup: str = "solo",
         witness: str = "none",
         lease_ms: int = LEASE_MS_DEFAULT,
+        driver: str = "af_packet",
+        poll: str = "adaptive",
     ) -> None:
         self.directory = directory
         self.cores = cores
@@ -102,6 +107,8 @@ class Pair:
                 without_backup=without_backup,
                 witness=witness,
                 lease_ms=lease_ms,
+                driver=driver,
+                poll=poll,
                 primary=primary,
                 backup=backup,
                 primary_host=hosts[primary],
