@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from actornet import DROP, FORWARD, FlowActor, Packet
+from actornet import DROP, FORWARD, OFFLOADED, FlowActor, Meter, Mirror, Packet, Rewrite
 from actornet.embedded import Embedded
 from actornet.engine.counters import DROPS
 from actornet.ports.memory import MemoryPort
@@ -30,6 +30,33 @@ class Curious(FlowActor):
     def on_packet(self, packet: Packet) -> Any:
         read = [getattr(packet, name) for name in dir(packet) if not name.startswith("_") and name != "to"]
         return FORWARD if len(str(read)) % 3 else DROP
+
+
+class Offloads(FlowActor):
+    """Offloads with terms of every kind, and changes them in mid-stream."""
+
+    evict = True
+    idle_s = 0.5
+    turn: int = 0
+
+    def on_packet(self, packet: Packet) -> Any:
+        self.turn += 1
+        rng = random.Random(f"{packet.flow} {self.turn}")
+        source = "2001:db8::1" if packet.ip_version == 6 else "192.0.2.1"
+        vlan = rng.choice((None, 0, 7, 4094))
+        verdict = rng.choice(
+            (FORWARD, DROP, Rewrite(source=source, vlan=vlan), Rewrite(source_mac="02:00:00:00:00:01"))
+        )
+        meter = rng.choice((None, Meter(packets_per_s=50, burst=3), Meter(bytes_per_s=1 << 40, burst=1 << 33)))
+        mirror = rng.choice((None, Mirror(every=2), Mirror(bytes=100), Mirror(packets=3)))
+        self.offload(verdict, hard_s=rng.choice((None, 0.07)), meter=meter, mirror=mirror, punt_tcp=rng.random() < 0.5)
+        return rng.choice((verdict, OFFLOADED))
+
+    def on_mirror(self, packet: Packet) -> Any:
+        if len(packet.frame) % 3 == 0:
+            self.withdraw()
+        elif len(packet.frame) % 5 == 0:
+            self.close()
 
 
 def corpus() -> list[bytes]:
@@ -55,7 +82,7 @@ def mutated(rng: random.Random, frame: bytes) -> bytes:
     return bytes(data[:1600])
 
 
-@pytest.mark.parametrize("nf", [SourceNAT, Curious])
+@pytest.mark.parametrize("nf", [SourceNAT, Curious, Offloads])
 def test_hostile_frames_are_all_counted(nf: type[FlowActor], tmp_path: Path) -> None:
     rng = random.Random(SEED)
     base = corpus()

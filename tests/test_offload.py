@@ -335,6 +335,17 @@ def test_vlan_tags(vlan: int, before: tuple[int, ...], after: tuple[int, ...], o
         assert bare[-1] == n and parse(frame)["flow"].source == "203.0.113.9"
 
 
+def test_a_datagram_of_fragments_leaves_with_a_tag() -> None:
+    """What was put together has room for the tag, and is cut again behind it."""
+    node = node_of(Rewrite(source="203.0.113.9", vlan=7))
+    whole = frames.udp("10.0.0.2", 1000, "198.51.100.1", 53, bytes(3000))
+    node.lan_in(*frames.fragments(whole, 1500), *frames.fragments(whole, 1500, identification=8))
+    out = node.out()
+    assert not node.errors and len(out) == 6 and all(frame[12:16] == b"\x81\x00\x00\x07" for frame in out)
+    again = frames.joined(out[:3], tags=4)
+    assert again[18:] != whole[14:] and checksums_right(again) and parse(again)["flow"].source == "203.0.113.9"
+
+
 def test_mac_addresses_and_their_record() -> None:
     """G6: the record carries them."""
     verdict = Rewrite(source_mac=SOURCE_MAC, destination_mac=OTHER_MAC, vlan=9, dscp=46)

@@ -191,11 +191,11 @@ static inline struct an_parked *an_datagram_join(const struct an_datagram *d)
 {
     const struct an_packet *first = &d->head->p;
     uint32_t header_end = first->l4 - (d->key.version == 6 ? 8u : 0u), ip_bytes = header_end - first->l3 + d->total;
-    struct an_parked *whole = (struct an_parked *)malloc(sizeof *whole + header_end + d->total);
+    struct an_parked *whole = (struct an_parked *)malloc(sizeof *whole + AN_HEADROOM_BYTES + header_end + d->total);
     if (!whole)
         return NULL;
     memset(whole, 0, offsetof(struct an_parked, frame));
-    uint8_t *data = whole->frame, *ip = data + first->l3;
+    uint8_t *data = whole->frame + AN_HEADROOM_BYTES, *ip = data + first->l3;
     memcpy(data, first->data, header_end);
     for (const struct an_parked *item = d->head; item; item = item->next)
         memcpy(data + header_end + item->need, item->p.data + item->p.l4, (uint32_t)item->out);

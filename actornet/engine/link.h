@@ -2,7 +2,7 @@
 #ifndef ACTORNET_LINK_H
 #define ACTORNET_LINK_H
 
-#include "checksum.h"
+#include "parse.h"
 
 #define AN_TAG_BYTES 4
 
@@ -56,7 +56,7 @@ static inline void an_link_apply(struct an_packet *p, const struct an_link *link
             memmove(p->data + AN_TAG_BYTES, p->data, 12);
             an_link_shift(p, -AN_TAG_BYTES);
             uint16_t type = an_load16(p->data + 12);
-            if (type != an_swap16(0x8100) && type != an_swap16(0x88a8)) /* one may be left */
+            if (!an_is_vlan(type)) /* one may be left */
                 p->flags &= (uint8_t)~AN_VLAN;
         }
     }

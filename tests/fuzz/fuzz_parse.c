@@ -14,6 +14,7 @@
 
 #include "flow_table.h"
 #include "fragments.h"
+#include "link.h"
 #include "rewrite.h"
 #include "toeplitz.h"
 
@@ -216,6 +217,34 @@ static void check_rewrite(const struct an_packet *original, const uint8_t *addre
     free(p.data);
 }
 
+/* Whatever the Ethernet header becomes, the parser finds the same packet behind it, where the offsets say. */
+static void check_link(struct an_packet *p)
+{
+    struct an_link link = {.vlan = (uint16_t)(below(3) ? below(4095) : 0), .fields = (uint8_t)below(8)};
+    for (int i = 0; i < 6; i++)
+        link.source[i] = link.destination[i] = (uint8_t)next_random();
+    if (p->reason != AN_OK)
+        return;
+    int tagged = p->flags & AN_VLAN;
+    uint16_t outer = an_load16(p->data + 12);
+    struct an_parked *item = an_park(p);
+    struct an_packet *q = &item->p;
+    an_link_apply(q, &link);
+    CHECK(!(link.fields & AN_LINK_SOURCE) || memcmp(q->data + 6, link.source, 6) == 0);
+    CHECK(!(link.fields & AN_LINK_DESTINATION) || memcmp(q->data, link.destination, 6) == 0);
+    CHECK(q->length - q->l3 == p->length - p->l3 && memcmp(q->data + q->l3, p->data + p->l3, q->length - q->l3) == 0);
+    if (link.fields & AN_LINK_VLAN && link.vlan) {
+        CHECK(q->flags & AN_VLAN && an_load16(q->data + 12) == (tagged ? outer : an_swap16(0x8100)));
+        CHECK((an_swap16(an_load16(q->data + 14)) & 0xfff) == link.vlan);
+    }
+    struct an_packet again = *q;
+    an_parse(&again);
+    CHECK(again.reason == AN_OK && again.flags == q->flags && an_key_equal(&again.key, &p->key));
+    CHECK(again.l3 == q->l3 && again.l4 == q->l4 && again.payload == q->payload && again.l3_end == q->l3_end);
+    CHECK(again.inner_l3 == q->inner_l3 && again.inner_l4 == q->inner_l4);
+    free(item);
+}
+
 /* What an_cut_next() makes of the packet is put together to the packet again. */
 static void check_cut(const struct an_packet *p, uint32_t bytes)
 {
@@ -345,6 +374,7 @@ int main(int argc, char **argv)
         for (int i = 0; i < 32; i++)
             addresses[i] = (uint8_t)next_random();
         check_rewrite(&p, addresses);
+        check_link(&p);
         check_cut(&p, below(4) ? 60 + below(600) : below(100));
         if (p.reason == AN_FRAGMENT)
             check_fragment(&fragments, &p, &joined);
