@@ -21,6 +21,8 @@ check: build
 
 bench: build packages
 	$(BIN)/python -m bench.nat
+	$(BIN)/python -m bench.offload
+	$(BIN)/python -m bench.opens
 	$(BIN)/python -m bench.owner
 	$(BIN)/python -m bench.failover
 

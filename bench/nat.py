@@ -1,9 +1,10 @@
 """How many 64-byte UDP packets per second does a source NAT translate on one core, in memory?
 
-    python -m bench.nat [--flows 1,1000,100000,1000000] [--seconds 2] [--peers c,dpkt,scapy]
+    python -m bench.nat [--flows 1,1000,100000,1000000] [--seconds 2] [--peers c,dpkt,pypacker,scapy]
 
 The same NAT three times: offloaded to the compiled core, by a `def` handler and by an `async def` handler per packet;
-beside it, in the same run, a plain C loop that does the same work (bench/c_nat.c) and loops over dpkt and scapy objects.
+beside it, in the same run, a plain C loop that does the same work (bench/c_nat.c) and loops over dpkt, pypacker and scapy
+objects.
 Packets are copied from templates into a ring of buffers, as a network card would.
 """
 
@@ -129,6 +130,22 @@ def dpkt_nat(frame: bytes, ports: dict[Any, int]) -> bytes:
     return bytes(ethernet)
 
 
+def pypacker_nat(frame: bytes, ports: dict[Any, int]) -> bytes:
+    from pypacker.layer3.ip import IP
+    from pypacker.layer4.udp import UDP
+    from pypacker.layer12.ethernet import Ethernet
+
+    packet = Ethernet(frame)
+    ip = packet[IP]
+    udp = ip[UDP]
+    ip.src_s, udp.sport, ip.ttl = (
+        EXTERNAL,
+        ports.setdefault((ip.p, ip.src, udp.sport), 1024 + len(ports) % 64000),
+        ip.ttl - 1,
+    )
+    return packet.bin()  # type: ignore[no-any-return]
+
+
 def scapy_nat(frame: bytes, ports: dict[Any, int]) -> bytes:
     from scapy.layers.inet import IP, UDP
     from scapy.layers.l2 import Ether
@@ -145,7 +162,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--flows", default="1,1000,100000,1000000")
     parser.add_argument("--seconds", type=float, default=2.0)
-    parser.add_argument("--peers", default="c,dpkt,scapy")
+    parser.add_argument("--peers", default="c,dpkt,pypacker,scapy")
     arguments = parser.parse_args()
     peers = arguments.peers.split(",")
     rows: list[Row] = []
@@ -165,6 +182,8 @@ def main() -> None:
             row["offloaded / C"] = row["offloaded Mpps"] / row["C loop Mpps"]
         if "dpkt" in peers:
             row["dpkt Mpps"] = object_loop(dpkt_nat, frames, min(arguments.seconds, 1))
+        if "pypacker" in peers:
+            row["pypacker Mpps"] = object_loop(pypacker_nat, frames, min(arguments.seconds, 1))
         if "scapy" in peers:
             row["scapy Mpps"] = object_loop(scapy_nat, frames, min(arguments.seconds, 1))
         rows.append(row)
