@@ -225,3 +225,7 @@ XDP_QUEUES_MAX = 256
 
 XSK_FRAMES = 2048
 """Frames of 4096 bytes per AF_XDP socket and direction, and slots of its rings; beyond it `rx_kernel_dropped`, `tx_full`."""
+
+UPKEEP_PAUSE_MS_MAX = 15
+"""A state with a longer pause (some 80,000 entries in owners' states) is neither audited nor stored while traffic runs: it
+would come too near to SILENCE_MS. The log then grows until the next clean stop."""

@@ -13,13 +13,14 @@ import pytest
 from actornet.errors import DivergenceError
 from actornet.journal import Journal
 from actornet.limits import UPKEEP_MS
-from actornet.log.record import EpochBody, FlowBody
+from actornet.log.record import EpochBody, FlowBody, Kind, decode
 from actornet.log.store import Log
 from actornet.node import upkeep as module
 from actornet.node.upkeep import Upkeep
 from actornet.replay import History, verify
 from actornet.replication.replica import AskRequest
 from actornet.testing.pair import Pair
+from tests.diverging_node import FAULT_AT
 from tests.port_log import PATH, TIME_NS, flow
 from tests.processes import wait_until
 
@@ -162,7 +163,11 @@ def test_a_backup_that_diverges_begins_anew(tmp_path: Path) -> None:
         pair.wait_in_sync("b")
         pair.lab.call("client", _datagrams, 5)
         said = pair.wait_for("b", r".*backup out of service.*")
-        assert "divergence at LSN 5: policy.allows" in said
+        named = re.search(r"divergence at LSN (\d+): policy.allows", said)
+        assert named is not None, said
+        with Log(pair.log("a"), readonly=True) as log:
+            kinds = [decode(data).kind for _, data in log.scan(1, int(named[1]))]
+        assert kinds[-1] is Kind.ASK and kinds.count(Kind.ASK) == FAULT_AT
         wait_until(lambda: pair.worker("b", "owner-system")["status"]["state"] == "in sync", 15)
         status = pair.worker("b", "owner-system")["status"]
         assert status["resyncs"] == 1 and (pair.log("b") / "aside-1" / "data.mdb").exists()
@@ -175,3 +180,15 @@ def _datagrams(count: int) -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             sock.bind(("10.0.0.2", 5000 + number))
             sock.sendto(b"x", ("203.0.113.254", 7))
+
+
+def test_a_state_with_a_long_pause_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would stop heartbeats for longer than SILENCE_MS; the status says so."""
+    with Log(tmp_path / "log", name="edge") as log:
+        node = Node(log, leads=True)
+        node.open_flows(0, 1000)
+        monkeypatch.setattr(module, "UPKEEP_PAUSE_MS_MAX", 1)
+        for _ in range(100):
+            node.turn()
+        status = node.upkeep.status()
+        assert status["too_large"] and status["snapshot_lsn"] is None and status["audited_lsn"] is None

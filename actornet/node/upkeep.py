@@ -12,7 +12,16 @@ from typing import Any, Protocol
 import structlog
 
 from actornet.journal import Journal
-from actornet.limits import AUDIT_RECORDS, AUDIT_S_MIN, LOG_PRUNE_SLICE, SNAPSHOT_RECORDS, SNAPSHOT_S_MIN, UPKEEP_MS
+from actornet.limits import (
+    AUDIT_RECORDS,
+    AUDIT_S_MIN,
+    LOG_PRUNE_SLICE,
+    SNAPSHOT_RECORDS,
+    SNAPSHOT_S_MIN,
+    UPKEEP_MS,
+    UPKEEP_PAUSE_MS_MAX,
+)
+from actornet.replication.frozen import longest_step_ns
 
 _log = structlog.get_logger()
 _S = 1_000_000_000
@@ -35,6 +44,7 @@ class Upkeep:
         now_ns = clock.monotonic_ns()
         journal.replica.patient = True
         self.freeze_us_max = 0
+        self.too_large = False
         self.snapshot_lsn = journal.log.snapshots()[-1] if journal.log is not None and journal.log.snapshots() else 0
         self.pruned = 0
         self._keep_records = keep_records
@@ -64,6 +74,7 @@ class Upkeep:
             "snapshot_lsn": self.snapshot_lsn or None,
             "pruned_records": self.pruned,
             "freeze_us_max": self.freeze_us_max,
+            "too_large": self.too_large,
         }
 
     def _audit(self, now_ns: int, leads: bool) -> bool:
@@ -77,6 +88,8 @@ class Upkeep:
         if replica.audit is not None or not due:
             return False
         self._marked_lsn, self._marked_ns = replica.lsn + 1, now_ns
+        if self._is_too_large():
+            return False
         began_ns = self._clock.monotonic_ns()
         self.journal.mark(self._clock.time_ns())
         self._froze(began_ns)
@@ -90,7 +103,7 @@ class Upkeep:
         grown = self.journal.lsn - self.snapshot_lsn >= SNAPSHOT_RECORDS
         if grown and now_ns - self._snapshot_ns >= SNAPSHOT_S_MIN * _S and self.journal.log is not None:
             self._snapshot_ns = now_ns
-            self._snapshot = self._storing()
+            self._snapshot = None if self._is_too_large() else self._storing()
 
     def _storing(self) -> Iterator[None]:
         log, lsn, chain = self.journal.log, self.journal.lsn, self.journal.chain
@@ -115,6 +128,17 @@ class Upkeep:
         before_lsn = min(self.journal.lsn - self._keep_records, needed_lsn, self.snapshot_lsn + 1)
         if before_lsn > max(1, log.first_lsn):
             self.pruned += log.prune(before_lsn, LOG_PRUNE_SLICE)
+
+    def _is_too_large(self) -> bool:
+        """Whether a pause for the state would be so long that the peer may take this node for dead."""
+        too_large = longest_step_ns(self.journal.replica) > UPKEEP_PAUSE_MS_MAX * 1_000_000
+        if too_large != self.too_large:
+            self.too_large = too_large
+            (_log.error if too_large else _log.info)(
+                "upkeep rests" if too_large else "upkeep goes on",
+                detail=f"the state asks for a pause of {UPKEEP_PAUSE_MS_MAX} ms or more: no audits, no snapshots but at a stop",
+            )
+        return too_large
 
     def _froze(self, began_ns: int) -> None:
         self.freeze_us_max = max(self.freeze_us_max, (self._clock.monotonic_ns() - began_ns) // 1000)
