@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -25,6 +26,15 @@ def test_the_first_network_function_runs_as_printed(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert '"handler_error": 0' in done.stdout or "handler_error" not in done.stdout
     assert "dropped_by_nf" in done.stdout
+
+
+def test_the_offloads_of_the_readme_are_carried_out(tmp_path: Path) -> None:
+    code = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (tmp_path / "marked.py").write_text(code[1])
+    argv = [sys.executable, "-m", "actornet.cli.main", "run", "marked.py:Marked", "--read", str(CAPTURE), "--json"]
+    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, check=True)
+    report = json.loads(done.stdout)
+    assert report["offloaded"] > 1000 and "handler_error" not in report["drops"], done.stderr
 
 
 def test_no_placeholder_is_left() -> None:

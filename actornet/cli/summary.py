@@ -26,6 +26,7 @@ DROPS = {
     "stream_full": "too much of a TCP stream waited for what was missing",
     "held_full": "too many packets waited for the log",
     "held_fenced": "waited for the log of a node that is no longer the primary",
+    "lease_over": "the node's lease with the witness had run out: it may no longer send",
     "handler_error": "a handler raised an exception",
     "no_route": "no port or next hop to leave by",
     "neighbor_full": "too many packets waited for a next hop's MAC address",
