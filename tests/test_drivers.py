@@ -1,0 +1,172 @@
+"""The same packets come out, whatever the driver and however many the cores: a NAT, live, against one core in memory."""
+
+from __future__ import annotations
+
+import secrets
+import socket
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import dpkt
+import pytest
+
+from actornet.embedded import Embedded
+from actornet.errors import UsageError
+from actornet.ports.drivers import open_port
+from actornet.ports.memory import MemoryPort
+from actornet.testing.netns import Lab
+from actors.nat import SourceNAT
+from tests.live_ports import raw_socket, until
+
+EXTERNAL = "203.0.113.1"
+FLOWS = 60
+INSIDE_MAC, OUTSIDE_MAC = b"\x02\0\0\0\0\x01", b"\x02\0\0\0\0\x02"
+
+Frames = list[bytes]
+
+DEPLOYMENT = """\
+nf = "actors.nat:SourceNAT"
+cores = {cores}
+key_file = "key"
+[settings]
+address = "203.0.113.1"
+[ports.lan]
+interface = "{lan}"
+driver = "{driver}"
+[ports.wan]
+interface = "{wan}"
+driver = "{driver}"
+[replication]
+durability = "solo"
+[primary]
+log = "log"
+control = "127.0.0.1:7401"
+"""
+
+
+def frame(source: tuple[bytes, int], destination: tuple[bytes, int], tcp_flags: int | None, number: int) -> bytes:
+    """Of TCP with these flags, or of UDP; its payload tells its number."""
+    data = number.to_bytes(2, "big") * 9
+    if tcp_flags is None:
+        segment = dpkt.udp.UDP(sport=source[1], dport=destination[1], data=data, ulen=8 + len(data))
+    else:
+        segment = dpkt.tcp.TCP(
+            sport=source[1], dport=destination[1], flags=tcp_flags, seq=number, data=b"" if tcp_flags & 2 else data
+        )
+    packet = dpkt.ip.IP(
+        src=source[0], dst=destination[0], p=17 if tcp_flags is None else 6, id=number & 0xFFFF, ttl=64, data=segment
+    )
+    packet.len = len(packet)
+    macs = (OUTSIDE_MAC, INSIDE_MAC) if source[0][0] == 10 else (INSIDE_MAC, OUTSIDE_MAC)
+    return macs[0] + macs[1] + b"\x08\0" + bytes(packet)
+
+
+def rounds() -> Iterator[tuple[str, Frames]]:
+    """(port that they arrive at, frames): every flow begins, is answered, goes on, is answered again."""
+    external = socket.inet_aton(EXTERNAL)
+    for round_ in range(4):
+        frames = []
+        for packet in range(1 if round_ == 0 else 3):
+            for flow in range(FLOWS):
+                number = round_ * 1000 + packet * 100 + flow
+                inside = bytes((10, 0, 0, 2 + flow % 7)), 2000 + flow
+                outside = bytes((198, 51, 100, 1 + flow % 5)), 53 + flow % 3
+                tcp = None if flow % 2 else (0x02, 0x12, 0x10, 0x18)[round_]
+                if round_ % 2 == 0:
+                    frames.append(frame(inside, outside, tcp, number))
+                else:
+                    frames.append(frame(outside, (external, inside[1]), tcp, number))
+        yield ("wan" if round_ % 2 else "lan"), frames
+
+
+def by_flow(frames: Frames) -> dict[tuple[bytes, bytes], Frames]:
+    """Frames of each flow in order; a key is addresses and ports as they left."""
+    found = defaultdict(list)
+    for each in frames:
+        found[each[26:34], each[34:38]].append(each)
+    return dict(found)
+
+
+@pytest.fixture(scope="module")
+def expected() -> list[dict[tuple[bytes, bytes], Frames]]:
+    """What leaves in each round, by one core in memory."""
+    ports = {name: MemoryPort(name) for name in ("lan", "wan")}
+    node = Embedded(SourceNAT, [*ports.values()], {"address": EXTERNAL})
+    results = []
+    for port, frames in rounds():
+        ports[port].feed([(0, each) for each in frames])
+        while len(ports[port]):
+            node.run_burst()
+        left = [each for _, each in ports["lan" if port == "wan" else "wan"].take()]
+        assert len(left) == len(frames)
+        results.append(by_flow(left))
+    node.finish()
+    return results
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("driver", ["af_packet", "af_xdp", "tap"])
+@pytest.mark.parametrize("cores", [1, 2, 4])
+def test_every_driver_and_number_of_cores_gives_the_same_packets(
+    tmp_path: Path, expected: list[dict[tuple[bytes, bytes], Frames]], driver: str, cores: int
+) -> None:
+    """G1: per flow, the same frames in the same order, byte for byte."""
+    if driver == "af_xdp" and cores > (len(list(Path("/sys/devices/system/cpu").glob("cpu[0-9]*")))):
+        pytest.skip("a veth has as many queues as there are CPUs")
+    (tmp_path / "key").touch(0o600)
+    (tmp_path / "key").write_text(secrets.token_hex(32))
+    tap = driver == "tap"
+    file = tmp_path / "one.toml"
+    lan, wan = ("tap0", "tap1") if tap else ("lan0", "wan0")
+    file.write_text(DEPLOYMENT.format(cores=cores, driver=driver, lan=lan, wan=wan))
+    with Lab.single("10.0.0.2/24", "10.0.0.3/24", gateway=None) as lab:
+        lab.run("box", ["sysctl", "-qw", "net.ipv6.conf.default.disable_ipv6=1"])
+        output = tmp_path / "output"
+        with output.open("wb") as sink:
+            node = lab.popen(
+                "box",
+                [sys.executable, "-m", "actornet.cli.main", "launch", "primary", str(file)],
+                stdout=sink,
+                stderr=sink,
+            )
+        until(lambda: b"primary ready" in output.read_bytes() or node.poll() is not None, seconds=15)
+        assert node.poll() is None, output.read_text()
+        ends = (
+            {"lan": ("box", lan), "wan": ("box", wan)}
+            if tap
+            else {"lan": ("client", "eth0"), "wan": ("server", "eth0")}
+        )
+        sockets = {name: lab.call(space, raw_socket, interface) for name, (space, interface) in ends.items()}
+        for (port, frames), wanted in zip(rounds(), expected, strict=True):
+            for each in frames:
+                sockets[port].send(each)
+            assert by_flow(collected(sockets["lan" if port == "wan" else "wan"], len(frames))) == wanted
+        node.terminate()
+        node.wait(10)
+    for sock in sockets.values():
+        sock.close()
+
+
+def collected(sock: socket.socket, count: int) -> Frames:
+    """The NF's frames that arrive, until there are `count` and no more come for a moment."""
+    found: Frames = []
+    sock.settimeout(2.0)
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        try:
+            each = sock.recv(2000)
+        except TimeoutError:
+            break
+        if each[6:12] in (INSIDE_MAC, OUTSIDE_MAC):
+            found.append(each)
+        if len(found) == count:
+            sock.settimeout(0.02)
+    return found
+
+
+def test_an_unknown_driver_is_named() -> None:
+    with pytest.raises(UsageError, match="port lan: there is no driver 'dpdk'; there are af_packet, af_xdp, tap"):
+        open_port("dpdk", "lan", "lan0")  # type: ignore[arg-type]
