@@ -25,6 +25,7 @@ bench: build packages
 	$(BIN)/python -m bench.opens
 	$(BIN)/python -m bench.owner
 	$(BIN)/python -m bench.failover
+	$(BIN)/python -m bench.forward
 
 # The compiled core under AddressSanitizer and UndefinedBehaviorSanitizer, built in a directory of its own.
 sanitize: build

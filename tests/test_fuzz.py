@@ -14,11 +14,16 @@ CC = shutil.which("cc") or shutil.which("gcc")
 
 @pytest.fixture(scope="module")
 def fuzzer(tmp_path_factory):
-    program = tmp_path_factory.mktemp("fuzz") / "fuzz_parse"
+    return compiled("fuzz_parse", tmp_path_factory)
+
+
+def compiled(name, tmp_path_factory):
+    program = tmp_path_factory.mktemp("fuzz") / name
     options = ["-g", "-O1", "-std=gnu11", "-Wall", "-Wextra", "-Wno-unused-function"]
     sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
-    source = TESTS / "fuzz" / "fuzz_parse.c"
-    subprocess.run([CC, *options, *sanitizers, f"-I{ENGINE}", "-o", program, source], check=True)
+    includes = [f"-I{ENGINE}", f"-I{ENGINE.with_name('ports')}"]
+    source = TESTS / "fuzz" / f"{name}.c"
+    subprocess.run([CC, *options, *sanitizers, *includes, "-o", program, source], check=True)
     return program
 
 
@@ -29,3 +34,14 @@ def test_mutated_frames_stay_inside_their_bounds(fuzzer, seed):
     assert run.returncode == 0, run.stderr
     counts = dict(line.split() for line in run.stdout.splitlines())
     assert all(int(count) > 500 for count in counts.values()), counts  # the fuzzer reaches every outcome
+
+
+@pytest.mark.skipif(CC is None, reason="no C compiler")
+def test_frames_are_cut_and_completed_inside_their_bounds(tmp_path_factory):
+    """Segments of sound frames add up, too."""
+    run = subprocess.run(
+        [compiled("fuzz_gso", tmp_path_factory), "20000", "1"], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    counts = dict(line.split() for line in run.stdout.splitlines())
+    assert all(int(count) > 500 for count in counts.values()), counts
