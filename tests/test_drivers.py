@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import secrets
 import socket
+import subprocess
 import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import dpkt
 import pytest
@@ -30,6 +32,7 @@ Frames = list[bytes]
 DEPLOYMENT = """\
 nf = "actors.nat:SourceNAT"
 cores = {cores}
+poll = "{poll}"
 key_file = "key"
 [settings]
 address = "203.0.113.1"
@@ -116,24 +119,11 @@ def test_every_driver_and_number_of_cores_gives_the_same_packets(
     """G1: per flow, the same frames in the same order, byte for byte."""
     if driver == "af_xdp" and cores > (len(list(Path("/sys/devices/system/cpu").glob("cpu[0-9]*")))):
         pytest.skip("a veth has as many queues as there are CPUs")
-    (tmp_path / "key").touch(0o600)
-    (tmp_path / "key").write_text(secrets.token_hex(32))
     tap = driver == "tap"
-    file = tmp_path / "one.toml"
     lan, wan = ("tap0", "tap1") if tap else ("lan0", "wan0")
-    file.write_text(DEPLOYMENT.format(cores=cores, driver=driver, lan=lan, wan=wan))
     with Lab.single("10.0.0.2/24", "10.0.0.3/24", gateway=None) as lab:
         lab.run("box", ["sysctl", "-qw", "net.ipv6.conf.default.disable_ipv6=1"])
-        output = tmp_path / "output"
-        with output.open("wb") as sink:
-            node = lab.popen(
-                "box",
-                [sys.executable, "-m", "actornet.cli.main", "launch", "primary", str(file)],
-                stdout=sink,
-                stderr=sink,
-            )
-        until(lambda: b"primary ready" in output.read_bytes() or node.poll() is not None, seconds=15)
-        assert node.poll() is None, output.read_text()
+        node = launched(lab, tmp_path, DEPLOYMENT.format(cores=cores, driver=driver, lan=lan, wan=wan, poll="adaptive"))
         ends = (
             {"lan": ("box", lan), "wan": ("box", wan)}
             if tap
@@ -148,6 +138,58 @@ def test_every_driver_and_number_of_cores_gives_the_same_packets(
         node.wait(10)
     for sock in sockets.values():
         sock.close()
+
+
+def launched(lab: Lab, directory: Path, deployment: str) -> subprocess.Popen[Any]:
+    """A node in the box, ready."""
+    (directory / "key").touch(0o600)
+    (directory / "key").write_text(secrets.token_hex(32))
+    file, output = directory / "one.toml", directory / "output"
+    file.write_text(deployment)
+    argv = [sys.executable, "-m", "actornet.cli.main", "launch", "primary", str(file)]
+    with output.open("wb") as sink:
+        node = lab.popen("box", argv, stdout=sink, stderr=sink)
+    until(lambda: b"primary ready" in output.read_bytes() or node.poll() is not None, seconds=15)
+    assert node.poll() is None, output.read_text()
+    return node
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("driver", ["af_packet", "af_xdp"])
+def test_a_core_without_packets_sleeps_unless_it_is_to_poll(tmp_path: Path, driver: str) -> None:
+    """CPU time of the core's process during an idle second: below 2 %, or all that it can get."""
+    shares = {}
+    for poll in ("adaptive", "busy"):
+        directory = tmp_path / poll
+        directory.mkdir()
+        with Lab.single() as lab:
+            deployment = DEPLOYMENT.format(cores=1, driver=driver, lan="lan0", wan="wan0", poll=poll)
+            node = launched(lab, directory, deployment)
+            core = descendant(node.pid, "core-0")
+            if poll == "adaptive":
+                time.sleep(2.2)  # until it has announced itself for the last time
+            before = cpu_s(core)
+            time.sleep(1.0)
+            shares[poll] = cpu_s(core) - before
+            node.terminate()
+            node.wait(10)
+    assert shares["adaptive"] < 0.02, shares
+    assert shares["busy"] > 5 * shares["adaptive"], shares
+
+
+def descendant(pid: int, name: str) -> int:
+    """The process of this name below `pid`."""
+    pids = [pid]
+    for each in pids:
+        if Path(f"/proc/{each}/comm").read_text().strip() == name:
+            return each
+        for children in Path(f"/proc/{each}/task").glob("*/children"):
+            pids += map(int, children.read_text().split())
+    raise AssertionError(f"no process {name}")
+
+
+def cpu_s(pid: int) -> float:
+    return sum(int(task.read_text().split()[0]) for task in Path(f"/proc/{pid}/task").glob("*/schedstat")) / 1e9
 
 
 def collected(sock: socket.socket, count: int) -> Frames:
