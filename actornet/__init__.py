@@ -4,6 +4,7 @@ What a network function needs is here, and nothing else: `FlowActor` and its ver
 for what the operator may choose.
 """
 
+from actornet.engine.direction import Direction
 from actornet.engine.five_tuple import FiveTuple
 from actornet.engine.packet import Packet
 from actornet.engine.terms import Meter, Mirror
@@ -11,6 +12,7 @@ from actornet.engine.verdict import DROP, FORWARD, OFFLOADED, REJECT, Forward, R
 from actornet.flow import FlowActor
 from actornet.owner import Owner, Struct
 from actornet.setting import setting
+from actornet.stream import StreamActor
 
 __version__ = "0.1.0"
 
@@ -19,6 +21,7 @@ __all__ = [
     "FORWARD",
     "OFFLOADED",
     "REJECT",
+    "Direction",
     "FiveTuple",
     "FlowActor",
     "Forward",
@@ -27,6 +30,7 @@ __all__ = [
     "Owner",
     "Packet",
     "Rewrite",
+    "StreamActor",
     "Struct",
     "Verdict",
     "setting",

@@ -93,7 +93,7 @@ class FlowActor(FlowBase, metaclass=FlowMeta):
       what it returns, unless None, is the answer.
 
     With `connection`, the actor gets both directions from the first packet on: the reply tuple is bound before `on_open`;
-    `packet.is_reply` tells which direction a packet has. A handler that waits longer than `deadline_s` for one thing gets a
+    `packet.direction` tells which one a packet has. A handler that waits longer than `deadline_s` for one thing gets a
     TimeoutError at that `await` (counted as `deadline_passed`). When a handler raises, its packet is dropped, or forwarded
     as it is if `fail` is FORWARD (`failed_open`), and the flow closes; its next packet opens it anew.
 

@@ -229,3 +229,16 @@ XSK_FRAMES = 2048
 UPKEEP_PAUSE_MS_MAX = 15
 """A state with a longer pause (some 80,000 entries in owners' states) is neither audited nor stored while traffic runs: it
 would come too near to SILENCE_MS. The log then grows until the next clean stop."""
+
+STREAM_QUEUE_BYTES_MAX = 1 << 18
+STREAM_QUEUE_SEGMENTS_MAX = 512
+"""What waits for a gap in one direction of a TCP connection; beyond it an inline actor's packet is dropped as `stream_full`
+(its sender repeats it), and a passive one's gap is given up (`stream_gaps`)."""
+
+STREAM_KEPT_BYTES_MAX = 1 << 20
+"""Bytes that an inline actor has passed and the receiver has not acknowledged, kept to compare retransmissions with; beyond
+it the oldest are forgotten."""
+
+STREAM_EDITS_MAX = 256
+STREAM_EDIT_BYTES_MAX = 1 << 18
+"""Edits of one direction that are not acknowledged, and the bytes that they insert; beyond it `stream_full`."""

@@ -9,7 +9,18 @@ from typing import Any
 
 import pytest
 
-from actornet import DROP, FORWARD, OFFLOADED, FlowActor, Meter, Mirror, Packet, Rewrite
+from actornet import (
+    DROP,
+    FORWARD,
+    OFFLOADED,
+    Direction,
+    FlowActor,
+    Meter,
+    Mirror,
+    Packet,
+    Rewrite,
+    StreamActor,
+)
 from actornet.embedded import Embedded
 from actornet.engine.counters import DROPS
 from actornet.ports.memory import MemoryPort
@@ -82,7 +93,18 @@ def mutated(rng: random.Random, frame: bytes) -> bytes:
     return bytes(data[:1600])
 
 
-@pytest.mark.parametrize("nf", [SourceNAT, Curious, Offloads])
+class Editor(StreamActor):
+    """Edits whatever it gets, of packets that are wrong in any way."""
+
+    idle_s = 0.5
+    inline = True
+    verify_checksums = False
+
+    def on_data(self, direction: Direction, data: bytes) -> Any:
+        return data.replace(b"\0", b"zero") if data[0] % 3 else data[1:]
+
+
+@pytest.mark.parametrize("nf", [SourceNAT, Curious, Offloads, Editor])
 def test_hostile_frames_are_all_counted(nf: type[FlowActor], tmp_path: Path) -> None:
     rng = random.Random(SEED)
     base = corpus()
@@ -103,6 +125,7 @@ def test_hostile_frames_are_all_counted(nf: type[FlowActor], tmp_path: Path) -> 
     assert counts["rx_packets"] == fed, f"seed {SEED}"
     joined = counts["fragments_joined"] - counts["reassembled"]
     cut = counts["fragments_made"] - counts["refragmented"]
+    joined += counts["stream_held"] + counts["stream_replaced"] - counts["stream_made"]
     assert out - cut + joined + sum(counts[name] for name in DROPS) == fed, f"seed {SEED}: {counts}"
     assert counts["handler_error"] == 0, f"seed {SEED}"
     assert node.core.entries == 0 and node.core.held == 0, f"seed {SEED}"

@@ -178,18 +178,20 @@ def test_policies_are_checked_when_the_class_is_defined() -> None:
 def test_a_connection_sees_both_directions_from_the_first_packet_on() -> None:
     class Both(FlowActor):
         connection = True
-        seen: ClassVar[list[tuple[bool, str]]] = []
+        seen: ClassVar[list[tuple[str, str]]] = []
 
         def on_open(self, packet: Packet) -> Any:
             return DROP if packet.payload[0] == 9 else None
 
         def on_packet(self, packet: Packet) -> Any:
-            Both.seen.append((packet.is_reply, packet.port))
+            Both.seen.append((packet.direction.name, packet.port))
             return FORWARD
 
     node = Bench(Both)
     node.lan_in(packet(1))
     node.wan_in(frames.udp("198.51.100.1", 53, "10.0.0.2", 1000, b"r"))
-    assert Both.seen == [(False, "lan"), (True, "wan")] and len(node.core.actors()) == 1 and node.core.entries == 2
+    assert (
+        Both.seen == [("ORIGINAL", "lan"), ("REPLY", "wan")] and len(node.core.actors()) == 1 and node.core.entries == 2
+    )
     node.lan_in(packet(9, port=4000))
     assert node.count("flows_refused") == 1 and node.core.entries == 2, "a refused connection leaves nothing"

@@ -11,7 +11,7 @@ from actornet.engine.packet cimport Packet
 from actornet.engine.parked cimport an_parked
 from actornet.engine.ring cimport ControlPage, Ring
 from actornet.engine.types cimport an_entry, an_key, an_link, an_packet
-from actornet.engine.verdict cimport Rewrite
+from actornet.engine.verdict cimport Emit, Rewrite
 from actornet.engine.wire cimport an_table
 
 cdef extern from "offload.h" nogil:
@@ -149,6 +149,7 @@ cdef class Core:
     cdef int _save(self, FlowBase flow) except -1
     cdef int _end_close(self, FlowBase flow) except -1
     cdef int _apply(self, FlowBase flow, an_packet *p, object verdict) except -1
+    cdef int _emit_made(self, FlowBase flow, an_packet *p, Emit emit) except -1
     cdef int _prepare(self, Rewrite verdict, an_packet *p) except -1
     cdef int _ttl_expired(self, an_packet *p) except -1
     cdef int _refuse(self, an_packet *p, int type, int code) except -1

@@ -31,7 +31,7 @@ from actornet.engine.ring cimport AN_NO_LEASE, an_lease_holds, an_word_load
 from actornet.engine.suspension cimport Suspension
 from actornet.engine.types cimport *
 from actornet.engine.verdict cimport (
-    VERDICT_DROP, VERDICT_OFFLOADED, VERDICT_REJECT, VERDICT_REWRITE, Forward, Verdict,
+    VERDICT_DROP, VERDICT_OFFLOADED, VERDICT_REJECT, VERDICT_EMIT, VERDICT_REWRITE, Emit, Forward, Made, Verdict,
 )
 from actornet.engine.wire cimport (
     an_hash, an_parse, an_rewrite_apply, an_rewrite_prepare, an_rss_core, an_table_back, an_table_find, an_table_prefetch,
@@ -40,7 +40,7 @@ from actornet.engine.wire cimport (
 
 from actornet.engine.counters import COUNTERS, PID_COUNTER
 from actornet.engine.task import FlowTask
-from actornet.engine.verdict import DROP, OFFLOADED, REJECT
+from actornet.engine.verdict import DROP, FORWARD, OFFLOADED, REJECT
 from actornet.errors import UsageError
 from actornet.limits import (
     BURST_PACKETS, FLOWS_MAX_DEFAULT, MAILBOX_PACKETS_MAX, PORTS_MAX,
@@ -773,6 +773,8 @@ cdef class Core:
         if decision.kind == VERDICT_REJECT:
             self._refuse(p, 3, 13)
             return self.drop(p, C_REJECTED_BY_NF)
+        if decision.kind == VERDICT_EMIT:
+            return self._emit_made(flow, p, <Emit>decision)
         if decision.kind == VERDICT_OFFLOADED:
             if p.entry == AN_NONE or not self.flows.stands(&self.flows.table.entries[p.entry]):
                 return self.report(flow, TypeError(f"{self.nf.__name__} returned OFFLOADED for a key without offload"),
@@ -797,6 +799,30 @@ cdef class Core:
         if adjacency:
             return self.neighbors.ethernet(flow, p, out, adjacency)
         return self.emit(flow, p, out)
+
+    cdef int _emit_made(self, FlowBase flow, an_packet *p, Emit emit) except -1:
+        """Send frames in place of a packet, which is counted if so asked."""
+        cdef Made made
+        cdef an_packet q
+        cdef an_parked *item
+        for made in emit.frames:
+            memset(&q, 0, sizeof(q))
+            q.data = <uint8_t *>PyBytes_AS_STRING(made.frame)
+            q.length = <uint32_t>PyBytes_GET_SIZE(made.frame)
+            q.port, q.flags, q.time_ns = made.port, made.flags, made.time_ns
+            memcpy(q.vnet, made.vnet, sizeof(q.vnet))
+            an_parse(&q)
+            q.hash = <uint32_t>an_hash(&q.key, self.flows.table.seed)
+            q.entry = an_table_find(&self.flows.table, &q.key, q.hash)
+            item = self.park(&q)
+            self._apply(flow, &item.p, FORWARD)
+        self.counters[<int>C_STREAM_MADE] += len(emit.frames)
+        if emit.counter >= 0:
+            return self.drop(p, emit.counter)
+        self.counters[<int>C_STREAM_REPLACED] += 1
+        if p.flags & AN_COPIED:
+            free(p)
+        return 0
 
     cdef int _prepare(self, Rewrite verdict, an_packet *p) except -1:
         """Resolve port, next hop and checksum deltas for this packet's key, unless they are this key's already."""

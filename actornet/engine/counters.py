@@ -24,6 +24,8 @@ COUNTERS = (
     "deadline_passed",
     "failed_open",
     "stream_held",
+    "stream_replaced",
+    "stream_made",
     "stream_gaps",
     "malformed",
     "truncated",

@@ -5,7 +5,7 @@ import asyncio
 from cpython.object cimport PyObject_GenericSetAttr
 
 from actornet.engine.core cimport Core
-from actornet.engine.counters cimport C_ASKS, C_FLOW_TABLE_FULL
+from actornet.engine.counters cimport C_ASKS, C_FLOW_TABLE_FULL, C_STREAM_GAPS
 from actornet.engine.types cimport AN_NONE, AN_PUNT_TCP, AN_TERMS, an_entry, an_key, an_terms
 from actornet.engine.flows cimport make_terms
 from actornet.engine.verdict cimport Verdict
@@ -240,6 +240,15 @@ cdef class FlowBase:
         core.submitted = True
         self.depends = max(self.depends, core.link.ask(self, ask, args))
         return ask
+
+    def _note_gap(self) -> None:
+        """Count bytes of a stream that were given up."""
+        cdef Core core = core_of(self)
+        core.counters[<int>C_STREAM_GAPS] += 1
+
+    def _opposite_port(self, int port) -> int:
+        cdef Core core = core_of(self)
+        return core.resolve_out(None, port)
 
     def _keys(self) -> list:
         """Record form of the keys: [five-tuple, port, verdict form or False, punt, next hop or None] each, and the terms

@@ -8,3 +8,4 @@ cdef class Packet:
     cdef an_table *table         # borrowed: the core's, for the entry that the packet has found
 
     cdef an_packet *live(self) except NULL
+    cdef int direction_index(self) except -1

@@ -6,10 +6,12 @@ from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport uint32_t
 
 from actornet.engine.types cimport AN_ICMP_ERROR, AN_IP_OPTIONS, AN_NONE, AN_PRIMARY, an_packet
+from actornet.engine.direction import Direction
 from actornet.engine.verdict import Forward
 from actornet.engine.wire cimport address_text, five_tuple
 
 cdef dict _forwards = {}
+cdef tuple _directions = tuple(Direction)
 
 
 cdef class Packet:
@@ -34,11 +36,19 @@ cdef class Packet:
         """Name of the port that the packet arrived at."""
         return self.port_names[self.live().key.port]
 
-    @property
-    def is_reply(self) -> bool:
-        """Whether it came by a key that the flow has bound, rather than by the one that it was opened with."""
+    cdef int direction_index(self) except -1:
         cdef an_packet *p = self.live()
         return p.entry != AN_NONE and not self.table.entries[p.entry].state & AN_PRIMARY
+
+    @property
+    def port_index(self) -> int:
+        """Index of that port."""
+        return self.live().key.port
+
+    @property
+    def direction(self) -> Direction:
+        """ORIGINAL if it came by the key that the flow was opened with, REPLY if by one that the flow has bound."""
+        return _directions[self.direction_index()]
 
     @property
     def protocol(self) -> int:

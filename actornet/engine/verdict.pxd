@@ -23,12 +23,25 @@ cdef class Rewrite(Forward):
     cdef const uint8_t *ipv6_addresses(self) noexcept
 
 
+cdef class Made:
+    cdef bytes frame
+    cdef uint8_t flags, port
+    cdef uint8_t vnet[12]
+    cdef object time_ns
+
+
+cdef class Emit(Verdict):
+    cdef list frames
+    cdef int counter                 # of the packet that these replace; -1: none
+
+
 cdef enum:
     VERDICT_DROP = 1
     VERDICT_REJECT
     VERDICT_OFFLOADED
     VERDICT_FORWARD
     VERDICT_REWRITE
+    VERDICT_EMIT
 
 
 cdef str mac_text(const uint8_t *mac)

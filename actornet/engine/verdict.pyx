@@ -148,6 +148,19 @@ cdef class Rewrite(Forward):
         return f"Rewrite({', '.join(parts)})"
 
 
+cdef class Made:
+    """A frame that was made here, as if it had arrived at `port`."""
+
+
+cdef class Emit(Verdict):
+    """Forward these frames in place of the packet."""
+
+    def __cinit__(self, *args, **kwargs):
+        self.kind = VERDICT_EMIT
+        self.name = "Emit"
+        self.frames = []
+
+
 cdef str mac_text(const uint8_t *mac):
     return (<const char *>mac)[:6].hex(":")
 
