@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import secrets
+import signal
 import socket
 import subprocess
 import sys
@@ -15,6 +17,7 @@ from typing import Any
 import dpkt
 import pytest
 
+from actornet.cli.main import main
 from actornet.embedded import Embedded
 from actornet.errors import UsageError
 from actornet.ports.drivers import open_port
@@ -212,3 +215,48 @@ def collected(sock: socket.socket, count: int) -> Frames:
 def test_an_unknown_driver_is_named() -> None:
     with pytest.raises(UsageError, match="port lan: there is no driver 'dpdk'; there are af_packet, af_xdp, tap"):
         open_port("dpdk", "lan", "lan0")  # type: ignore[arg-type]
+
+
+@pytest.mark.root
+def test_one_process_runs_a_function_on_interfaces_until_it_is_interrupted() -> None:
+    """`actornet run -i`, with a driver of its own for each port."""
+    root = Path(__file__).parents[1]
+    argv = [sys.executable, "-m", "actornet.cli.main", "run", str(root / "examples/counter.py:Counter")]
+    argv += ["-i", "lan=lan0", "-i", "wan=wan0:af_xdp", "--json"]
+    with Lab.single("10.0.0.2/24", "10.0.0.3/24", gateway=None) as lab:
+        client, server = lab.call("client", raw_socket, "eth0"), lab.call("server", raw_socket, "eth0")
+        process = lab.popen("box", argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        sent = frame((b"\x0a\0\0\2", 2000), (b"\x0a\0\0\3", 53), None, 1)
+        answer = frame((b"\x0a\0\0\3", 53), (b"\x0a\0\0\2", 2000), None, 2)
+        server.settimeout(0.1)
+
+        def passes() -> bool:
+            client.send(sent)
+            return bool(collected(server, 1)) or process.poll() is not None
+
+        until(passes, seconds=15)
+        server.send(answer)
+        assert collected(client, 1) == [answer]
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=10)
+    client.close()
+    server.close()
+    assert process.returncode == 0 and errors == ""
+    counter, _, report = output.partition("\n")
+    assert counter.startswith("udp 10.0.0.2:2000") and json.loads(report)["counters"]["flows_opened"] == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "error"),
+    [
+        (["-i", "lan"], "-i 'lan': write NAME=INTERFACE or NAME=INTERFACE:DRIVER, say lan=eth1:af_xdp"),
+        (["-i", "lan=a:dpdk"], "-i 'lan=a:dpdk': there is no driver 'dpdk'; there are af_packet, af_xdp, tap"),
+        (["-i", "lan=a", "--read", "x"], "-i is for live interfaces: leave out --read"),
+        ([], "nothing to run on: name captures by --read FILE, or interfaces by -i NAME=INTERFACE"),
+    ],
+)
+def test_mistakes_on_the_command_line_are_named(
+    flags: list[str], error: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", "examples/counter.py:Counter", *flags]) == 2
+    assert error in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""`actornet run`: a network function over capture files, in this process, without privileges."""
+"""`actornet run`: a network function in this process, over capture files (without privileges) or on live interfaces."""
 
 from __future__ import annotations
 
@@ -60,7 +60,15 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     add = parser.add_argument
     add("nf", metavar="NF", help="module:Class or path/file.py:Class")
-    add("--read", action="append", required=True, metavar="[PORT=]FILE", help="capture to read; - is standard input")
+    add("--read", action="append", default=[], metavar="[PORT=]FILE", help="capture to read; - is standard input")
+    add(
+        "-i",
+        "--interface",
+        action="append",
+        default=[],
+        metavar="NAME=INTERFACE[:DRIVER]",
+        help="instead of captures: a live port, by af_packet (default), af_xdp or tap; until Ctrl-C",
+    )
     add("--write", action="append", default=[], metavar="[PORT=]FILE", help="write what leaves (by PORT); - is stdout")
     add("--inside", action="append", metavar="PREFIX", help="addresses inside; may be repeated")
     add("--as-is", action="store_true", help="deliver answers as they were captured")
@@ -73,6 +81,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Run it; returns the exit code."""
+    if args.interface:
+        return _run_live(args)
     reads, writes = [_port_file(text) for text in args.read], [_port_file(text) for text in args.write]
     _check(args, reads, writes)
     settings = dict(_setting(text) for text in args.set)
@@ -116,6 +126,18 @@ def run(args: argparse.Namespace) -> int:
         stream = sys.stderr if "-" in outlets else sys.stdout
         print(json.dumps(report, indent=2) if args.json else summary.text(report), file=stream)
     return INTERRUPTED if interrupted else 0
+
+
+def _run_live(args: argparse.Namespace) -> int:
+    from actornet.cli import live
+
+    if args.read or args.write or args.inside or args.as_is:
+        raise UsageError("-i is for live interfaces: leave out --read, --write, --inside and --as-is")
+    if args.json and args.quiet:
+        raise UsageError("--json and --quiet exclude each other")
+    settings = dict(_setting(text) for text in args.set)
+    with _stop_asked() as stop:
+        return live.run(args, load_nf(args.nf), settings, stop, HandlerErrors(Progress(None, wanted=False)))
 
 
 class Outlet:
@@ -169,6 +191,8 @@ def _setting(text: str) -> tuple[str, str]:
 
 
 def _check(args: argparse.Namespace, reads: list[PortFile], writes: list[PortFile]) -> None:
+    if not reads:
+        raise UsageError("nothing to run on: name captures by --read FILE, or interfaces by -i NAME=INTERFACE")
     named = [port is not None for port, _ in reads]
     if any(named) and not all(named):
         raise UsageError("--read: name the port of every capture (lan=a.pcap) or of none")

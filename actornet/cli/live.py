@@ -1,0 +1,84 @@
+"""`actornet run NF -i lan=eth1 -i wan=eth2`: a network function on live interfaces in this one process, until Ctrl-C.
+
+Ports are transparent: frames pass as they are, but for what the function rewrites. Addresses of its own, more cores and a
+backup are what `actornet launch` is for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import select
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from typing import Any
+
+from actornet.embedded import Embedded
+from actornet.engine.five_tuple import FiveTuple
+from actornet.errors import UsageError
+from actornet.flow import FlowActor
+from actornet.ports.drivers import DRIVERS, open_port
+from actornet.ports.live import LivePort
+
+IDLE_S = 0.1
+"""Longest sleep: timers of flows need a turn now and then."""
+
+HANDLERS_WAIT_S = 0.0002
+"""Pause between turns while a handler waits for asyncio."""
+
+
+def run(
+    args: argparse.Namespace,
+    nf: type[FlowActor],
+    settings: dict[str, Any],
+    stop: Sequence[int],
+    on_error: Callable[[FiveTuple | None, str, BaseException], None],
+) -> int:
+    """Forward until `stop` holds something; returns the exit code. Raises UsageError and PortError before it begins."""
+    with ExitStack() as stack:
+        ports = []
+        for text in args.interface:
+            ports.append(_port(text))
+            stack.callback(ports[-1].close)
+        epoll = stack.enter_context(select.epoll())
+        embedded = Embedded(nf, ports, settings, args.log, flows_max=args.flows_max, on_error=on_error)
+        stack.callback(embedded.finish)
+        for port in ports:
+            port.activate()
+        begun = time.perf_counter()
+        attached: list[int | None] = [None] * len(ports)
+        while not stop:
+            if embedded.run_burst():
+                continue
+            for number, port in enumerate(ports):
+                if port.ifindex != attached[number]:  # a port that has attached anew may have another socket
+                    attached[number] = port.ifindex
+                    with suppress(FileExistsError):
+                        epoll.register(port.fileno(), select.EPOLLIN)
+            epoll.poll(HANDLERS_WAIT_S if embedded.core.suspended else IDLE_S)
+        for port in ports:
+            port.deactivate()
+        embedded.finish()
+        counters = embedded.counters()
+        elapsed_s = time.perf_counter() - begun
+    if not args.quiet:
+        found = {name: count for name, count in counters.items() if count}
+        report = {"nf": args.nf, "elapsed_s": elapsed_s, "counters": found}
+        if args.json:
+            print(json.dumps(report, indent=2))
+        else:
+            print(f"{args.nf}, {elapsed_s:.1f} s")
+            print("\n".join(f"  {name:<24} {count:>16,}" for name, count in found.items()))
+    return 0
+
+
+def _port(text: str) -> LivePort:
+    """NAME=INTERFACE[:DRIVER]; no interface's name has a colon but those of old aliases, which are none."""
+    name, equals, place = text.partition("=")
+    interface, _, driver = place.partition(":")
+    if not name or not equals or not interface:
+        raise UsageError(f"-i {text!r}: write NAME=INTERFACE or NAME=INTERFACE:DRIVER, say lan=eth1:af_xdp")
+    if driver and driver not in DRIVERS:
+        raise UsageError(f"-i {text!r}: there is no driver {driver!r}; there are {', '.join(DRIVERS)}")
+    return open_port(driver or "af_packet", name, interface)
