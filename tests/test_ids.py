@@ -1,0 +1,83 @@
+"""The IDS on a real attack, and against ways to hide one; what it should find is found by dpkt and a plain search."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote_plus
+
+import pytest
+
+from actornet.cli.main import main
+from actornet.embedded import Embedded
+from actornet.ports.memory import MemoryPort
+from actornet.replay.history import History
+from actornet.replay.verification import verify
+from actors.ids import IDS, Incidents
+from tests import frames
+from tests.tcp_model import ACK, RST, SYN
+from tests.test_stream import CLIENT, SERVER, header, reassembled
+
+CAPTURE = Path(__file__).parent / "captures" / "WebattackSQLinj.pcap"
+ATTACK = re.compile(r"union select|' (?:and|or) \d+=\d+", re.IGNORECASE)
+
+
+def watch(tmp_path: Path, *settings: str) -> tuple[Incidents, dict[tuple[Any, ...], bytes]]:
+    """Runs the IDS over the capture; what its owner knows then, by the log, and the streams that passed."""
+    log, out = tmp_path / "log", tmp_path / "out.pcap"
+    more = [part for text in settings for part in ("--set", text)]
+    command = ["run", "actors.ids:IDS", "--read", str(CAPTURE), "--inside", "172.16.0.0/16", "--as-is", "--quiet"]
+    assert main([*command, "--log", str(log), "--write", str(out), *more]) == 0
+    with History(log) as history:
+        assert verify(history).problem is None
+        return history.state().owners["sentinel"].state, reassembled(out)
+
+
+def attacks() -> dict[tuple[Any, ...], int]:
+    """Connections with an attack in them, and how many lines hold one."""
+    found = {}
+    for key, data in reassembled(CAPTURE).items():
+        if key[3] == 80:
+            lines = data.decode("latin-1").split("\r\n")  # the Referer of a harmless request may hold one, too
+            count = sum(1 for line in lines if ATTACK.search(unquote_plus(line)))
+            if count:
+                found[key] = count
+    return found
+
+
+def test_every_attack_is_noted_and_nothing_else_touched(tmp_path: Path) -> None:
+    incidents, passed = watch(tmp_path, "block=false")
+    assert passed == reassembled(CAPTURE)
+    found = attacks()
+    assert len(found) > 2
+    assert {alert.flow.source_port for alert in incidents.alerts} == {key[1] for key in found}
+    assert {alert.rule for alert in incidents.alerts} == {"sql-injection"} and not incidents.blocked
+    assert all(ATTACK.search(alert.excerpt) for alert in incidents.alerts)
+
+
+def test_an_attacker_is_shut_out(tmp_path: Path) -> None:
+    incidents, passed = watch(tmp_path)
+    assert list(incidents.blocked) == ["172.16.0.1"] and len(incidents.alerts) == 1
+    for key, data in passed.items():
+        if key[3] == 80:
+            assert not ATTACK.search(unquote_plus(data.decode("latin-1")))
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2)])
+def test_an_attack_in_pieces_is_found_before_it_is_whole(order: tuple[int, ...]) -> None:
+    lan, wan = MemoryPort("lan"), MemoryPort("wan")
+    node = Embedded(IDS, [lan, wan], {}, virtual_time=True)
+
+    def send(*packets: bytes) -> list[bytes]:
+        lan.feed([(10**18, packet) for packet in packets])
+        node.run_burst()
+        return [bytes(frame) for _, frame in wan.take()]
+
+    send(frames.tcp(*CLIENT, *SERVER, SYN, seq=99))
+    pieces = [(b"GET /?q=%3Csc", 100), (b"rip", 113), (b"t%3E HTTP/1.1", 116)]
+    out = [frame for i in order for frame in send(frames.tcp(*CLIENT, *SERVER, ACK, pieces[i][0], seq=pieces[i][1]))]
+    assert b"t%3E" not in b"".join(frame[54:] for frame in out) and header(out[-1])[3] & RST
+    assert send(frames.tcp(*CLIENT, *SERVER, ACK, b"more", seq=129)) == []
+    assert send(frames.tcp("10.0.0.2", 7777, *SERVER, SYN, seq=5)) == [], "and the client is shut out"
+    node.finish()
