@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import msgspec
 
+from actornet.engine import rss
 from actornet.engine.core import FRAGMENT_POLICIES, HANDLERS
 from actornet.engine.five_tuple import FiveTuple
 from actornet.engine.flow_base import FlowBase
@@ -102,6 +103,10 @@ class FlowActor(FlowBase, metaclass=FlowMeta):
     leaves in fragments again; "forward" passes them by the flows on transparent ports; "drop". With `sees_icmp_errors`, ICMP
     errors about a flow come to its `on_packet` even while the flow is offloaded; OFFLOADED then translates and sends them on.
 
+    A flow lives on the core that its addresses and ports hash to. With `shards_by`, fields as packets at the first port name
+    them, those alone are hashed (the reverse ones at other ports), so flows that agree in them share a core; a mapping
+    declares several such groups by name. `actornet rss` prints the keys for network cards, or why there are none.
+
     With `evict`, a full flow table makes room for a new flow by closing one (`flows_evicted`): the one, of some, that is
     nearest to its time-out, so give flows that are not established yet a short one. Without it, new flows are dropped.
     """
@@ -111,6 +116,7 @@ class FlowActor(FlowBase, metaclass=FlowMeta):
     evict: ClassVar[bool] = False
     fragments: ClassVar[str] = "reassemble"
     sees_icmp_errors: ClassVar[bool] = False
+    shards_by: ClassVar[rss.Shards] = ()
     connection: ClassVar[bool] = False
     deadline_s: ClassVar[float] = AWAIT_DEADLINE_S
     fail: ClassVar[Verdict] = DROP
@@ -141,6 +147,11 @@ class FlowActor(FlowBase, metaclass=FlowMeta):
     def handles(cls, handler: str) -> bool:
         """Whether this class overrides the handler."""
         return getattr(cls, handler) is not getattr(FlowActor, handler)
+
+    @classmethod
+    def rss_keys(cls) -> tuple[rss.RssKeys, rss.RssKeys] | None:
+        """The keys under which `shards_by` holds, for IPv4 and IPv6; None: the symmetric one. Raises RssConflict."""
+        return rss.keys_for(tuple(rss.declared(cls.shards_by).items())) if cls.shards_by else None
 
     @classmethod
     def suspends(cls, handler: str) -> bool:

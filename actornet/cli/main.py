@@ -17,6 +17,7 @@ COMMANDS = {
     "status": ("actornet.cli.node", "show a node's role, replication and counters"),
     "promote": ("actornet.cli.node", "make a backup the primary"),
     "stop": ("actornet.cli.node", "stop a node cleanly"),
+    "rss": ("actornet.cli.rss", "the RSS keys that keep what a function's flows share on one core"),
     "replay": ("actornet.cli.replay", "inspect, verify and re-execute a log"),
     "demo": ("actornet.cli.demo", "show a NAT over a real capture and, as root, a takeover"),
 }

@@ -73,6 +73,8 @@ cdef class Core:
     cdef bint virtual_time
     cdef bint untracked_forward
     cdef bint sees_icmp_errors   # though the flow is offloaded
+    cdef bint sharded            # by the keys in `rss_keys`: of the first and the other ports for IPv4, then for IPv6
+    cdef uint8_t rss_keys[4][40]
     cdef int fragment_policy
     cdef Fragments fragments
     cdef uint8_t tunnels         # bit per enum an_tunnel
@@ -135,6 +137,7 @@ cdef class Core:
     cdef int _fail_packet(self, FlowBase flow, an_packet *p) except -1
     cdef int _end_offload(self, FlowBase flow, an_entry *e, int counter) except -1
     cdef an_packet *_set_link(self, an_packet *p, const an_link *link) except NULL
+    cdef unsigned home(self, const an_key *key) noexcept
     cdef int _miss(self, an_packet *p) except -1
     cdef int _bind_reply(self, FlowBase flow, const an_key *key) except -1
     cdef int _untracked(self, an_packet *p) except -1

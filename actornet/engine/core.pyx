@@ -34,7 +34,8 @@ from actornet.engine.verdict cimport (
     VERDICT_DROP, VERDICT_OFFLOADED, VERDICT_REJECT, VERDICT_EMIT, VERDICT_REWRITE, Emit, Forward, Made, Verdict,
 )
 from actornet.engine.wire cimport (
-    an_hash, an_parse, an_rewrite_apply, an_rewrite_prepare, an_rss_core, an_table_back, an_table_find, an_table_prefetch,
+    an_hash, an_parse, an_rewrite_apply, an_rewrite_prepare, an_rss_core, an_rss_core_keyed,
+    an_table_back, an_table_find, an_table_prefetch,
     an_table_probe,
 )
 
@@ -133,6 +134,11 @@ cdef class Core:
         self.deadline_ns = <uint64_t>(nf.deadline_s * 1e9)
         self.untracked_forward = nf.untracked.name == "FORWARD"
         self.sees_icmp_errors = nf.sees_icmp_errors
+        rss_keys = nf.rss_keys()
+        self.sharded = rss_keys is not None
+        for i in range(4 if self.sharded else 0):
+            rss_key = rss_keys[i // 2].key(i % 2)
+            memcpy(self.rss_keys[i], <const char *>rss_key, 40)
         self.fragment_policy = FRAGMENT_POLICIES.index(nf.fragments)
         self.fragments = Fragments()
         self.fragments.core = <void *>self
@@ -412,6 +418,12 @@ cdef class Core:
         an_link_apply(p, link)
         return p
 
+    cdef unsigned home(self, const an_key *key) noexcept:
+        """The core that packets with this key belong to."""
+        if self.sharded:
+            return an_rss_core_keyed(self.rss_keys[(key.port != 0) + 2 * (key.version == 6)], key, self.cores)
+        return an_rss_core(key, self.cores)
+
     cdef int _miss(self, an_packet *p) except -1:
         """The first packet of a flow, as far as this core knows."""
         cdef FlowBase flow
@@ -421,7 +433,7 @@ cdef class Core:
         if self.neighbors.is_for_host(p):
             return self.neighbors.answer(p)
         if self.cores > 1:
-            home = an_rss_core(&p.key, self.cores)
+            home = self.home(&p.key)
             if home != self.index:
                 return self.drop(p, C_HANDOFF_STALE) if p.flags & AN_HANDED else self._hand_off(p, home)
         if self.evicts:
@@ -482,7 +494,7 @@ cdef class Core:
         cdef int home
         if self.fragment_policy == FRAGMENTS_REASSEMBLE and not p.tunnel:
             if self.cores > 1 and not p.flags & AN_HANDED:
-                home = an_rss_core(&p.key, self.cores)
+                home = self.home(&p.key)
                 if home != self.index:
                     return self._hand_off(p, home)
             return self.fragments.receive(p)

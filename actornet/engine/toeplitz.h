@@ -47,10 +47,35 @@ static inline uint32_t an_rss_hash(const struct an_key *key)
     return hash;
 }
 
+/* What network cards do with a hash: its low bits choose an entry of an indirection table. Each core has a stretch of
+ * it, as `ethtool -X ... weight 1 1` makes it: so the highest of those bits tell, and they are the ones in which a key
+ * for some fields alone can tell neighbouring addresses apart (rss.py). */
+#define AN_RSS_TABLE 128u
+
+static inline unsigned an_rss_entry_core(uint32_t hash, unsigned cores)
+{
+    return (hash % AN_RSS_TABLE * cores + cores - 1) / AN_RSS_TABLE;
+}
+
 /* The core that a flow belongs to, the same for both directions; `cores` > 0. */
 static inline unsigned an_rss_core(const struct an_key *key, unsigned cores)
 {
-    return an_rss_hash(key) % cores;
+    return an_rss_entry_core(an_rss_hash(key), cores);
+}
+
+/* The same under any key. As cards do, it takes the ports of TCP and UDP alone. */
+static inline unsigned an_rss_core_keyed(const uint8_t *key40, const struct an_key *key, unsigned cores)
+{
+    uint8_t input[36];
+    int bytes = key->version == 4 ? 4 : 16, n = 2 * bytes;
+    uint16_t ports[2] = {an_swap16(key->source_port), an_swap16(key->destination_port)};
+    memcpy(input, key->source, (size_t)bytes);
+    memcpy(input + bytes, key->destination, (size_t)bytes);
+    if (key->protocol == AN_TCP || key->protocol == AN_UDP) {
+        memcpy(input + n, ports, 4);
+        n += 4;
+    }
+    return an_rss_entry_core(an_toeplitz(key40, input, n), cores);
 }
 
 #endif

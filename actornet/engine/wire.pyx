@@ -247,13 +247,20 @@ def rss_hash(flow: FiveTuple) -> int:
     return an_rss_hash(&key)
 
 
-def rss_core(flow: FiveTuple, cores: int) -> int:
-    """The core, from 0 to `cores` - 1, that both directions of `flow` belong to."""
+def rss_core(flow: FiveTuple, cores: int, rss_key: bytes | None = None) -> int:
+    """The core, from 0 to `cores` - 1, that `flow` belongs to: with the symmetric key, its other direction too.
+
+    `rss_key`: 40 bytes, see `actornet.engine.rss`.
+    """
     cdef an_key key
     if not 0 < cores <= 65535:
         raise UsageError(f"{cores} cores: give 1 to 65535")
     key_of(flow, 0, &key)
-    return an_rss_core(&key, cores)
+    if rss_key is None:
+        return an_rss_core(&key, cores)
+    if len(rss_key) != 40:
+        raise UsageError(f"an RSS key has 40 bytes, not {len(rss_key)}")
+    return an_rss_core_keyed(<const uint8_t *><const char *>rss_key, &key, cores)
 
 
 cdef class Table:

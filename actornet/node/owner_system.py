@@ -115,8 +115,8 @@ class OwnerSystem:
         self.environment = environment
         self.page = environment.page
         self.lines = environment.lines
-        self.placement = Placement(self.lines, spec.ports)
         self.nf, self.settings = load_nf(spec.nf, spec.settings)
+        self.placement = Placement(self.lines, spec.ports, self.nf.rss_keys())
         self.log, self.journal = self._open_log()
         self._revocations = self.journal.replica.revocations
         self.upkeep = Upkeep(self.journal, environment, spec.keep_records)
@@ -296,7 +296,7 @@ class OwnerSystem:
     def _resume(self, core: int) -> None:
         """Have this core's flows that asked and were not saved begin anew."""
         for flow, port, packet in self.journal.replica.orphans():
-            if self.placement.home(flow) == core:
+            if self.placement.home(flow, port) == core:
                 self.lines[core].send(Resume(port, packet))
 
     # -- log, watermark ---------------------------------------------------------------------------------------------

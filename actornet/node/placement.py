@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from actornet.engine.five_tuple import FiveTuple
+from actornet.engine.rss import RssKeys
 from actornet.engine.wire import rss_core
 from actornet.flow import FlowActor
 from actornet.log.record import FlowBody
@@ -20,31 +21,38 @@ class Placement:
     A bound key's packets may come to another core than their flow's; that core is told where to pass them on to.
     """
 
-    def __init__(self, lines: Sequence[CoreLine], ports: Sequence[str]) -> None:
+    def __init__(
+        self, lines: Sequence[CoreLine], ports: Sequence[str], rss_keys: tuple[RssKeys, RssKeys] | None = None
+    ) -> None:
         self._lines = lines
         self._ports = list(ports)
+        self._rss_keys = rss_keys
         self._redirects: dict[FlowKey, list[tuple[FiveTuple, int, int]]] = {}
 
-    def home(self, flow: FiveTuple) -> int:
-        """The core that the five-tuple's packets come to."""
-        return rss_core(flow, len(self._lines)) if len(self._lines) > 1 else 0
+    def home(self, flow: FiveTuple, port: int) -> int:
+        """The core that the five-tuple's packets come to, which arrive at the port with this index."""
+        if len(self._lines) == 1:
+            return 0
+        keys = self._rss_keys
+        return rss_core(flow, len(self._lines), None if keys is None else keys[":" in flow.source].key(port))
 
     def restore(self, body: FlowBody) -> None:
         """Put a flow, as the log has it, onto its core."""
-        self._lines[self.home(body.flow)].send(Restore(body))
+        self._lines[self.home(body.flow, body.port)].send(Restore(body))
         self.redirect(body)
 
     def forget(self, flow: FiveTuple, port: int) -> None:
         """The log says that the flow has closed."""
         self.redirect_end(flow, port)
-        self._lines[self.home(flow)].send(Forget(flow, port))
+        self._lines[self.home(flow, port)].send(Forget(flow, port))
 
     def redirect(self, body: FlowBody) -> None:
         """Tell the cores that the flow's bound keys come to, before their packets can come."""
         if len(self._lines) == 1:
             return
-        flow_core = self.home(body.flow)
-        keys = [(key, self._ports.index(port), self.home(key)) for key, port in FlowActor.bound_keys(body.state)]
+        flow_core = self.home(body.flow, body.port)
+        bound = [(key, self._ports.index(port)) for key, port in FlowActor.bound_keys(body.state)]
+        keys = [(key, port, self.home(key, port)) for key, port in bound]
         keys = [entry for entry in keys if entry[2] != flow_core]
         known = self._redirects.pop((body.flow, body.port), [])
         for key, port, home in known:
@@ -65,10 +73,10 @@ class Placement:
         """Send a core that has (re)started what is its own of `flows`; returns how many flows."""
         line, count = self._lines[core], 0
         for body in flows:
-            if self.home(body.flow) == core:
+            if self.home(body.flow, body.port) == core:
                 line.send(Restore(body))
                 count += 1
             for key, port, home in self._redirects.get((body.flow, body.port), ()):
                 if home == core:
-                    line.send(Redirect(key, port, self.home(body.flow)))
+                    line.send(Redirect(key, port, self.home(body.flow, body.port)))
         return count
