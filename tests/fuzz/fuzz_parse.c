@@ -54,7 +54,8 @@ static void read_capture(const char *path)
 {
     uint32_t header[6], record[4];
     FILE *file = fopen(path, "rb");
-    if (!file || fread(header, sizeof header, 1, file) != 1 || header[0] != 0xa1b2c3d4 || header[5] != 1) {
+    if (!file || fread(header, sizeof header, 1, file) != 1 || (header[0] != 0xa1b2c3d4 && header[0] != 0xa1b23c4d) ||
+        header[5] != 1) {
         fprintf(stderr, "fuzz_parse: %s is no little-endian pcap file of Ethernet frames\n", path);
         exit(2);
     }
