@@ -6,7 +6,7 @@ What UDP-n, TCP-n and ICMP-n name here are the numbered requirements of RFC 4787
     UDP-2             pooling is paired: all endpoints of a host have the same external address
     UDP-3  TCP-7      no two inside endpoints share an external one; the port is the inside one where that is free, and
                       otherwise at least of the same range, 1..1023 or 1024..65535
-    UDP-4             and, if possible, of the same parity
+    UDP-4             and, if possible, of the same parity; on several `cores`, RSS comes before all but the first
     UDP-5  TCP-5  ICMP-2     time-outs
     UDP-6             packets in both directions keep a flow alive
     UDP-8  TCP-3      filtering is endpoint-independent, or stricter if so set
@@ -27,7 +27,7 @@ checksums of ICMP errors (ICMP-3): wrong ones stay wrong.
 from __future__ import annotations
 
 from ipaddress import IPv4Address
-from itertools import chain, product
+from itertools import chain, islice, product
 from zlib import crc32
 
 from actornet import DROP, OFFLOADED, REJECT, FiveTuple, FlowActor, Owner, Packet, Rewrite, Struct, Verdict, setting
@@ -39,6 +39,10 @@ OPENER, OTHER, BOTH = 1, 2, 3  # sides of a connection
 ENDPOINT_INDEPENDENT = "endpoint-independent"
 ADDRESS_DEPENDENT = "address-dependent"
 ADDRESS_AND_PORT_DEPENDENT = "address-and-port-dependent"
+RSS_TABLE = 128
+PORTS_TRIED = 2048
+"""Where the cores are no power of two, answers must come to the same of so many parts; one port in as many does that."""
+
 FILTERINGS = (ENDPOINT_INDEPENDENT, ADDRESS_DEPENDENT, ADDRESS_AND_PORT_DEPENDENT)
 
 
@@ -80,17 +84,20 @@ class Mappings(Struct):
     by_outside: dict[Pool, dict[int, Endpoint]] = {}
     remotes: dict[Endpoint, dict[str, int]] = {}
     exhausted: int = 0
+    cores: int = 1
 
 
 class PortPool(Owner[Mappings]):
     """The external endpoints of one NAT."""
 
-    def start(self, address: str, first: int, last: int, filtering: str = ENDPOINT_INDEPENDENT) -> Mappings:
+    def start(
+        self, address: str, first: int, last: int, filtering: str = ENDPOINT_INDEPENDENT, cores: int = 1
+    ) -> Mappings:
         if not 0 < first <= last <= 65535:
             raise ValueError("ports must be 0 < first <= last <= 65535")
         if filtering not in FILTERINGS:
             raise ValueError(f"filtering must be one of {', '.join(FILTERINGS)}")
-        return Mappings([str(IPv4Address(part.strip())) for part in address.split(",")], first, last)
+        return Mappings([str(IPv4Address(part.strip())) for part in address.split(",")], first, last, cores=cores)
 
     def acquire(self, inside: Endpoint) -> Endpoint | None:
         """The external endpoint for one more flow of `inside`; None when no port is free."""
@@ -149,9 +156,14 @@ class PortPool(Owner[Mappings]):
         """On the external address that all of the host's endpoints have (UDP-2).
 
         The port is the host's own if it is free; else, of the best pool that is not used up, the first free one from a
-        random one on (RFC 6056, algorithm 1).
+        random one on (RFC 6056, algorithm 1). On several cores it is one whose answers come to the core of the flow, if
+        such a one is found.
         """
-        address = self.state.addresses[crc32(inside.address.encode()) % len(self.state.addresses)]
+        if self.state.cores > 1 and inside.protocol != ICMP:  # an identifier is not hashed
+            found = self._free_endpoint_for_core(inside)
+            if found is not None:
+                return found
+        address = self._address(inside)
         own = Endpoint(inside.protocol, address, inside.port)
         best = _pool(own)
         used = self.state.by_outside.get(best, {})
@@ -165,6 +177,32 @@ class PortPool(Owner[Mappings]):
                 port = next(port for port in chain(ports[start:], ports[:start]) if port not in used)
                 return Endpoint(inside.protocol, address, port)
         return None
+
+    def _free_endpoint_for_core(self, inside: Endpoint) -> Endpoint | None:
+        """Packets go out as (inside, remote) and answers come back as (remote, outside). What a remote contributes to the
+        hash is the same in both, so both come to one core, whichever the remote, if inside and outside together contribute
+        nothing."""
+        cores = self.state.cores if self.state.cores & (self.state.cores - 1) == 0 else RSS_TABLE
+        address = self._address(inside)
+        own = Endpoint(inside.protocol, address, inside.port)
+        best = _pool(own)
+
+        def fits(port: int) -> bool:
+            return FiveTuple(inside.protocol, address, port, inside.address, inside.port).core(cores) == 0
+
+        if self._inside(own) is None and self.state.first <= own.port <= self.state.last and fits(own.port):
+            return own
+        for low, odd in product((best.low, not best.low), (best.odd, not best.odd)):
+            used = self.state.by_outside.get(Pool(inside.protocol, address, low, odd), {})
+            ports = self._ports(low, odd)
+            start = self.random.randrange(len(ports)) if ports else 0
+            for port in islice(chain(ports[start:], ports[:start]), PORTS_TRIED):
+                if port not in used and fits(port):
+                    return Endpoint(inside.protocol, address, port)
+        return None
+
+    def _address(self, inside: Endpoint) -> str:
+        return self.state.addresses[crc32(inside.address.encode()) % len(self.state.addresses)]
 
     def _ports(self, low: bool, odd: bool) -> range:
         first, last = (1, 1023) if low else (1024, 65535)
@@ -183,11 +221,14 @@ class SourceNAT(FlowActor):
     first_port = setting(1, "first external port")
     last_port = setting(65535, "last external port")
     filtering = setting(ENDPOINT_INDEPENDENT, "who may come in to a mapping; or address-[and-port-]dependent")
+    cores = setting(1, "cores of the node: ports are chosen so that answers come to their flow's core")
     udp_idle_s = setting(300.0, "UDP-5: not below 2 minutes, 5 recommended")
     tcp_idle_s = setting(7440.0, "established TCP, TCP-5: not below 2 hours 4 minutes")
     tcp_transitory_idle_s = setting(240.0, "opening or closing TCP, TCP-5: not below 4 minutes")
     icmp_idle_s = setting(60.0, "ICMP-2: not below 60 seconds")
-    pool = PortPool.named("wan-ports", address=address, first=first_port, last=last_port, filtering=filtering)
+    pool = PortPool.named(
+        "wan-ports", address=address, first=first_port, last=last_port, filtering=filtering, cores=cores
+    )
 
     outbound: bool = False  # its source is mapped
     inbound: bool = False  # its destination is mapped; a hairpinned flow is both

@@ -17,6 +17,7 @@ import pytest
 from actornet import FiveTuple
 from actornet.embedded import Embedded
 from actornet.engine.port import Port
+from actornet.engine.wire import parse
 from actornet.errors import UsageError
 from actornet.log.record import AskBody, FlowBody
 from actornet.ports.capture import CaptureFeed, CapturePort
@@ -846,3 +847,37 @@ def test_flows_go_on_after_a_crash(nat: Callable[..., Nat]) -> None:
     one.lan(tcp(A, 5000, FIN | ACK))
     one.wait(500)
     assert one.count("live_flows") == 0
+
+
+@pytest.mark.parametrize("cores", [2, 3, 4, 8])
+@pytest.mark.parametrize("protocol", [UDP, TCP])
+def test_answers_come_to_the_core_of_their_flow(protocol: int, cores: int) -> None:
+    """Whichever the remote: nothing is handed from core to core, though mappings are endpoint-independent (UDP-1)."""
+    one = Embedded(
+        SourceNAT, [MemoryPort("lan"), MemoryPort("wan")], {"address": EXTERNAL, "cores": cores}, virtual_time=True
+    )
+    lan, wan = one.core.ports
+    astray = 0
+    for host in range(2, 42):
+        for port in (5000, 5001, 40000 + host):
+            ports = set()
+            for remote in (P, Q, "192.0.2.77"):
+                lan.feed([(SECOND, first_of(protocol, f"10.0.0.{host}", port, remote, 443))])
+                one.run_burst()
+                ((_, left),) = wan.take()
+                sent = parse(bytes(left))["flow"]
+                assert sent is not None
+                ports.add(sent.source_port)
+                inside = FiveTuple(protocol, f"10.0.0.{host}", port, remote, 443)
+                astray += inside.core(cores) != sent.reversed().core(cores)
+            assert len(ports) == 1 and ports.pop() % 2 == port % 2
+    assert astray == 0
+    one.finish()
+    assert_nothing_left(one)
+
+
+def test_ports_without_a_core_are_used_when_the_others_are_taken(nat: Callable[..., Nat]) -> None:
+    one = nat(address=EXTERNAL, cores=8, first_port=5000, last_port=5007)
+    for host in range(8):
+        assert one.lan(udp(f"10.0.0.{host + 2}", 5000 + host))
+    assert one.lan(udp("10.0.0.20", 5000)) == [] and one.count("rejected_by_nf") == 1

@@ -22,6 +22,16 @@ class FiveTuple(msgspec.Struct, frozen=True, array_like=True, order=True, gc=Fal
         """The other direction."""
         return FiveTuple(self.protocol, self.destination, self.destination_port, self.source, self.source_port)
 
+    def core(self, cores: int) -> int:
+        """The core of `cores` that its packets belong to, as this node and network cards with the symmetric RSS key hash.
+
+        The hash is a sum over GF(2) of what addresses and ports contribute, so where `cores` is a power of two, the core
+        number of a sum is the exclusive or of those of its parts.
+        """
+        from actornet.engine.wire import rss_core  # which imports us
+
+        return rss_core(self, cores)
+
     def __str__(self) -> str:
         name = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmp6"}.get(self.protocol, str(self.protocol))
         return f"{name} {_endpoint(self.source, self.source_port)} > " + _endpoint(
