@@ -21,7 +21,13 @@ cdef extern from "offload.h" nogil:
     uint64_t an_now_ns()
     uint64_t an_steady_ns()
     bint an_offloaded(const an_table *table, const an_entry *e, const an_packet *p)
+    struct an_glance:
+        pass
+    bint an_glance_at "an_glance"(const an_packet *p, an_glance *g)
+    uint32_t an_glance_hash(const an_glance *g, uint64_t seed)
     int an_offload(an_table *table, an_packet *p, uint32_t probed, uint64_t now_ns, const an_adjacency *adjacencies)
+    int an_offload_glanced(an_table *table, an_packet *p, const an_glance *g, uint32_t probed, uint64_t now_ns,
+                           const an_adjacency *adjacencies)
     void an_prefetch_actor(const an_table *table, uint32_t index)
 
 cdef extern from "Python.h":

@@ -259,11 +259,20 @@ cdef class Core:
         return self._flush()
 
     cdef int _burst(self, int n) except -1:
-        """Treat the `n` packets in `burst`; returns `n`."""
-        cdef int i, out
+        """Treat the `n` packets in `burst`; returns `n`.
+
+        Three passes, so that the cache misses of a burst overlap: hash, probe, treat. Packets that a glance at them tells
+        all about are parsed only if the fast path cannot treat them.
+        """
+        cdef int i, out, queued
         cdef an_packet *p
+        cdef an_table *table = &self.flows.table
+        cdef const an_adjacency *adjacencies
         cdef uint64_t total = 0, offloaded = 0
+        cdef uint32_t hashes[BURST]
         cdef uint32_t probed[BURST]
+        cdef an_glance glances[BURST]
+        cdef bint glanced[BURST]
         if n == 0:
             return 0
         # Whatever these packets answer was sent before they came, so what the owner system told us before that is here.
@@ -271,30 +280,47 @@ cdef class Core:
         for i in range(n):
             p = &self.burst[i]
             total += p.length
-            an_parse(p)
-            p.hash = <uint32_t>an_hash(&p.key, self.flows.table.seed)
-            an_table_prefetch(&self.flows.table, p.hash)
+            glanced[i] = an_glance_at(p, &glances[i])
+            if glanced[i]:
+                hashes[i] = an_glance_hash(&glances[i], table.seed)
+            else:
+                an_parse(p)
+                hashes[i] = p.hash = <uint32_t>an_hash(&p.key, table.seed)
+            an_table_prefetch(table, hashes[i])
         for i in range(n):
-            probed[i] = an_table_probe(&self.flows.table, self.burst[i].hash)
+            probed[i] = an_table_probe(table, hashes[i])
         if self.has_packet:
             for i in range(n):
-                an_prefetch_actor(&self.flows.table, probed[i])
+                an_prefetch_actor(table, probed[i])
         self.counters[<int>C_RX_PACKETS] += n
         self.counters[<int>C_RX_BYTES] += total
         if self.virtual_time and self.burst[n - 1].time_ns > self.now_ns:
             self.now_ns = self.burst[n - 1].time_ns
         for i in range(n):
             p = &self.burst[i]
-            if self.routed >> p.port & 1 and p.length >= 14 and not p.data[0] & 1 and (
+            adjacencies = self.neighbors.table
+            if self.routed and self.routed >> p.port & 1 and p.length >= 14 and not p.data[0] & 1 and (
                     memcmp(p.data, self.macs[p.port], 6) != 0):
                 self.drop(p, C_OTHER_HOST)
                 continue
-            out = an_offload(&self.flows.table, p, probed[i], self.now_ns, self.neighbors.table)
+            out = AN_GENERAL
+            if glanced[i]:
+                out = an_offload_glanced(table, p, &glances[i], probed[i], self.now_ns, adjacencies)
+                if out == AN_GENERAL:
+                    an_parse(p)
+                    p.hash = hashes[i]
+            if out == AN_GENERAL:
+                out = an_offload(table, p, probed[i], self.now_ns, adjacencies)
             if out == AN_GENERAL:
                 self.process(p)
                 continue
             offloaded += 1
-            self.transmit(p, out)
+            queued = self.tx_count[out]
+            if queued == TX_BATCH or p.flags & AN_REASSEMBLED:
+                self.transmit(p, out)
+                continue
+            self.tx[out][queued] = p
+            self.tx_count[out] = queued + 1
         self.counters[<int>C_OFFLOADED] += offloaded
         self.exhale()
         return n
@@ -892,8 +918,10 @@ cdef class Core:
     cdef int _flush_port(self, int out) except -1:
         cdef int i, sent = 0, count = self.tx_count[out], count_failed = count
         cdef uint64_t total = 0
+        cdef uint8_t flags = 0
         for i in range(count):
             total += self.tx[out][i].length
+            flags |= self.tx[out][i].flags
         self.tx_count[out] = 0
         try:
             if an_lease_holds(self.lease):
@@ -905,9 +933,10 @@ cdef class Core:
             self.counters[<int>C_TX_PACKETS] += sent
             self.counters[<int>C_TX_BYTES] += total
             self.counters[<int>C_TX_FAILED] += count_failed - sent
-            for i in range(count):
-                if self.tx[out][i].flags & AN_COPIED:
-                    free(self.tx[out][i])
+            if flags & AN_COPIED:
+                for i in range(count):
+                    if self.tx[out][i].flags & AN_COPIED:
+                        free(self.tx[out][i])
         return 0
 
     cdef int _flush(self) except -1:

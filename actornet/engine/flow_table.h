@@ -67,7 +67,13 @@ static inline uint64_t an_mix(uint64_t a, uint64_t b)
 }
 
 /* Keyed with `seed`, which must be secret and random: senders choose keys (algorithmic-complexity attacks). The low and
- * the high half of the result are both well mixed. */
+ * the high half of the result are both well mixed. `addresses`: both of IPv4, or a digest of IPv6's; `tail`: the rest. */
+static inline uint64_t an_hash_words(uint64_t addresses, uint64_t tail, uint64_t seed)
+{
+    uint64_t hash = an_mix(addresses ^ seed, tail ^ 0x1d8e4e27c47d124full ^ (seed << 32 | seed >> 32));
+    return an_mix(hash ^ 0xeb44accab455d165ull, seed | 1);
+}
+
 static inline uint64_t an_hash(const struct an_key *key, uint64_t seed)
 {
     uint64_t source = an_load64(key->source), destination = an_load64(key->destination);
@@ -77,9 +83,7 @@ static inline uint64_t an_hash(const struct an_key *key, uint64_t seed)
                            an_load64(key->source + 8) ^ seed ^ 0xe7037ed1a0b428dbull) ^
                     an_mix(destination ^ seed ^ 0x8ebc6af09c88c6e3ull,
                            an_load64(key->destination + 8) ^ seed ^ 0x589965cc75374cc3ull);
-    uint64_t hash = an_mix(addresses ^ seed,
-                           an_load64(&key->source_port) ^ 0x1d8e4e27c47d124full ^ (seed << 32 | seed >> 32));
-    return an_mix(hash ^ 0xeb44accab455d165ull, seed | 1);
+    return an_hash_words(addresses, an_load64(&key->source_port), seed);
 }
 
 static inline int an_key_equal(const struct an_key *a, const struct an_key *b)

@@ -80,6 +80,54 @@ static inline int an_offload(struct an_table *table, struct an_packet *p, uint32
     return e->rewrite.out_port;
 }
 
+static inline uint32_t an_glance_hash(const struct an_glance *g, uint64_t seed)
+{
+    return (uint32_t)an_hash_words(g->addresses, g->tail, seed);
+}
+
+/* an_offload() for a packet that was only glanced at: the same decision, by constant offsets. AN_GENERAL leaves it
+ * untouched: parse it, and ask an_offload(). */
+static inline int an_offload_glanced(struct an_table *table, struct an_packet *p, const struct an_glance *g, uint32_t probed,
+                                     uint64_t now_ns, const struct an_adjacency *adjacencies)
+{
+    uint8_t *ip = p->data + AN_GLANCE_L3, *l4 = p->data + AN_GLANCE_L4;
+    if (an_unlikely(probed == AN_NONE))
+        return AN_GENERAL;
+    struct an_entry *e = &table->entries[probed];
+    const struct an_rewrite *r = &e->rewrite;
+    uint64_t addresses = an_load32(e->key.source) | (uint64_t)an_load32(e->key.destination) << 32;
+    if (an_unlikely((g->addresses ^ addresses) | (g->tail ^ an_load64(&e->key.source_port))))
+        return AN_GENERAL;
+    const struct an_adjacency *next_hop = &adjacencies[r->adjacency];
+    uint8_t fields = r->fields, state = e->state, protocol = (uint8_t)(g->tail >> 32);
+    uint8_t decrement = fields & AN_DECREMENT_TTL ? 1 : 0;
+    if (an_unlikely(r->action != AN_FORWARD || state & (AN_BUSY | AN_HELD | AN_TERMS) ||
+                    fields & (AN_SET_LINK | AN_SET_DSCP) || e->generation != table->generation || !next_hop->resolved ||
+                    ip[8] <= decrement))
+        return AN_GENERAL;
+    if (protocol == AN_TCP && state & AN_PUNT_TCP && l4[13] & AN_TCP_SYN_FIN_RST)
+        return AN_GENERAL;
+
+    uint32_t ports = an_load32(l4), ports_new = an_swap16(r->source_port) | (uint32_t)an_swap16(r->destination_port) << 16;
+    uint32_t keep = (fields & AN_SET_SOURCE_PORT ? 0 : 0xffffu) | (fields & AN_SET_DESTINATION_PORT ? 0 : 0xffff0000u);
+    ports = (ports & keep) | (ports_new & ~keep);
+    uint32_t source = fields & AN_SET_SOURCE ? r->source : (uint32_t)g->addresses;
+    uint32_t destination = fields & AN_SET_DESTINATION ? r->destination : (uint32_t)(g->addresses >> 32);
+    uint16_t l3_delta = r->l3_delta, l4_delta = r->l4_delta, pseudo_delta = r->pseudo_delta;
+    int out = r->out_port;
+    e->packets++;
+    e->bytes += p->length;
+    e->last_seen_ns = now_ns;
+    if (an_unlikely(r->adjacency))
+        memcpy(p->data, next_hop, 12);
+    ip[8] -= decrement;
+    an_store16(ip + 10, an_csum_update(an_load16(ip + 10), l3_delta));
+    an_store64(ip + 12, source | (uint64_t)destination << 32);
+    memcpy(l4, &ports, 4);
+    an_rewrite_csum(l4 + (protocol == AN_TCP ? 16 : 6), protocol, p->flags & AN_CSUM_PARTIAL, l4_delta, pseudo_delta);
+    return out;
+}
+
 /* The first entry from `index` on with which a flow was opened, or AN_NONE. */
 static inline uint32_t an_flow_from(const struct an_table *table, uint32_t index)
 {

@@ -357,4 +357,41 @@ static inline void an_parse(struct an_packet *p)
         an_parse_tagged(p, flags);
 }
 
+/* What is known of a packet at first glance: its key in two words. */
+struct an_glance {
+    uint64_t addresses; /* IPv4: source | destination << 32, as loaded */
+    uint64_t tail;      /* an_key_tail() */
+};
+
+/* Whether the frame is what nearly all are: IPv4 without tags, options or fragments, with TCP or UDP, 54 bytes or more.
+ * Of such a one an_parse() says AN_OK and this key; the IP header is at AN_GLANCE_L3, the transport header at
+ * AN_GLANCE_L4. It writes nothing: the descriptor is filled only for packets that the fast path cannot treat. */
+#define AN_GLANCE_L3 14
+#define AN_GLANCE_L4 34
+#define AN_GLANCE_BYTES 54
+static inline int an_glance(const struct an_packet *p, struct an_glance *g)
+{
+    const uint8_t *ip = p->data + AN_GLANCE_L3, *l4 = p->data + AN_GLANCE_L4;
+    if (an_unlikely(p->length < AN_GLANCE_BYTES))
+        return 0;
+    uint32_t l4_bytes = an_swap16(an_load16(ip + 2)) - 20u; /* wraps when there are fewer */
+    uint8_t protocol = ip[9];
+    if (an_unlikely(an_load16(ip - 2) != an_swap16(0x0800) || ip[0] != 0x45 || an_load16(ip + 6) & an_swap16(0x3fff) ||
+                    l4_bytes > p->length - AN_GLANCE_L4))
+        return 0;
+    if (protocol == AN_UDP) {
+        uint32_t udp_bytes = an_swap16(an_load16(l4 + 4));
+        if (an_unlikely(udp_bytes < 8 || udp_bytes > l4_bytes))
+            return 0;
+    } else {
+        uint32_t header_bytes = (l4[12] >> 4) * 4u;
+        if (an_unlikely(protocol != AN_TCP || header_bytes < 20 || header_bytes > l4_bytes))
+            return 0;
+    }
+    uint32_t ports = __builtin_bswap32(an_load32(l4)); /* source << 16 | destination */
+    g->addresses = an_load64(ip + 12);
+    g->tail = an_key_tail((uint16_t)(ports >> 16), (uint16_t)ports, protocol, 4, p->port);
+    return 1;
+}
+
 #endif

@@ -8,7 +8,8 @@ cdef class Port:
 
     `rx` fills `data`, `length`, `port`, `flags`, `time_ns` and `vnet` of up to `limit` packets and returns how many; the
     frames may be rewritten in place and stay valid until the next `rx`. `tx` sends `count` frames, which are valid
-    during the call only, and returns how many left; it counts the others in `counters`.
+    during the call only, and returns how many left; it counts the others in `counters`. Of a packet to send, only what
+    `rx` fills is sure to be there: what the fast path forwards was never parsed.
     """
 
     def __init__(self, str name):

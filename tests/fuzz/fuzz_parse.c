@@ -5,7 +5,8 @@
  *      -o fuzz_parse tests/fuzz/fuzz_parse.c && ./fuzz_parse ITERATIONS SEED [capture.pcap ...]
  *
  * Checked besides: offsets stay inside the frame, a rewrite keeps right checksums right and wrong ones wrong, it
- * writes what it was asked to, the flow table finds what was put in, and fragments that were mutated, or not, are put
+ * writes what it was asked to, what is seen at a glance is what is parsed and leaves as if it had been, the flow table
+ * finds what was put in, and fragments that were mutated, or not, are put
  * together to what fits their lengths, and come apart again. The same seed runs the same frames; a
  * failure names its iteration. Prints how many frames had which reason.
  */
@@ -15,6 +16,7 @@
 #include "flow_table.h"
 #include "fragments.h"
 #include "link.h"
+#include "offload.h"
 #include "rewrite.h"
 #include "toeplitz.h"
 
@@ -27,7 +29,7 @@ static struct frame {
     uint8_t *data;
 } seeds[SEEDS_MAX];
 static uint32_t seeds_count;
-static uint64_t state, iteration;
+static uint64_t state, iteration, glanced_count;
 
 static uint64_t next_random(void) /* splitmix64 */
 {
@@ -218,6 +220,58 @@ static void check_rewrite(const struct an_packet *original, const uint8_t *addre
     free(p.data);
 }
 
+/* What a glance at a frame tells of it, parsing it does, too, and its offload does the same either way. */
+static void check_glance(struct an_table *t, const struct an_packet *p)
+{
+    struct an_glance g;
+    struct an_packet one = *p, other = *p;
+    struct an_adjacency adjacencies[2] = {{.resolved = 1}, {.resolved = (uint8_t)below(2), .source = {2}, .destination = {4}}};
+    if (!an_glance(p, &g))
+        return;
+    CHECK(p->reason == AN_OK && p->l3 == AN_GLANCE_L3 && p->l4 == AN_GLANCE_L4 && !(p->flags & AN_ICMP_ERROR));
+    CHECK(an_glance_hash(&g, t->seed) == (uint32_t)an_hash(&p->key, t->seed));
+    CHECK(g.tail == an_load64(&p->key.source_port) && (uint32_t)g.addresses == an_load32(p->key.source) &&
+          g.addresses >> 32 == an_load32(p->key.destination));
+
+    uint32_t hash = an_glance_hash(&g, t->seed), index = an_table_find(t, &p->key, hash);
+    if (index == AN_NONE)
+        return;
+    struct an_entry *e = &t->entries[index], before, after;
+    e->rewrite = (struct an_rewrite){
+        .action = below(8) ? AN_FORWARD : (uint8_t)below(4),
+        .fields = (uint8_t)(below(128) & (below(8) ? 0xff & ~AN_SET_LINK : 0xff)),
+        .out_port = (uint8_t)below(16),
+        .dscp = (uint8_t)below(64),
+        .source_port = (uint16_t)next_random(),
+        .destination_port = (uint16_t)next_random(),
+        .source = (uint32_t)next_random(),
+        .destination = (uint32_t)next_random(),
+        .adjacency = (uint16_t)below(2),
+    };
+    an_rewrite_prepare(&e->rewrite, &p->key, NULL);
+    e->state = (uint8_t)(AN_LIVE | (below(2) ? AN_PUNT_TCP : 0) | (below(8) ? 0 : below(64)));
+    e->generation = t->generation;
+    before = *e;
+    one.data = malloc(p->length), other.data = malloc(p->length);
+    memcpy(one.data, p->data, p->length);
+    memcpy(other.data, p->data, p->length);
+    int out = an_offload(t, &one, index, 77, adjacencies);
+    after = *e;
+    *e = before;
+    int glanced = an_offload_glanced(t, &other, &g, index, 77, adjacencies);
+    if (glanced == AN_GENERAL) { /* allowed, if nothing was touched: DSCP */
+        CHECK(memcmp(&before, e, sizeof before) == 0 && memcmp(other.data, p->data, p->length) == 0);
+        CHECK(out == AN_GENERAL || e->rewrite.fields & AN_SET_DSCP || p->ttl == 0);
+    } else {
+        CHECK(glanced == out && memcmp(&after, e, sizeof after) == 0 && memcmp(one.data, other.data, p->length) == 0);
+        glanced_count++;
+    }
+    e->state = AN_LIVE | (before.state & AN_PRIMARY);
+    e->rewrite.action = AN_SLOW;
+    free(one.data);
+    free(other.data);
+}
+
 /* Whatever the Ethernet header becomes, the parser finds the same packet behind it, where the offsets say. */
 static void check_link(struct an_packet *p)
 {
@@ -375,6 +429,7 @@ int main(int argc, char **argv)
         for (int i = 0; i < 32; i++)
             addresses[i] = (uint8_t)next_random();
         check_rewrite(&p, addresses);
+        check_glance(&table, &p);
         check_link(&p);
         check_cut(&p, below(4) ? 60 + below(600) : below(100));
         if (p.reason == AN_FRAGMENT)
@@ -384,6 +439,7 @@ int main(int argc, char **argv)
     for (int reason = 0; reason < AN_REASONS; reason++)
         printf("%s %llu\n", names[reason], (unsigned long long)counts[reason]);
     printf("icmp_error %llu\n", (unsigned long long)errors);
+    printf("glanced %llu\n", (unsigned long long)glanced_count);
     printf("joined %llu\noverlap %llu\nexpired %llu\nevicted %llu\n", (unsigned long long)joined,
            (unsigned long long)fragments.overlap, (unsigned long long)fragments.expired,
            (unsigned long long)fragments.evicted);
