@@ -50,7 +50,8 @@ class Lab:
     """Namespaces, interfaces and processes that all go away when the `with` block ends, however it ends.
 
     `wires` are pairs of ends, each `namespace/interface`; `interfaces` and `addresses` are `ip` commands for a
-    namespace, before and after the wires carry frames. Raises ActornetError if not root or without `ip`.
+    namespace, before and after the wires carry frames. `queues` is how many RX and TX queues each end has; by default it
+    has one, and may be given as many as there are CPUs. Raises ActornetError if not root or without `ip`.
     """
 
     _numbers = count(1)
@@ -60,18 +61,24 @@ class Lab:
         wires: Sequence[tuple[str, str]],
         interfaces: Mapping[str, Sequence[str]],
         addresses: Mapping[str, Sequence[str]],
+        queues: int | None = None,
     ) -> None:
         number = next(self._numbers)
         self._ends = [end.split("/") for wire in wires for end in wire]
         self._interfaces = interfaces
         self._addresses = addresses
+        self._queues = f" numrxqueues {queues} numtxqueues {queues}" if queues is not None else ""
         self._processes: list[subprocess.Popen[Any]] = []
         self.names = {space: f"an{os.getpid()}-{number}-{space}" for space, _ in self._ends}
         """Of the namespaces, by their name within the lab."""
 
     @classmethod
     def single(
-        cls, client: str = "10.0.0.2/24", server: str = "203.0.113.254/24", gateway: str | None = "10.0.0.1"
+        cls,
+        client: str = "10.0.0.2/24",
+        server: str = "203.0.113.254/24",
+        gateway: str | None = "10.0.0.1",
+        queues: int | None = None,
     ) -> Self:
         """`client` and `server`, each with an `eth0` that leads to `lan0` and `wan0` of `box`.
 
@@ -81,6 +88,7 @@ class Lab:
             [("client/eth0", "box/lan0"), ("server/eth0", "box/wan0")],
             {"client": _up("eth0"), "server": _up("eth0"), "box": _up("lan0", "wan0", options="arp off")},
             {"client": _address("eth0", client, gateway), "server": _address("eth0", server)},
+            queues,
         )
 
     @classmethod
@@ -130,7 +138,10 @@ class Lab:
         try:
             _ip([f"netns add {name}" for name in self.names.values()])
             # Different numbers for the ends of a wire: if they are equal the kernel takes a second to notice its link.
-            ends = [f"{name} netns {self.names[space]} index {i}" for i, (space, name) in enumerate(self._ends, 10)]
+            ends = [
+                f"{name} netns {self.names[space]} index {i}{self._queues}"
+                for i, (space, name) in enumerate(self._ends, 10)
+            ]
             _ip([f"link add {end} type veth peer {other}" for end, other in zip(ends[::2], ends[1::2], strict=True)])
             for space in self.names:
                 self.ip(space, "link set lo up", *self._interfaces.get(space, ()))
