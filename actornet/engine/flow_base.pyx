@@ -187,6 +187,12 @@ cdef class FlowBase:
             self.idle_s = idle_s
         self.marks |= MARK_DIRTY
 
+    def offloaded(self, flow=None, str port=None) -> bool:
+        """Whether the key that `flow` and `port` name (see `counted`) is offloaded: False before `offload`, and once it was
+        withdrawn, its `hard_s` have passed, or an owner has revoked all offloads. UsageError if unbound."""
+        cdef Core core = core_of(self)
+        return core.flows.stands(&core.flows.table.entries[self._index_of(core, flow, port, "offloaded")])
+
     def withdraw(self) -> None:
         """Cancel the offload of all keys: packets come to the actor again."""
         cdef Core core = core_of(self)
