@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from actornet.testing.checker import judge
 from actornet.testing.pair import Pair
 from actornet.testing.traffic import UdpStream
+from actornet.testing.wiretap import Wiretap
 from tests.processes import wait_until
 from tests.test_takeover import churn, verify_log
 
@@ -36,7 +38,7 @@ def test_the_old_primary_fails_back(pair: Pair) -> None:
     """G7, G8: it never pre-empts; what it logged alone is cut; after that it is as good a backup as any."""
     pair.start()
     file = str(pair.file("a"))
-    with UdpStream(pair.lab) as stream:
+    with Wiretap(pair.lab) as tap, UdpStream(pair.lab) as stream:
         churn(pair, 200, random.Random(1))
         pair.kill("a")
         pair.wait_takeover("b")
@@ -56,6 +58,7 @@ def test_the_old_primary_fails_back(pair: Pair) -> None:
     pair.stop("a")
     verify_log(pair, "a")
     verify_log(pair, "b")
+    assert judge(tap.take(), pair.log("a"), takeovers=2) == []
 
 
 def test_a_damaged_log(pair: Pair) -> None:

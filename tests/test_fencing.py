@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from actornet.testing.pair import Pair
-from actornet.testing.traffic import Emissions, UdpStream
+from actornet.testing.traffic import UdpStream
+from actornet.testing.wiretap import Wiretap
 from tests.processes import wait_until
 
 pytestmark = pytest.mark.root
@@ -28,7 +29,7 @@ def pair(tmp_path: Path) -> Iterator[Pair]:
 def test_a_frozen_node_emits_nothing_when_it_wakes(pair: Pair) -> None:
     """G7: all of the primary is stopped, the backup takes over, and the primary goes on in mid-stream."""
     pair.start()
-    with Emissions(pair.lab) as emissions, UdpStream(pair.lab):
+    with Wiretap(pair.lab) as tap, UdpStream(pair.lab):
         time.sleep(0.3)
         frozen_ns = time.time_ns()
         pair.signal("a", signal.SIGSTOP)
@@ -38,7 +39,7 @@ def test_a_frozen_node_emits_nothing_when_it_wakes(pair: Pair) -> None:
         thawed_ns = time.time_ns()
         pair.nodes["a"].wait(10)
         time.sleep(0.1)
-    a, b = emissions.times["a"], emissions.times["b"]
+    a, b = tap.times("a"), tap.times("b")
     assert max(a) < min(b), (
         f"the old primary still sent {(max(a) - min(b)) / 1e6:.1f} ms after the new one's first packet"
     )
@@ -51,14 +52,14 @@ def test_a_frozen_node_emits_nothing_when_it_wakes(pair: Pair) -> None:
 def test_cores_stop_by_themselves(pair: Pair) -> None:
     """G7: only the owner system is frozen; its cores go on, offloads included, until the lease ends and no longer."""
     pair.start()
-    with Emissions(pair.lab) as emissions, UdpStream(pair.lab):
+    with Wiretap(pair.lab) as tap, UdpStream(pair.lab):
         time.sleep(0.3)
         frozen_ns = time.time_ns()
         os.kill(pair.worker("a", "owner-system")["pid"], signal.SIGSTOP)
         pair.wait_takeover("b")
         time.sleep(0.3)
         counters = pair.worker("a", "core-0")["status"]["counters"]
-    a, b = emissions.times["a"], emissions.times["b"]
+    a, b = tap.times("a"), tap.times("b")
     assert max(a) > frozen_ns + 20_000_000, "packets of flows that are offloaded need no owner system"
     assert max(a) < min(b)
     assert counters["lease_over"] > 0
@@ -67,14 +68,14 @@ def test_cores_stop_by_themselves(pair: Pair) -> None:
 def test_a_cut_link_leaves_one_primary(pair: Pair) -> None:
     """G7: both live and see the witness: the primary goes on alone, and the backup may not take over any more."""
     pair.start()
-    with Emissions(pair.lab) as emissions, UdpStream(pair.lab) as stream:
+    with Wiretap(pair.lab) as tap, UdpStream(pair.lab) as stream:
         time.sleep(0.3)
         cut_ns = time.monotonic_ns()
         pair.lab.ip("a", "link set link0 down")
         pair.wait_for("b", r'"event":"takeover denied"')
         time.sleep(2 * LEASE_MS / 1000)
         assert stream.outage_ms(cut_ns) < 1000
-    assert not emissions.times["b"], "the backup sent packets"
+    assert not tap.times("b"), "the backup sent packets"
     assert pair.worker("a", "owner-system")["status"]["epoch"] == 100_001
     pair.lab.ip("a", "link set link0 up")
     wait_until(lambda: pair.worker("b", "owner-system")["status"]["state"] == "in sync", 15)

@@ -9,9 +9,7 @@ import errno
 import hashlib
 import os
 import random
-import select
 import socket
-import struct
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -25,8 +23,6 @@ from actornet.testing.netns import Lab
 SERVER = "203.0.113.254"
 SECOND = 1_000_000_000
 TCP_PATIENCE_S = 15.0
-ETH_P_ALL = 3
-SO_TIMESTAMPNS = 35
 
 
 class UdpStream:
@@ -86,37 +82,6 @@ class UdpStream:
             except TimeoutError:
                 continue
             self.received.append((int.from_bytes(data, "big"), time.monotonic_ns()))
-
-
-class Emissions:
-    """When each node of a pair sent a frame, as the switch in front of them saw it (CLOCK_REALTIME, ns)."""
-
-    def __init__(self, lab: Lab) -> None:
-        self.times: dict[str, list[int]] = {"a": [], "b": []}
-        self._sockets = {
-            lab.call("switch", _sniffer, f"{node}-{side}"): self.times[node] for node in "ab" for side in ("lan", "wan")
-        }
-        self._ended = threading.Event()
-        self._thread = _thread(self._run)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join(2)
-        for sock in self._sockets:
-            sock.close()
-
-    def _run(self) -> None:
-        while not self._ended.is_set():
-            ready, _, _ = select.select(list(self._sockets), [], [], 0.05)
-            for sock in ready:
-                _, stamps, _, sender = sock.recvmsg(64, 64)
-                if sender[2] != socket.PACKET_OUTGOING:  # what the switch itself sends to the node
-                    seconds, nanoseconds = struct.unpack("qq", stamps[0][2])
-                    self._sockets[sock].append(seconds * SECOND + nanoseconds)
 
 
 class TcpTransfer:
@@ -310,14 +275,6 @@ def udp_socket(address: str, port: int = 0) -> socket.socket:
         sock.close()
         raise
     sock.settimeout(0.2)
-    return sock
-
-
-def _sniffer(interface: str) -> socket.socket:
-    sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
-    sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
-    sock.bind((interface, ETH_P_ALL))
     return sock
 
 
