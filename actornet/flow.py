@@ -15,6 +15,7 @@ from actornet.engine.five_tuple import FiveTuple
 from actornet.engine.flow_base import FlowBase
 from actornet.engine.packet import Packet
 from actornet.engine.verdict import DROP, Forward, Verdict
+from actornet.engine.wire import TUNNELS
 from actornet.errors import UsageError
 from actornet.limits import AWAIT_DEADLINE_S
 from actornet.setting import Setting
@@ -103,6 +104,11 @@ class FlowActor(FlowBase, metaclass=FlowMeta):
     leaves in fragments again; "forward" passes them by the flows on transparent ports; "drop". With `sees_icmp_errors`, ICMP
     errors about a flow come to its `on_packet` even while the flow is offloaded; OFFLOADED then translates and sends them on.
 
+    With `inner`, some of "gtp-u", "vxlan" and "gre", a packet in such a tunnel belongs to the flow of the packet inside:
+    `packet` and verdicts are about that one, and what carries it stays as it is, but for checksums. Tunnels share one space
+    of addresses; ports must be transparent; of a tunnel in a tunnel the outer one is opened; fragments inside are not put
+    together (with "reassemble" they are dropped).
+
     A flow lives on the core that its addresses and ports hash to. With `shards_by`, fields as packets at the first port name
     them, those alone are hashed (the reverse ones at other ports), so flows that agree in them share a core; a mapping
     declares several such groups by name. `actornet rss` prints the keys for network cards, or why there are none.
@@ -115,6 +121,7 @@ class FlowActor(FlowBase, metaclass=FlowMeta):
     untracked: ClassVar[Verdict] = DROP
     evict: ClassVar[bool] = False
     fragments: ClassVar[str] = "reassemble"
+    inner: ClassVar[tuple[str, ...]] = ()
     sees_icmp_errors: ClassVar[bool] = False
     shards_by: ClassVar[rss.Shards] = ()
     connection: ClassVar[bool] = False
@@ -140,6 +147,8 @@ class FlowActor(FlowBase, metaclass=FlowMeta):
             raise UsageError(f"{cls.__name__}.fail must be DROP (fail-closed) or FORWARD (fail-open)")
         if not 0 < cls.deadline_s <= 1e9:
             raise UsageError(f"{cls.__name__}.deadline_s must be positive seconds, not {cls.deadline_s!r}")
+        if isinstance(cls.inner, str) or set(cls.inner) - set(TUNNELS):
+            raise UsageError(f"{cls.__name__}.inner must be a tuple of some of {', '.join(TUNNELS)}, not {cls.inner!r}")
         if cls.fragments not in FRAGMENT_POLICIES:
             raise UsageError(f"{cls.__name__}.fragments must be one of {', '.join(FRAGMENT_POLICIES)}")
 

@@ -61,6 +61,8 @@ class StreamActor(FlowActor):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        if cls.inner:
+            raise UsageError(f"{cls.__name__}.inner: streams inside of tunnels are not supported; use a FlowActor")
         if "on_packet" in vars(cls):
             raise UsageError(f"{cls.__name__}.on_packet: a stream actor has on_data in its place")
         if cls.suspends("on_data"):

@@ -97,10 +97,10 @@ def tcp_checksum_is_right(packet: Any, version: int) -> bool:
     return bool(dpkt.in_cksum(pseudo + segment) == 0)
 
 
-def set_offloads(interface: str, on: bool) -> None:
-    """ethtool -K: transmit checksums, segmentation of TCP, generic segmentation."""
+def set_offloads(interface: str, on: bool, checksums: bool = True) -> None:
+    """ethtool -K: transmit checksums, unless these are left as they are; segmentation of TCP, generic segmentation."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
-        for command in (0x17, 0x1F, 0x24):
+        for command in (0x17, 0x1F, 0x24)[not checksums :]:
             value = ctypes.create_string_buffer(struct.pack("II", command, on))
             fcntl.ioctl(any_socket, 0x8946, struct.pack("16sP16x", interface.encode(), ctypes.addressof(value)))
 

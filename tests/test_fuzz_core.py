@@ -23,10 +23,12 @@ from actornet import (
 )
 from actornet.embedded import Embedded
 from actornet.engine.counters import DROPS
+from actornet.engine.wire import TUNNELS
 from actornet.ports.memory import MemoryPort
 from actornet.ports.pcap import read_capture
 from actors.nat import SourceNAT
 from tests import frames
+from tests.test_tunnels import WRAPS
 
 SEED = int(os.environ.get("FUZZ_SEED", "0")) or random.SystemRandom().getrandbits(32)
 PACKETS = int(os.environ.get("FUZZ_PACKETS", "20000"))
@@ -41,6 +43,10 @@ class Curious(FlowActor):
     def on_packet(self, packet: Packet) -> Any:
         read = [getattr(packet, name) for name in dir(packet) if not name.startswith("_") and name != "to"]
         return FORWARD if len(str(read)) % 3 else DROP
+
+
+class CuriousInside(Curious):
+    inner = TUNNELS
 
 
 class Offloads(FlowActor):
@@ -70,9 +76,15 @@ class Offloads(FlowActor):
             self.close()
 
 
+class OffloadsInside(Offloads):
+    inner = TUNNELS
+
+
 def corpus() -> list[bytes]:
     found = [bytes(frame) for path in CAPTURES for _, frame, _ in list(read_capture(path))[:200]]
     outgoing = frames.udp("10.0.0.2", 1000, "198.51.100.1", 53)
+    carried = [frame for frame in found if len(frame) < 1500]
+    found += [wrap(frame, len(frame) % 2 == 0) for frame in carried[::5] for _, wrap in WRAPS]
     found += [outgoing, frames.tcp("10.0.0.2", 9, "198.51.100.1", 80, 2), frames.echo("10.0.0.2", "198.51.100.1", 7)]
     return [*found, frames.icmp_error("192.0.2.1", frames.udp("203.0.113.1", 1000, "198.51.100.1", 53))]
 
@@ -104,7 +116,7 @@ class Editor(StreamActor):
         return data.replace(b"\0", b"zero") if data[0] % 3 else data[1:]
 
 
-@pytest.mark.parametrize("nf", [SourceNAT, Curious, Offloads, Editor])
+@pytest.mark.parametrize("nf", [SourceNAT, Curious, CuriousInside, Offloads, OffloadsInside, Editor])
 def test_hostile_frames_are_all_counted(nf: type[FlowActor], tmp_path: Path) -> None:
     rng = random.Random(SEED)
     base = corpus()

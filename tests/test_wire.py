@@ -195,6 +195,7 @@ def test_parses_what_was_built(protocol, six):
             "l3_end": len(data) - len(padding),
             "inner_l3": 0,
             "inner_l4": 0,
+            "tunnel": None,
             "ttl": ttl,
             "dscp": dscp,
             "tcp_flags": 24 if protocol == TCP else 0,

@@ -34,7 +34,7 @@ from actornet.engine.verdict cimport (
     VERDICT_DROP, VERDICT_OFFLOADED, VERDICT_REJECT, VERDICT_EMIT, VERDICT_REWRITE, Emit, Forward, Made, Verdict,
 )
 from actornet.engine.wire cimport (
-    an_hash, an_parse, an_rewrite_apply, an_rewrite_prepare, an_rss_core, an_rss_core_keyed,
+    an_hash, an_parse, an_parse_inner, an_rewrite_apply, an_rewrite_prepare, an_rss_core, an_rss_core_keyed,
     an_table_back, an_table_find, an_table_prefetch,
     an_table_probe,
 )
@@ -42,6 +42,7 @@ from actornet.engine.wire cimport (
 from actornet.engine.counters import COUNTERS, PID_COUNTER
 from actornet.engine.task import FlowTask
 from actornet.engine.verdict import DROP, FORWARD, OFFLOADED, REJECT
+from actornet.engine.wire import TUNNELS
 from actornet.errors import UsageError
 from actornet.limits import (
     BURST_PACKETS, FLOWS_MAX_DEFAULT, MAILBOX_PACKETS_MAX, PORTS_MAX,
@@ -139,6 +140,10 @@ cdef class Core:
         for i in range(4 if self.sharded else 0):
             rss_key = rss_keys[i // 2].key(i % 2)
             memcpy(self.rss_keys[i], <const char *>rss_key, 40)
+        for name in nf.inner:
+            self.tunnels |= 1 << (1 + TUNNELS.index(name))
+        if self.tunnels and self.routed:
+            raise UsageError(f"{nf.__name__}: inner flows are for transparent ports; remove the ports' addresses")
         self.fragment_policy = FRAGMENT_POLICIES.index(nf.fragments)
         self.fragments = Fragments()
         self.fragments.core = <void *>self
@@ -280,11 +285,13 @@ cdef class Core:
         for i in range(n):
             p = &self.burst[i]
             total += p.length
-            glanced[i] = an_glance_at(p, &glances[i])
+            glanced[i] = not self.tunnels and an_glance_at(p, &glances[i])
             if glanced[i]:
                 hashes[i] = an_glance_hash(&glances[i], table.seed)
             else:
                 an_parse(p)
+                if self.tunnels:
+                    an_parse_inner(p, self.tunnels)
                 hashes[i] = p.hash = <uint32_t>an_hash(&p.key, table.seed)
             an_table_prefetch(table, hashes[i])
         for i in range(n):
@@ -353,6 +360,8 @@ cdef class Core:
 
     cdef int parse(self, an_packet *p) except -1:
         an_parse(p)
+        if self.tunnels:
+            an_parse_inner(p, self.tunnels)
         return 0
 
     cdef an_packet *packet_of(self, FlowBase flow) noexcept:
@@ -849,7 +858,7 @@ cdef class Core:
             q.length = <uint32_t>PyBytes_GET_SIZE(made.frame)
             q.port, q.flags, q.time_ns = made.port, made.flags, made.time_ns
             memcpy(q.vnet, made.vnet, sizeof(q.vnet))
-            an_parse(&q)
+            self.parse(&q)
             q.hash = <uint32_t>an_hash(&q.key, self.flows.table.seed)
             q.entry = an_table_find(&self.flows.table, &q.key, q.hash)
             item = self.park(&q)

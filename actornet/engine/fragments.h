@@ -166,12 +166,6 @@ static inline uint32_t an_datagram_find(struct an_fragments *f, const struct an_
     return index;
 }
 
-/* The offset behind the IP packet; an_packet.l3_end is too small for the largest ones. */
-static inline uint32_t an_ip_end(const uint8_t *data, uint32_t l3)
-{
-    return data[l3] >> 4 == 4 ? l3 + an_swap16(an_load16(data + l3 + 2)) : l3 + 40u + an_swap16(an_load16(data + l3 + 4));
-}
-
 /* IPv6: the offset of the byte that names the header at `at`, which the walk from `l3` meets. */
 static inline uint32_t an_next_header_at(const uint8_t *data, uint32_t l3, uint32_t at)
 {

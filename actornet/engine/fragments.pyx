@@ -92,7 +92,7 @@ cdef class Fragments:
         """The sender's, unless the packet has a new source: datagrams of many senders that now share an address must not
         share identifications (RFC 6864 section 5.3.1). Cores take turns."""
         cdef Core core = <Core>self.core
-        if memcmp(p.key.source, p.data + cut.l3 + (12 if cut.version == 4 else 8), 4 if cut.version == 4 else 16) == 0:
+        if p.tunnel or memcmp(p.key.source, p.data + cut.l3 + (12 if cut.version == 4 else 8), 4 if cut.version == 4 else 16) == 0:
             return cut.id
         self.identification += 1
         return <uint32_t>(self.identification * core.cores + core.index)

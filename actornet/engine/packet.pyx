@@ -2,15 +2,26 @@
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
 
+from libc.stdint cimport uint8_t, uint16_t, uint32_t
 
-from libc.stdint cimport uint32_t
-
-from actornet.engine.types cimport AN_ICMP_ERROR, AN_IP_OPTIONS, AN_NONE, AN_PRIMARY, an_packet
+from actornet.engine.types cimport (
+    AN_GRE, AN_GTP_U, AN_ICMP_ERROR, AN_IP_OPTIONS, AN_NONE, AN_PRIMARY, AN_VXLAN, an_key, an_packet,
+)
 from actornet.engine.direction import Direction
 from actornet.engine.verdict import Forward
 from actornet.engine.wire cimport address_text, five_tuple
+from actornet.engine.wire import TUNNELS
 
 cdef dict _forwards = {}
+
+
+cdef extern from "parse.h" nogil:
+    void an_key_set(an_key *key, const uint8_t *ip, bint reversed, uint16_t source_port, uint16_t destination_port,
+                    uint8_t protocol, uint8_t version, uint8_t port)
+
+
+cdef uint32_t an_swap32(const uint8_t *at) noexcept:
+    return <uint32_t>at[0] << 24 | <uint32_t>at[1] << 16 | <uint32_t>at[2] << 8 | at[3]
 cdef tuple _directions = tuple(Direction)
 
 
@@ -92,6 +103,38 @@ cdef class Packet:
     def is_icmp_error(self) -> bool:
         """An ICMP error about this flow; forwarding it translates the embedded packet too."""
         return bool(self.live().flags & AN_ICMP_ERROR)
+
+    @property
+    def tunnel(self):
+        """"gtp-u", "vxlan" or "gre" if the packet came in such a tunnel and the network function asks for `inner` ones."""
+        cdef an_packet *p = self.live()
+        return TUNNELS[p.tunnel - 1] if p.tunnel else None
+
+    @property
+    def tunnel_id(self):
+        """Of GTP-U the TEID, of VXLAN the VNI, of GRE the key; None outside of tunnels and in GRE without a key."""
+        cdef an_packet *p = self.live()
+        cdef const uint8_t *header = p.data + p.outer_l4
+        if p.tunnel == AN_GTP_U:
+            return an_swap32(header + 12)
+        if p.tunnel == AN_VXLAN:
+            return an_swap32(header + 12) >> 8
+        if p.tunnel == AN_GRE and header[0] & 0x20:
+            return an_swap32(header + (8 if header[0] & 0x80 else 4))
+        return None
+
+    @property
+    def outer(self):
+        """FiveTuple of the packet that carries this one (of GRE with ports 0); None outside of tunnels."""
+        cdef an_packet *p = self.live()
+        cdef an_key key
+        cdef const uint8_t *header = p.data + p.outer_l4
+        cdef bint ports = p.tunnel != AN_GRE
+        if not p.tunnel:
+            return None
+        an_key_set(&key, p.data + p.outer_l3, False, header[0] << 8 | header[1] if ports else 0,
+                   header[2] << 8 | header[3] if ports else 0, 17 if ports else 47, p.data[p.outer_l3] >> 4, p.port)
+        return five_tuple(&key)
 
     @property
     def icmp_type(self):

@@ -21,6 +21,8 @@
 #define AN_AUTHENTICATION 51
 #define AN_DESTINATION_OPTIONS 60
 
+#define AN_GRE_PROTOCOL 47
+
 /* Ports, protocol, version and arriving port: the key's last 8 bytes in one store. */
 static inline uint64_t an_key_tail(uint16_t source_port, uint16_t destination_port, uint8_t protocol, uint8_t version,
                                    uint8_t port)
@@ -320,11 +322,10 @@ static inline int an_is_vlan(uint16_t type)
     return type == an_swap16(0x8100) || type == an_swap16(0x88a8) || type == an_swap16(0x9100);
 }
 
-/* Behind up to AN_VLAN_TAGS_MAX tags, IPv6, or what is not IP. */
-static __attribute__((noinline, unused)) void an_parse_tagged(struct an_packet *p, uint8_t flags)
+/* Behind up to AN_VLAN_TAGS_MAX tags, which begin 2 bytes before `l3` would be without, IPv6, or what is not IP. */
+static __attribute__((noinline, unused)) void an_parse_tagged(struct an_packet *p, uint8_t flags, uint32_t l3)
 {
-    uint32_t l3 = 14;
-    uint16_t type = an_load16(p->data + 12);
+    uint16_t type = an_load16(p->data + l3 - 2);
     for (int tags = 0; tags < AN_VLAN_TAGS_MAX && an_is_vlan(type); tags++) {
         if (p->length < l3 + 4)
             return an_parse_reject(p, AN_TRUNCATED, flags, l3);
@@ -354,7 +355,110 @@ static inline void an_parse(struct an_packet *p)
     if (an_likely(an_load16(p->data + 12) == an_swap16(0x0800)))
         an_parse_ipv4(p, flags, 14);
     else
-        an_parse_tagged(p, flags);
+        an_parse_tagged(p, flags, 14);
+}
+
+/* The offset behind the IP packet; an_packet.l3_end is too small for the largest ones. */
+static inline uint32_t an_ip_end(const uint8_t *data, uint32_t l3)
+{
+    return data[l3] >> 4 == 4 ? l3 + an_swap16(an_load16(data + l3 + 2)) : l3 + 40u + an_swap16(an_load16(data + l3 + 4));
+}
+
+/* What a tunnel's header says of the packet inside: where it begins, and what with. */
+struct an_inside {
+    uint32_t at;
+    uint16_t type; /* EtherType as loaded; 0x6558 for an Ethernet frame; 0 when there is no packet inside */
+};
+
+#define AN_TYPE_ETHERNET 0x6558 /* transparent Ethernet bridging */
+
+/* VXLAN (RFC 7348 section 5). */
+static inline struct an_inside an_parse_vxlan(const uint8_t *d, uint32_t at, uint32_t end)
+{
+    struct an_inside inside = {at + 8, 0};
+    if (end - at >= 8 && d[at] & 0x08)
+        inside.type = an_swap16(AN_TYPE_ETHERNET);
+    return inside;
+}
+
+/* GTP-U (3GPP TS 29.281 section 5): a G-PDU, behind whatever extension headers. */
+static inline struct an_inside an_parse_gtp_u(const uint8_t *d, uint32_t at, uint32_t end)
+{
+    struct an_inside inside = {at + 8, 0};
+    if (end - at < 8 || (d[at] & 0xf0) != 0x30 || d[at + 1] != 255)
+        return inside;
+    if (d[at] & 7) {
+        uint32_t next = at + 11;
+        inside.at += 4;
+        if (end - at < 12)
+            return inside;
+        for (int count = 0; d[at] & 4 && d[next]; count++) {
+            uint32_t bytes = inside.at < end ? d[inside.at] * 4u : 0;
+            if (bytes == 0 || end - inside.at < bytes || count == AN_EXTENSIONS_MAX)
+                return inside;
+            next = inside.at + bytes - 1;
+            inside.at += bytes;
+        }
+    }
+    if (inside.at < end)
+        inside.type = an_swap16(d[inside.at] >> 4 == 6 ? 0x86dd : 0x0800);
+    return inside;
+}
+
+/* GRE (RFC 2784, 2890), with IP or Ethernet inside. */
+static inline struct an_inside an_parse_gre(const uint8_t *d, uint32_t at, uint32_t end)
+{
+    struct an_inside inside = {at + 4, 0};
+    if (end - at < 4 || d[at] & 0x4f || d[at + 1] & 0x7f) /* routing present, or not version 0 */
+        return inside;
+    inside.at += (d[at] & 0x80 ? 4u : 0) + (d[at] & 0x20 ? 4u : 0) + (d[at] & 0x10 ? 4u : 0);
+    uint16_t type = an_load16(d + at + 2);
+    if (inside.at < end && (type == an_swap16(0x0800) || type == an_swap16(0x86dd) || type == an_swap16(AN_TYPE_ETHERNET)))
+        inside.type = type;
+    return inside;
+}
+
+/* After an_parse(): if the packet is of one of these tunnels (bits of enum an_tunnel) and carries another, describes that
+ * one, within the outer packet. AN_VLAN stays about the frame. One level: what is inside is not unwrapped again. */
+static inline void an_parse_inner(struct an_packet *p, uint8_t tunnels)
+{
+    uint8_t tunnel = AN_NO_TUNNEL;
+    struct an_inside inside = {0, 0};
+    uint32_t end;
+    p->tunnel = AN_NO_TUNNEL;
+    if (p->key.version == 0 || p->flags & AN_ICMP_ERROR)
+        return;
+    if (p->reason == AN_OK && p->key.protocol == AN_UDP) {
+        end = p->l4 + an_swap16(an_load16(p->data + p->l4 + 4));
+        if (p->key.destination_port == 4789)
+            tunnel = AN_VXLAN, inside = an_parse_vxlan(p->data, p->payload, end);
+        else if (p->key.destination_port == 2152)
+            tunnel = AN_GTP_U, inside = an_parse_gtp_u(p->data, p->payload, end);
+    } else if (p->reason == AN_UNTRACKED && p->key.protocol == AN_GRE_PROTOCOL) {
+        end = an_ip_end(p->data, p->l3);
+        tunnel = AN_GRE, inside = an_parse_gre(p->data, p->l4, end);
+    }
+    if (inside.type == 0 || !(tunnels >> tunnel & 1) || (p->l4 - p->l3) & 1)
+        return;
+
+    uint32_t length = p->length;
+    uint16_t outer_l3 = p->l3, outer_l4 = p->l4;
+    uint8_t tagged = p->flags & AN_VLAN;
+    uint8_t flags = p->flags & (uint8_t)~(AN_IP_OPTIONS | AN_VLAN | AN_UDP_NO_CSUM);
+    p->length = end;
+    if (inside.type == an_swap16(0x0800))
+        an_parse_ipv4(p, flags, inside.at);
+    else if (inside.type == an_swap16(0x86dd))
+        an_parse_ipv6(p, flags, inside.at);
+    else if (end - inside.at < 14)
+        an_parse_reject(p, AN_TRUNCATED, flags, inside.at);
+    else
+        an_parse_tagged(p, flags, inside.at + 14);
+    p->length = length;
+    p->flags = (uint8_t)((p->flags & ~AN_VLAN) | tagged);
+    p->tunnel = tunnel;
+    p->outer_l3 = outer_l3;
+    p->outer_l4 = outer_l4;
 }
 
 /* What is known of a packet at first glance: its key in two words. */

@@ -183,11 +183,49 @@ static __attribute__((noinline, unused)) int an_rewrite_exception(struct an_pack
     return 0;
 }
 
+static inline int an_rewrite_apply(struct an_packet *p, const struct an_rewrite *r, const uint8_t *addresses);
+
+/* A packet in a tunnel: rewritten as any other is; then the checksum of the tunnel, which covers it, follows. */
+static __attribute__((noinline, unused)) int an_rewrite_tunnel(struct an_packet *p, const struct an_rewrite *r,
+                                                               const uint8_t *addresses)
+{
+    struct an_packet inner = *p;
+    uint32_t last = (p->inner_l4 ? p->inner_l4 : p->l4) + 20u;
+    int partial = p->flags & AN_CSUM_PARTIAL, inside = partial && an_load16(p->vnet + 6) == p->l4;
+    uint8_t *l4 = p->data + p->l4, *outer = p->data + p->outer_l4;
+    int offset = an_csum_offset(p->key.protocol);
+    if (p->key.version == 0)
+        return 0;
+    if (last > an_ip_end(p->data, p->l3))
+        last = an_ip_end(p->data, p->l3);
+    inner.tunnel = AN_NO_TUNNEL;
+    if (!inside)
+        inner.flags &= (uint8_t)~AN_CSUM_PARTIAL; /* that of the tunnel is to be completed, if any */
+    uint16_t header = an_fold(an_sum(p->data + p->l3, p->l4 - p->l3, 0)), segment = an_fold(an_sum(l4, last - p->l4, 0));
+    uint16_t field = inside && offset >= 0 ? an_load16(l4 + offset) : 0;
+    if (an_rewrite_apply(&inner, r, addresses) != 0)
+        return 1;
+    uint16_t delta = an_sum_add(an_fold(an_sum(p->data + p->l3, p->l4 - p->l3, 0)), (uint16_t)~header);
+    if (inside && offset >= 0) /* when its checksum is filled in, the segment's sum is the complement of the pseudo-header's */
+        delta = an_sum_add(delta, an_sum_add(field, (uint16_t)~an_load16(l4 + offset)));
+    else
+        delta = an_sum_add(delta, an_sum_add(an_fold(an_sum(l4, last - p->l4, 0)), (uint16_t)~segment));
+    if (p->tunnel == AN_GRE) {
+        if (outer[0] & 0x80)
+            an_store16(outer + 4, an_csum_update(an_load16(outer + 4), delta));
+    } else if (!partial || inside) { /* a partial one of the tunnel's holds its pseudo-header alone */
+        an_rewrite_csum(outer + 6, AN_UDP, 0, delta, 0);
+    }
+    return 0;
+}
+
 /* 0, or 1 when the TTL or hop limit expires here, and then the packet is untouched. `r` was prepared for the packet's
  * key; `addresses` as for an_rewrite_prepare(). Fragments: the addresses, and in a first one its ports and checksum.
  * Protocols without ports: the addresses. */
 static inline int an_rewrite_apply(struct an_packet *p, const struct an_rewrite *r, const uint8_t *addresses)
 {
+    if (an_unlikely(p->tunnel))
+        return an_rewrite_tunnel(p, r, addresses);
     if (an_unlikely(p->reason != AN_OK || p->flags & AN_ICMP_ERROR))
         return an_rewrite_exception(p, r, addresses);
     uint8_t *ip = p->data + p->l3, *l4 = p->data + p->l4;

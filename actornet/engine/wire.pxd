@@ -11,6 +11,7 @@ cdef extern from "checksum.h" nogil:
 
 cdef extern from "parse.h" nogil:
     void an_parse(an_packet *packet)
+    void an_parse_inner(an_packet *packet, uint8_t tunnels)
 
 
 cdef extern from "toeplitz.h" nogil:

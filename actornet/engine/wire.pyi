@@ -4,6 +4,7 @@ from actornet.engine.five_tuple import FiveTuple
 
 RSS_KEY_STANDARD: bytes
 RSS_KEY_SYMMETRIC: bytes
+TUNNELS: tuple[str, ...]
 REASONS: tuple[str, ...]
 
 class Parsed(TypedDict):
@@ -16,6 +17,7 @@ class Parsed(TypedDict):
     l3_end: int
     inner_l3: int
     inner_l4: int
+    tunnel: str | None
     ttl: int
     dscp: int
     tcp_flags: int
@@ -24,7 +26,7 @@ class Parsed(TypedDict):
     vlan: bool
     udp_no_csum: bool
 
-def parse(frame: bytes, port: int = 0) -> Parsed: ...
+def parse(frame: bytes, port: int = 0, inner: tuple[str, ...] = ()) -> Parsed: ...
 def rewrite(
     frame: bytes,
     *,
@@ -35,8 +37,9 @@ def rewrite(
     decrement_ttl: bool = False,
     dscp: int | None = None,
     csum_partial: bool = False,
+    inner: tuple[str, ...] = (),
 ) -> bytes | None: ...
-def checksums_right(frame: bytes, csum_partial: bool = False) -> bool: ...
+def checksums_right(frame: bytes, csum_partial: bool = False, inner: tuple[str, ...] = ()) -> bool: ...
 def toeplitz(key: bytes, data: bytes) -> int: ...
 def rss_hash(flow: FiveTuple) -> int: ...
 def rss_core(flow: FiveTuple, cores: int, rss_key: bytes | None = None) -> int: ...

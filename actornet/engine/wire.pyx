@@ -28,6 +28,9 @@ cdef extern from "toeplitz.h" nogil:
 RSS_KEY_STANDARD = PyBytes_FromStringAndSize(<const char *>AN_RSS_KEY_STANDARD, 40)
 RSS_KEY_SYMMETRIC = PyBytes_FromStringAndSize(<const char *>AN_RSS_KEY_SYMMETRIC, 40)
 
+TUNNELS = ("gre", "vxlan", "gtp-u")
+"""In the order of enum an_tunnel, which begins with none."""
+
 REASONS = ("ok", "malformed", "truncated", "not_ip", "fragment", "untracked")
 
 Parsed = TypedDict(
@@ -42,6 +45,7 @@ Parsed = TypedDict(
         "l3_end": int,
         "inner_l3": int,
         "inner_l4": int,
+        "tunnel": Optional[str],
         "ttl": int,
         "dscp": int,
         "tcp_flags": int,
@@ -136,8 +140,9 @@ cdef int key_of(object flow, int port, an_key *out) except -1:
     return 0
 
 
-cdef int packet_of(const uint8_t[::1] frame, int port, bint csum_partial, an_packet *packet) except -1:
+cdef int packet_of(const uint8_t[::1] frame, int port, bint csum_partial, an_packet *packet, tunnels=()) except -1:
     """Parses a frame where it lies; the packet borrows it."""
+    cdef uint8_t wanted = 0
     memset(packet, 0, sizeof(an_packet))
     if frame.shape[0] > 0xffffffff:
         raise UsageError(f"a frame of {frame.shape[0]} bytes: frames have at most 65553")
@@ -146,13 +151,17 @@ cdef int packet_of(const uint8_t[::1] frame, int port, bint csum_partial, an_pac
     packet.port = number_of(port, "port index", 255)
     packet.flags = AN_CSUM_PARTIAL if csum_partial else 0
     an_parse(packet)
+    for name in tunnels:
+        wanted |= 1 << (1 + TUNNELS.index(name))
+    if wanted:
+        an_parse_inner(packet, wanted)
     return 0
 
 
-def parse(frame: bytes, port: int = 0) -> Parsed:
-    """What the engine reads out of an Ethernet frame; `flow` is None where it has no addresses."""
+def parse(frame: bytes, port: int = 0, inner: tuple[str, ...] = ()) -> Parsed:
+    """What the engine reads out of an Ethernet frame; `flow` is None where it has no addresses. `inner`: tunnels to open."""
     cdef an_packet packet
-    packet_of(frame, port, False, &packet)
+    packet_of(frame, port, False, &packet, inner)
     return {
         "reason": REASONS[packet.reason],
         "flow": five_tuple(&packet.key),
@@ -163,6 +172,7 @@ def parse(frame: bytes, port: int = 0) -> Parsed:
         "l3_end": packet.l3_end,
         "inner_l3": packet.inner_l3,
         "inner_l4": packet.inner_l4,
+        "tunnel": TUNNELS[packet.tunnel - 1] if packet.tunnel else None,
         "ttl": packet.ttl,
         "dscp": packet.dscp,
         "tcp_flags": packet.tcp_flags,
@@ -183,10 +193,11 @@ def rewrite(
     decrement_ttl: bool = False,
     dscp: int | None = None,
     csum_partial: bool = False,
+    inner: tuple[str, ...] = (),
 ) -> bytes | None:
     """The frame rewritten as an offloaded packet is, or None when its TTL or hop limit expires.
 
-    `csum_partial`: the transport checksum field holds only the pseudo-header's sum. UsageError: a value out of range,
+    `inner`: tunnels to open. `csum_partial`: the transport checksum field holds only the pseudo-header's sum. UsageError: a value out of range,
     or an address of the other IP version.
     """
     cdef an_packet packet
@@ -194,7 +205,9 @@ def rewrite(
     cdef uint8_t addresses[32]
     cdef bytes out = PyBytes_FromStringAndSize(<const char *>frame, len(frame)) # a copy of its own, rewritten in place
     cdef int version
-    packet_of(out, 0, csum_partial, &packet)
+    packet_of(out, 0, csum_partial, &packet, inner)
+    if csum_partial:
+        memcpy(packet.vnet + 6, &packet.l4, 2) # where it says which checksum that is
     version = packet.key.version
     memset(&wanted, 0, sizeof(wanted))
     memset(addresses, 0, sizeof(addresses))
@@ -223,13 +236,13 @@ def rewrite(
     return None if an_rewrite_apply(&packet, &wanted, addresses) else out
 
 
-def checksums_right(frame: bytes, csum_partial: bool = False) -> bool:
+def checksums_right(frame: bytes, csum_partial: bool = False, inner: tuple[str, ...] = ()) -> bool:
     """Are the IPv4 header's, the TCP, UDP or ICMP checksum, and that of an IPv4 header inside an ICMP error right?
 
     Of fragments and untracked protocols the IPv4 header's is checked; a packet that is not IP is never right.
     """
     cdef an_packet packet
-    packet_of(frame, 0, csum_partial, &packet)
+    packet_of(frame, 0, csum_partial, &packet, inner)
     return bool(an_csum_verify(&packet))
 
 

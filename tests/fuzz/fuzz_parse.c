@@ -300,6 +300,109 @@ static void check_link(struct an_packet *p)
     free(item);
 }
 
+/* Wraps the frame into a tunnel of some kind, so that mutations meet what is in its headers. */
+static uint32_t make_tunnel(uint8_t *data, uint32_t length)
+{
+    static uint8_t copy[FRAME_BYTES_MAX + 64];
+    uint32_t kind = below(4), six = below(4) == 0, ip_bytes = six ? 40 : 20, bytes = 0;
+    uint8_t head[40] = {0}, outer[40] = {0};
+    if (length < 34 || length > 1600)
+        return length;
+    int frame = kind == 0 || kind == 3; /* an Ethernet frame inside, or an IP packet */
+    uint32_t from = frame ? 0 : 14, protocol = kind < 2 ? AN_UDP : AN_GRE_PROTOCOL;
+    if (kind == 0) { /* VXLAN */
+        head[8] = 0x08, bytes = 16;
+    } else if (kind == 1) { /* GTP-U */
+        uint32_t options = below(8), extensions = options & 4 ? below(3) : 0;
+        head[8] = (uint8_t)(0x30 | options), head[9] = 255;
+        bytes = 16;
+        if (options) {
+            bytes = 20;
+            head[19] = extensions ? 0x85 : 0;
+            for (uint32_t i = 0; i < extensions; i++, bytes += 4)
+                head[bytes] = 1, head[bytes + 3] = i + 1 < extensions ? 0x40 : 0;
+        }
+    } else { /* GRE */
+        head[0] = (uint8_t)(below(8) << 4 & 0xb0), bytes = 4u + (head[0] & 0x80 ? 4 : 0) + (head[0] & 0x20 ? 4 : 0);
+        bytes += head[0] & 0x10 ? 4 : 0;
+        an_store16(head + 2, frame ? an_swap16(AN_TYPE_ETHERNET) : an_load16(data + 12));
+    }
+    length -= from;
+    memcpy(copy, data + from, length);
+    outer[0] = six ? 0x60 : 0x45, outer[six ? 7 : 8] = 64, outer[six ? 6 : 9] = (uint8_t)protocol;
+    an_store16(outer + (six ? 4 : 2), an_swap16((uint16_t)(bytes + length + (six ? 0 : 20))));
+    if (!six)
+        an_store16(outer + 10, (uint16_t)~an_fold(an_sum(outer, 20, 0)));
+    if (kind < 2) {
+        an_store16(head + 2, an_swap16(kind == 0 ? 4789 : 2152));
+        an_store16(head + 4, an_swap16((uint16_t)(bytes + length)));
+    }
+    an_store16(data + 12, an_swap16(six ? 0x86dd : 0x0800));
+    memcpy(data + 14, outer, ip_bytes);
+    memcpy(data + 14 + ip_bytes, head, bytes);
+    memcpy(data + 14 + ip_bytes + bytes, copy, length);
+    uint8_t *l4 = data + 14 + ip_bytes;
+    uint16_t *at = kind < 2 ? (uint16_t *)(void *)(l4 + 6) : head[0] & 0x80 ? (uint16_t *)(void *)(l4 + 4) : NULL;
+    if (at && below(4)) {
+        uint64_t pseudo = kind < 2 ? an_pseudo_sum(data + 14, AN_UDP, bytes + length) : 0;
+        uint16_t sum = (uint16_t)~an_fold(an_sum(l4, bytes + length, pseudo));
+        an_store16(at, kind < 2 && sum == 0 ? 0xffff : sum);
+    }
+    return 14 + ip_bytes + bytes + length;
+}
+
+/* Whether the carrier's own checksums are right. `p` was parsed without a look inside. */
+static int carrier_right(const struct an_packet *p)
+{
+    if (p->key.protocol == AN_GRE_PROTOCOL && p->data[p->l4] & 0x80 &&
+        an_fold(an_sum(p->data + p->l4, an_ip_end(p->data, p->l3) - p->l4, 0)) != 0xffff)
+        return 0;
+    return an_csum_verify(p);
+}
+
+/* Looks inside, and rewrites what is there: the carrier's checksum is as right as it was. */
+static void check_tunnel(const struct an_packet *outer, const uint8_t *addresses, uint64_t *counts)
+{
+    struct an_packet p = *outer;
+    an_parse_inner(&p, 0xff);
+    counts[p.tunnel]++;
+    check_offsets(&p);
+    if (!p.tunnel) {
+        CHECK(p.l3 == outer->l3 && p.reason == outer->reason);
+        return;
+    }
+    CHECK(p.outer_l3 == outer->l3 && p.outer_l4 == outer->l4 && p.l3 > p.outer_l4);
+    CHECK(p.l3_end <= outer->l3_end && (p.flags & AN_VLAN) == (outer->flags & AN_VLAN));
+    struct an_rewrite r = {.fields = (uint8_t)below(64), .dscp = (uint8_t)below(64)};
+    r.source_port = (uint16_t)next_random();
+    r.destination_port = below(8) ? (uint16_t)next_random() : r.source_port;
+    memcpy(&r.source, addresses, 4);
+    memcpy(&r.destination, addresses + 16, 4);
+    if (p.key.version)
+        an_rewrite_prepare(&r, &p.key, addresses);
+    p.data = malloc(p.length);
+    memcpy(p.data, outer->data, p.length);
+    struct an_packet carrier = *outer;
+    carrier.data = p.data;
+    int before = an_csum_verify(&p), carrier_before = carrier_right(&carrier), expired = an_rewrite_apply(&p, &r, addresses);
+    if (expired || p.key.version == 0) {
+        CHECK(memcmp(p.data, outer->data, p.length) == 0);
+    } else {
+        if (!(p.flags & AN_CSUM_PARTIAL)) {
+            CHECK(an_csum_verify(&p) == before);
+            CHECK(carrier_right(&carrier) == carrier_before);
+        }
+        CHECK(memcmp(p.data, outer->data, p.outer_l4) == 0);
+        CHECK(memcmp(p.data + p.l3_end, outer->data + p.l3_end, p.length - p.l3_end) == 0);
+        struct an_packet again = *outer;
+        again.data = p.data;
+        an_parse(&again);
+        an_parse_inner(&again, 0xff);
+        CHECK(again.tunnel == p.tunnel && again.reason == p.reason && again.l3 == p.l3 && again.l4 == p.l4);
+    }
+    free(p.data);
+}
+
 /* What an_cut_next() makes of the packet is put together to the packet again. */
 static void check_cut(const struct an_packet *p, uint32_t bytes)
 {
@@ -394,7 +497,7 @@ int main(int argc, char **argv)
 {
     static uint8_t work[FRAME_BYTES_MAX + 64];
     static const char *const names[] = {"ok", "malformed", "truncated", "not_ip", "fragment", "untracked"};
-    uint64_t counts[AN_REASONS] = {0}, errors = 0, joined = 0;
+    uint64_t counts[AN_REASONS] = {0}, errors = 0, joined = 0, tunnels[AN_TUNNELS] = {0};
     struct an_table table;
     struct an_fragments fragments;
     if (argc < 3)
@@ -405,7 +508,7 @@ int main(int argc, char **argv)
         read_capture(argv[i]);
     if (an_table_init(&table, 500, next_random(), 0) != 0)
         return perror("fuzz_parse: table"), 1;
-    if (an_fragments_init(&fragments, 40, 8, 4500, 130000, next_random()) != 0)
+    if (an_fragments_init(&fragments, 40, 8, 4200, 130000, next_random()) != 0)
         return perror("fuzz_parse: fragments"), 1;
 
     for (iteration = 0; iteration < iterations; iteration++) {
@@ -413,6 +516,8 @@ int main(int argc, char **argv)
         uint32_t length = fragment ? make_fragment(work) : make_frame(work);
         if (below(3) == 0)
             length = make_icmp_error(work, length);
+        if (!fragment && below(3) == 0)
+            length = make_tunnel(work, length);
         if (below(2))
             length = mutate(work, length);
         struct an_packet p = {.data = malloc(length ? length : 1), .length = length, .port = (uint8_t)below(fragment ? 1 : 16)};
@@ -431,6 +536,7 @@ int main(int argc, char **argv)
         check_rewrite(&p, addresses);
         check_glance(&table, &p);
         check_link(&p);
+        check_tunnel(&p, addresses, tunnels);
         check_cut(&p, below(4) ? 60 + below(600) : below(100));
         if (p.reason == AN_FRAGMENT)
             check_fragment(&fragments, &p, &joined);
@@ -438,6 +544,8 @@ int main(int argc, char **argv)
     }
     for (int reason = 0; reason < AN_REASONS; reason++)
         printf("%s %llu\n", names[reason], (unsigned long long)counts[reason]);
+    printf("gre %llu\nvxlan %llu\ngtp_u %llu\n", (unsigned long long)tunnels[AN_GRE],
+           (unsigned long long)tunnels[AN_VXLAN], (unsigned long long)tunnels[AN_GTP_U]);
     printf("icmp_error %llu\n", (unsigned long long)errors);
     printf("glanced %llu\n", (unsigned long long)glanced_count);
     printf("joined %llu\noverlap %llu\nexpired %llu\nevicted %llu\n", (unsigned long long)joined,
