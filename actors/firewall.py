@@ -9,12 +9,12 @@ A rule is an action and what it applies to, and the first that matches decides; 
 
 ACTION [tcp|udp|icmp] [on PORT] [from PREFIX|any [port N[-N]]] [to PREFIX|any [port N[-N]]]; IPv4 and IPv6; icmp is ICMP and
 ICMPv6 echo. A connection, which for UDP and ICMP is what a first packet and its answers have in common, passes through the
-core. Only TCP's SYN, FIN and RST come to its actor, and ICMP errors, which pass if they are about a packet of it.
+core. Only TCP's handshake, FIN and RST come to its actor, and ICMP errors, which pass if they are about a packet of it.
 
 TCP (RFC 9293, RFC 5382 section 4; the checks are those of Linux's conntrack):
 
-    SYN ---> opening: both ways shut but for the handshake ---> SYN from the other side, too: open ---> both FINs, or an RST:
-    closing ---> SYN from the same side as the first: opening again
+    SYN -> opening: both ways shut but for the handshake -> SYN from the other side, too, and an ACK of it: open
+    -> both FINs, or an RST: closing -> SYN from the side that sent the first one: opening again
 
 A connection does not begin with another packet than a SYN, except at the ports in `midstream`: there one goes on that is
 older than the firewall, or was idle for too long. Combinations of flags that no TCP sends are dropped. Sequence numbers are
@@ -28,7 +28,20 @@ from __future__ import annotations
 
 from ipaddress import ip_address, ip_network
 
-from actornet import DROP, FORWARD, OFFLOADED, REJECT, FiveTuple, FlowActor, Owner, Packet, Struct, Verdict, setting
+from actornet import (
+    DROP,
+    FORWARD,
+    OFFLOADED,
+    REJECT,
+    Direction,
+    FiveTuple,
+    FlowActor,
+    Owner,
+    Packet,
+    Struct,
+    Verdict,
+    setting,
+)
 
 ICMP, TCP, UDP, ICMP6 = 1, 6, 17, 58
 FIN, SYN, RST, ACK, URG = 1, 2, 4, 16, 32
@@ -165,6 +178,7 @@ class Firewall(FlowActor):
 
     syn: int = 0  # the sides that have sent one
     fin: int = 0
+    acked: bool = False  # the opener has answered the other side's SYN: it is no sender of forged SYNs
 
     async def on_open(self, packet: Packet) -> Verdict:
         flow, flags = packet.flow, packet.tcp_flags & FLAGS
@@ -174,7 +188,7 @@ class Firewall(FlowActor):
             if flags & SYN and flags in VALID and not flags & ACK:
                 self.syn = OPENER
             elif flags & (SYN | FIN | RST) == 0 and flags in VALID and packet.port in self.midstream:
-                self.syn = BOTH
+                self.syn, self.acked = BOTH, True
             else:
                 return DROP
         action = await self.judge.decide(flow, packet.port)
@@ -184,8 +198,8 @@ class Firewall(FlowActor):
         return FORWARD
 
     async def on_packet(self, packet: Packet) -> Verdict:
-        """SYN, FIN and RST; ICMP errors; and the next packet after the rules have changed."""
-        if not self.offloaded(packet.flow, packet.port):
+        """SYN, FIN and RST; the opener's first ACK; ICMP errors; and the next packet after the rules have changed."""
+        if not self.offloaded(self.flow.reversed()):
             action = await self.judge.decide(self.flow, self.port, True)
             if action != ALLOW:
                 self.close()
@@ -193,10 +207,16 @@ class Firewall(FlowActor):
             self._pass_on()
         if packet.is_icmp_error:
             return FORWARD
-        flags = packet.tcp_flags & FLAGS
+        flags, opener = packet.tcp_flags & FLAGS, packet.direction is Direction.ORIGINAL
+        if flags & (SYN | FIN | RST) and not self._advance(OPENER if opener else OTHER, flags):
+            return DROP
+        waiting = opener and self.syn == BOTH and not self.acked
+        if waiting and flags & ACK and not flags & RST:
+            self.acked, waiting = True, False
+            self._pass_on()
         if flags & (SYN | FIN | RST):
-            return FORWARD if self._advance(OPENER if packet.flow == self.flow else OTHER, flags) else DROP
-        return OFFLOADED
+            return FORWARD
+        return DROP if waiting else OFFLOADED
 
     def _advance(self, side: int, flags: int) -> bool:
         """TCP's next state; whether the segment passes."""
@@ -213,7 +233,7 @@ class Firewall(FlowActor):
             if fin != BOTH:
                 syn |= side
             elif side == OPENER:
-                syn, fin = OPENER, 0
+                syn, fin, self.acked = OPENER, 0, False
             else:
                 return False  # a new connection, and not one that the rules were asked about
         elif syn == BOTH:
@@ -226,13 +246,14 @@ class Firewall(FlowActor):
         return True
 
     def _pass_on(self) -> None:
-        """Let the core carry the connection on in its present state."""
-        flow = self.flow
+        """Let the core carry the connection on in its present state; the reply's key is offloaded in each."""
+        flow, verdict = self.flow, FORWARD
         if flow.protocol == TCP:
-            self.idle_s = self.tcp_idle_s if self.syn == BOTH != self.fin else self.tcp_transitory_idle_s
+            self.idle_s = self.tcp_idle_s if self.acked and self.fin != BOTH else self.tcp_transitory_idle_s
             verdict = FORWARD if self.syn == BOTH else DROP
         else:
             self.idle_s = self.udp_idle_s if flow.protocol == UDP else self.icmp_idle_s
-            verdict = FORWARD
-        self.offload(verdict)
+        self.withdraw()
+        if self.acked or self.syn != BOTH:
+            self.offload(verdict)
         self.offload(verdict, flow.reversed())

@@ -47,10 +47,18 @@ class Tracked:
 
     def __init__(self, state: str) -> None:
         self.state = state
+        self.acked = state == "OPEN"  # until then, what the opener sends is looked at
         self.fins: set[bool] = set()
 
     def passes(self, flags: int, reply: bool) -> bool:
-        flags &= FIN | SYN | RST | ACK
+        passed = self._passes(flags & (FIN | SYN | RST | ACK), reply)
+        if self.state == "SYN_SENT":
+            self.acked = False
+        elif passed and not reply and flags & ACK and not flags & RST:
+            self.acked = True
+        return passed
+
+    def _passes(self, flags: int, reply: bool) -> bool:
         if flags == RST or flags == RST | ACK:
             self.fins = {False, True}
             return True
@@ -106,8 +114,10 @@ class Model:
         for owner, reply in ((key, False), (key.back(), True)):
             if owner in self.tracked:
                 plain = not flags & (SYN | FIN | RST)
-                known = legal(flags) or (plain and self.tracked[owner].state == "OPEN")
-                return key.protocol != TCP or (known and self.tracked[owner].passes(flags, reply))
+                connection = self.tracked[owner]
+                passed_by = connection.state == "OPEN" and (reply or connection.acked)
+                known = legal(flags) or (plain and passed_by)
+                return key.protocol != TCP or (known and connection.passes(flags, reply))
         if key == key.back():
             return False
         state = "OPEN"
@@ -323,6 +333,14 @@ def test_icmp_errors_pass_if_they_are_about_a_connection() -> None:
     assert wall.lan(syn, query) == [syn, query] and wall.wan(stranger) == []
     errors = [frames.icmp_error(Q, syn), frames.icmp_error(Q, query)]
     assert wall.wan(*errors) == errors, "a connection that is only opening can fail, too"
+    wall.finish()
+
+
+def test_a_handshake_that_one_side_forges_has_a_short_time_out() -> None:
+    wall = Wall(rules=["allow on lan", "allow tcp on wan to 10.0.0.2"])
+    assert wall.wan(tcp(P, 1000, SYN, A, 80)) and wall.lan(frames.tcp(A, 80, P, 1000, SYN | ACK))
+    wall.wait(250)
+    assert wall.lan(frames.tcp(A, 80, P, 1000, SYN | ACK)) == []
     wall.finish()
 
 
