@@ -17,7 +17,7 @@ class CoreLine(Protocol):
     """How an owner system hears one core, and answers it."""
 
     sequence: int
-    """Requests of the core that were answered, or took effect, since it attached."""
+    """Requests of the core that were answered, or took effect, since it attached, which is the first."""
     pending: deque[tuple[int, int]]
     """(LSN, sequence) of the core's requests above the watermark, in order, an entry per turn."""
     detached: bool

@@ -93,11 +93,12 @@ class RingLink(OwnerLink):
         self.core: Core | None = None
         self.resumed: list[Resume] = []
         """Packets to be treated again as soon as the core is active."""
+        self.pid = os.getpid()
         self._replies = replies
 
     def attach(self) -> None:
         self._replies.clear()
-        self.push(exchange.encode(Attach(os.getpid())), counted=False)
+        self.push(exchange.encode(Attach(self.pid)))
         self.flush()
 
     def detach(self) -> None:
@@ -126,7 +127,7 @@ class RingLink(OwnerLink):
                 core.forget(message.flow, core.ports[message.port].name)
             case Resume() if self.attached:
                 self.resumed.append(message)
-            case Attached() if message.pid == os.getpid():
+            case Attached() if message.pid == self.pid:
                 core.incarnation_next = message.incarnation_first
                 self.attached = True
 
@@ -160,7 +161,7 @@ class CoreWorker:
             link=self.link,
             host=Host() if any(port.interface is not None for port in self.ports) else None,
         )
-        self.core.siblings = self.fabric.siblings(spec.index)
+        self._siblings = self.fabric.siblings(spec.index)
         self.core.on_error = self._handler_error
         self.core.share(self.page, self.fabric.replies[spec.index])
         self.link.core = self.core
@@ -172,7 +173,7 @@ class CoreWorker:
         self._ready: Callable[[], None] | None = ready
         self._errors_logged: dict[int, int] = {}
         self._rings = [self.fabric.replies[spec.index]]
-        self._rings += [sibling.incoming for sibling in self.core.siblings if sibling is not None]
+        self._rings += [sibling.incoming for sibling in self._siblings if sibling is not None]
         self._epoll = select.epoll()
         for ring in self._rings:
             self._epoll.register(ring.fileno(), select.EPOLLIN)
@@ -225,8 +226,8 @@ class CoreWorker:
         if self._first_until_ns and time.monotonic_ns() > self._first_until_ns:
             self._first_until_ns = 0
             run_early()
-        if self.page.role != self._role and self.link.attached:
-            self._change_role(self.page.role)
+        if (role := self._role_due()) != self._role and self.link.attached:
+            self._change_role(role)
         if self._announcements and time.monotonic() >= self._announcements[0]:
             self._announcements.popleft()
             self.core.announce()
@@ -241,9 +242,16 @@ class CoreWorker:
         for message in resumed:
             self.core.resume(message.port, message.packet)
 
+    def _role_due(self) -> int:
+        """The owner system's, but nothing is treated before it has said that what this core was restored from is
+        committed: its flows depend on that (G3). On a backup that takes over it is."""
+        role = self.page.role
+        return PASSIVE if role == ACTIVE and self._role == PASSIVE and not self._committed else role
+
     def _change_role(self, role: int) -> None:
         if role == ACTIVE:
             self.link.poll()  # every flow that was sent before the role changed is here before its packets (G6)
+            self.core.siblings = self._siblings
             for port in self.ports:
                 port.activate()
             begun = time.monotonic()
@@ -291,8 +299,9 @@ class CoreWorker:
     def _may_sleep(self) -> bool:
         """Declare sleep. False if a message waits, or if a word of the control page has changed since this turn began:
         what changes from now on comes with a wake-up."""
-        page, declared = self.page, all(ring.sleep_begin() for ring in self._rings)
-        return declared and page.role == self._role and page.committed(self.spec.index) == self._committed
+        rings = self._rings if self._role == ACTIVE else self._rings[:1]  # nothing is taken from other cores before
+        declared = all(ring.sleep_begin() for ring in rings)
+        return declared and self._role_due() == self._role and self.page.committed(self.spec.index) == self._committed
 
     def _watch_ports(self) -> None:
         """A port that has attached to its interface anew has another socket, at the same descriptor."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Protocol
 
 from actornet.errors import LogError
@@ -87,6 +88,9 @@ class Environment(Protocol):
 
     def open_log(self, nf: str) -> Log:
         """The node's log, for writing. LogError: it cannot be continued."""
+
+    def set_aside_log(self) -> Path:
+        """Move a log that cannot be opened out of the way; see `actornet.log.store.set_aside`."""
 
     def open_syncer(self, log: Log) -> Syncer: ...
 

@@ -2,8 +2,8 @@
 
 Asks, tagged 1, and their replies, 11, are written and read by `actornet.engine.asks`; all others are here.
 
-A core's requests are counted from 1 since it attached: the count is the sequence number that replies and the commit word
-of the control page speak of.
+A core's requests are counted; Attach is number 1. The count is the sequence number that replies and the commit word of the
+control page speak of: at 1, what the core was restored from is committed.
 """
 
 from __future__ import annotations

@@ -11,12 +11,13 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
 from actornet.engine.ring import ControlPage
 from actornet.errors import ActornetError, LinkError, NodeError
 from actornet.limits import HEARTBEAT_MS, OWNER_BUSY_MS, OWNER_REST_US, WORKER_STOP_S
-from actornet.log.store import Log
+from actornet.log.store import Log, set_aside
 from actornet.node.core_line import RingLine
 from actornet.node.fabric import Fabric
 from actornet.node.link import LinkClient, LinkServer
@@ -65,6 +66,9 @@ class Machine:
 
     def dial_peer(self) -> LinkClient | None:
         return LinkClient(self._spec.peer, self._key, self.epoll) if self._spec.peer is not None else None
+
+    def set_aside_log(self) -> Path:
+        return set_aside(self._spec.log)
 
     def listen(self) -> LinkServer | None:
         if self._spec.listen is None:

@@ -34,7 +34,7 @@ from actornet.limits import (
     RESYNCS_S,
 )
 from actornet.log.record import CloseBody, ControlBody, FlowBody, decode
-from actornet.log.store import Log, set_aside
+from actornet.log.store import Log
 from actornet.node import exchange
 from actornet.node.core_line import CoreLine
 from actornet.node.environment import Environment, Link
@@ -235,7 +235,7 @@ class OwnerSystem:
                     f"{error}. Nothing can be led from this log. If the other node has a good one, let that lead and "
                     "launch this node as its backup: the log is then set aside and filled anew"
                 ) from error
-            aside = set_aside(self.spec.log)
+            aside = self.environment.set_aside_log()
             _log.error("damaged log set aside", detail=str(error), directory=str(aside))
             opened = self.environment.open_log(path_of(self.nf))
             return opened, Journal(opened, self.environment.random_bits)
@@ -284,9 +284,11 @@ class OwnerSystem:
     def _attach(self, core: int, line: CoreLine, pid: int) -> None:
         """A core has (re)started: send its flows."""
         line.restart()
+        line.sequence = 1
         self.page.set_committed(core, 0)
         line.send(Revoked(self.journal.replica.revocations))
         flows = self.placement.attach(core, self.journal.replica.flows.values())
+        line.pending.append((self.journal.lsn if flows else 0, 1))  # the flows depend on all that is logged now (G3)
         line.send(Attached(pid, (self.journal.lsn << 20) + 1))
         if self.page.role == ACTIVE:
             self._resume(core)
@@ -455,11 +457,11 @@ class OwnerSystem:
         )
         self._begin_epoch(epoch, reason)
         self.page.role = ACTIVE
+        self._publish()
         for core, line in enumerate(self.lines):
             self._resume(core)
             line.flush()
             line.wake()
-        self._publish()
 
     def _begin_epoch(self, epoch: int, reason: str) -> None:
         self.log.lead(epoch)

@@ -133,14 +133,13 @@ class Backup:
             return []
         if self.state is not State.DOUBT:
             self._heard_ns = now_ns
-        if isinstance(message, Refuse):
-            return self._refused(message)
-        if message.epoch < self.epoch:
+        if message.epoch < self.epoch and not isinstance(message, Refuse):
             return [Send(Fence(self.epoch))]
-        if message.epoch == self.epoch:
-            return self._accept(message, now_ns)
-        self.epoch = message.epoch
-        return [Remember(self.epoch), *self._accept(message, now_ns)]
+        heard: list[BackupAction] = []
+        if message.epoch > self.epoch:
+            self.epoch = message.epoch
+            heard.append(Remember(self.epoch))
+        return [*heard, *(self._refused(message) if isinstance(message, Refuse) else self._accept(message, now_ns))]
 
     def applied(self, lsn: int, now_ns: int) -> list[BackupAction]:
         """Everything up to `lsn` is in the log and in the state."""

@@ -1,0 +1,448 @@
+"""A simulated node: the real owner system and cores, each in a process that can crash, on a disk and a network."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from actornet.engine.core import Core
+from actornet.engine.five_tuple import FiveTuple
+from actornet.engine.handoff import Handoff
+from actornet.engine.ring import ACTIVE, FENCED, NO_LEASE, PASSIVE, ControlPage, Ring
+from actornet.errors import ActornetError, LogError
+from actornet.log.store import Log
+from actornet.node.core_line import RingLine
+from actornet.node.core_worker import RingLink
+from actornet.node.environment import Link
+from actornet.node.fabric import FabricSpec
+from actornet.node.owner_system import OwnerSpec, OwnerSystem
+from actornet.ports.memory import MemoryPort
+from actornet.replication.primary import Primary
+from actornet.replication.protocol import Durability, WithoutBackup
+from actornet.testing.simulation.disk import Disk, SimulatedLog
+from actornet.testing.simulation.network import ClientEnd, Network, ServerEnd
+from actornet.testing.simulation.ticketing import Ticketing
+
+NF = "actornet.testing.simulation.ticketing:Ticketing"
+RING_BYTES = 1 << 16
+
+CRASH_POINTS = (
+    *("before append", "after append", "before flush", "after flush", "before sync", "after sync", "epoch raise"),
+    *("before truncate", "after truncate", "before install", "after install", "set aside", "answer", "committed"),
+)
+"""Where in the middle of a step an owner system can be killed."""
+
+
+class Killed(BaseException):
+    """kill -9 of the owner system, at a named point."""
+
+
+class Fabric:
+    """A node's shared memory; the same for all its lives, as a simulation has many."""
+
+    def __init__(self, cores: int) -> None:
+        self.pages = [ControlPage.create(cores)]
+        self.requests = [Ring.create(f"requests-{core}", RING_BYTES) for core in range(cores)]
+        self.replies = [Ring.create(f"replies-{core}", RING_BYTES) for core in range(cores)]
+        self.handoffs = {
+            (a, b): Ring.create(f"handoff-{a}-{b}", RING_BYTES) for a in range(cores) for b in range(cores) if a != b
+        }
+
+
+class Line(RingLine):
+    """A core's line with a crash point."""
+
+    on_send: Callable[[str], None]
+
+    def flush(self) -> None:
+        self.on_send("answer")
+        super().flush()
+
+
+class Page:
+    """The control page with a crash point: forwards to the real one, which cores read."""
+
+    def __init__(self, page: ControlPage, at: Callable[[str], None]) -> None:
+        object.__setattr__(self, "_page", page)
+        object.__setattr__(self, "_at", at)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._page, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._page, name, value)
+
+    def set_committed(self, core: int, sequence: int) -> None:
+        self._page.set_committed(core, sequence)
+        self._at("committed")
+
+
+class CrashingLog(SimulatedLog):
+    """The log with crash points."""
+
+    at: Callable[[str], None] = staticmethod(lambda point: None)
+
+    def append(self, batch: Sequence[tuple[int, bytes]]) -> None:
+        self.at("before append")
+        super().append(batch)
+        self.at("after append")
+
+    def sync(self) -> None:
+        self.at("before sync")
+        super().sync()
+        self.at("after sync")
+
+    def epoch_raise(self, epoch: int) -> None:
+        super().epoch_raise(epoch)
+        self.at("epoch raise")
+
+    def truncate(self, after_lsn: int) -> int:
+        self.at("before truncate")
+        removed = super().truncate(after_lsn)
+        self.at("after truncate")
+        return removed
+
+    def snapshot_install(self, lsn: int, data: bytes, chain: int) -> None:
+        self.at("before install")
+        super().snapshot_install(lsn, data, chain)
+        self.at("after install")
+
+    def set_aside(self) -> Path:
+        aside = super().set_aside()
+        self.at("set aside")
+        return aside
+
+
+class Syncer:
+    """Syncs when the world says so."""
+
+    error: LogError | None = None
+
+    def __init__(self, log: Log) -> None:
+        self.log = log
+        self.due = False
+
+    def soon(self) -> None:
+        self.due = True
+
+    def close(self) -> None: ...
+
+
+class SimulatedCore:
+    """A core's process: the real engine on memory ports; what `CoreWorker` does around it, without its sockets."""
+
+    def __init__(self, node: Node, index: int, pid: int) -> None:
+        fabric = node.fabric
+        self.node = node
+        self.index = index
+        self.lan, self.wan = MemoryPort("lan"), MemoryPort("wan")
+        self.link = RingLink(fabric.requests[index], fabric.replies[index], Ticketing)
+        self.link.pid = pid
+        cores = len(fabric.requests)
+        self.core = Core(
+            Ticketing,
+            [self.lan, self.wan],
+            index=index,
+            cores=cores,
+            flows_max=256,
+            link=self.link,
+            virtual_time=True,
+            now_ns=node.network.clock(),
+        )
+        self._siblings = [
+            Handoff(fabric.handoffs[index, other], fabric.handoffs[other, index]) if other != index else None
+            for other in range(cores)
+        ]
+        self.core.on_error = self._failed
+        self.core.share(node.page, fabric.replies[index])
+        self.link.core = self.core
+        self._role = PASSIVE
+        self.link.attach()
+
+    def turn(self, frames: list[bytes]) -> list[bytes]:
+        """Take frames, and what else has come; returns the frames that left."""
+        page = self.node.page
+        role = page.role
+        if role == ACTIVE and self._role == PASSIVE and not page.committed(self.index):
+            role = PASSIVE
+        if role != self._role and self.link.attached:
+            if role == ACTIVE:
+                self.link.poll()
+                self.core.siblings = self._siblings
+            elif role == FENCED or self._role == ACTIVE:
+                self.core.drop_held()
+            self._role = role
+        if self.link.resumed and self._role == ACTIVE:
+            resumed, self.link.resumed = self.link.resumed, []
+            for message in resumed:
+                self.core.resume(message.port, message.packet)
+        if frames and self._role == ACTIVE:
+            self.lan.feed([(self.node.network.clock(), frame) for frame in frames])
+        self.core.breathe()
+        return [bytes(frame) for _, frame in self.wan.take()]
+
+    def _failed(self, flow: FiveTuple | None, handler: str, error: BaseException) -> None:
+        self.node.flow_errors.append(f"{handler}: {error}")
+
+
+class Node:
+    """One node, and the environment of its owner system."""
+
+    def __init__(
+        self,
+        name: str,
+        peer_name: str,
+        network: Network,
+        fabric: Fabric,
+        durability: Durability,
+        without_backup: WithoutBackup,
+        on_step: Callable[[Node], None],
+        on_emit: Callable[[Node, list[bytes]], None],
+    ) -> None:
+        self.name = name
+        self.peer_name = peer_name
+        self.network = network
+        self.fabric = fabric
+        self.durability = durability
+        self.without_backup = without_backup
+        self.disk = Disk()
+        self.system: OwnerSystem | None = None
+        self.cores: list[SimulatedCore | None] = [None] * len(fabric.requests)
+        self.end = ""  # why the last life ended
+        self.rate = 1.0  # of its clock
+        self.wall_offset_ns = 1_700_000_000_000_000_000
+        self.paused_until_ns = 0
+        self.crash_point: str | None = None
+        self.flow_errors: list[str] = []
+        self.syncs = True
+        self._on_step = on_step
+        self._on_emit = on_emit
+        self._pids = 0
+        self._links: list[ServerEnd | ClientEnd] = []
+        self._log: CrashingLog | None = None
+        self._syncer: Syncer | None = None
+
+    # -- environment
+
+    @property
+    def page(self) -> ControlPage:
+        return self.fabric.pages[0]
+
+    def monotonic_ns(self) -> int:
+        return int(self.network.clock() * self.rate)
+
+    def time_ns(self) -> int:
+        return self.wall_offset_ns + self.network.clock()
+
+    def random_bits(self, bits: int) -> int:
+        return self.network.random.getrandbits(bits)
+
+    def open_log(self, nf: str) -> Log:
+        self._log = CrashingLog(self.disk, name="simulated", nf=nf)
+        self._log.at = self.at
+        return self._log
+
+    def open_syncer(self, log: Log) -> Syncer:
+        self._syncer = Syncer(log)
+        return self._syncer
+
+    def listen(self) -> Link:
+        self._links.append(ServerEnd(self.network, self.name, self.at))
+        return self._links[-1]
+
+    def dial(self) -> Link:
+        self._links.append(ClientEnd(self.network, self.name, self.peer_name, self.at))
+        return self._links[-1]
+
+    def at(self, point: str) -> None:
+        """The owner system passes a point where it may be killed."""
+        if self.crash_point == point:
+            self.crash_point = None
+            raise Killed(point)
+
+    # -- life
+
+    def launch(self, role: str) -> None:
+        """Start the node; if it cannot run, `end` says why."""
+        page = self.page
+        page.watermark = page.lsn_logged = page.lsn_applied = page.epoch = 0
+        page.role = PASSIVE
+        page.lease_until_ns = NO_LEASE
+        for ring in (*self.fabric.requests, *self.fabric.replies, *self.fabric.handoffs.values()):
+            ring.clear()
+        for core in range(len(self.cores)):
+            page.set_committed(core, 0)
+        self.lines = [Line(*rings) for rings in zip(self.fabric.requests, self.fabric.replies, strict=True)]
+        for line in self.lines:
+            line.on_send = self.at
+        spec = OwnerSpec(
+            name="simulated",
+            role=role,
+            node=self.name,
+            nf=NF,
+            settings={},
+            ports=["lan", "wan"],
+            log="simulated",
+            link="peer",
+            listen="self",
+            durability=self.durability,
+            without_backup=self.without_backup,
+            fabric=FabricSpec(-1, [], [], []),
+        )
+        self.end = ""
+        environment = _Environment(self)
+        try:
+            self.system = OwnerSystem(spec, environment)
+            self.system.start()
+        except ActornetError as error:
+            self.kill(f"{type(error).__name__}: {error}")
+            return
+        except Killed as point:
+            self.kill(f"killed at: {point}")
+            return
+        self.cores = [self._start_core(core) for core in range(len(self.cores))]
+        self._on_step(self)
+
+    def _start_core(self, index: int) -> SimulatedCore:
+        self._pids += 1
+        return SimulatedCore(self, index, self._pids)
+
+    def kill(self, why: str) -> None:
+        """The owner system's process dies, and with it the node."""
+        self.system = None
+        self.end = why
+        self.crash_point = None
+        self.cores = [None] * len(self.cores)
+        for link in self._links:
+            link.vanish()
+        self._links.clear()
+        if self._log is not None:
+            self._log.abandon()
+            self._log = None
+
+    def kill_core(self, index: int) -> None:
+        """A core's process dies, with what it held; the supervisor starts it again."""
+        if self.system is not None:
+            for (_, to), ring in self.fabric.handoffs.items():
+                if to == index:
+                    ring.clear()
+            self.cores[index] = self._start_core(index)
+
+    @property
+    def awake(self) -> bool:
+        return self.system is not None and self.network.clock() >= self.paused_until_ns
+
+    @property
+    def leads(self) -> bool:
+        return self.system is not None and isinstance(self.system.machine, Primary) and self.page.role == ACTIVE
+
+    def turn(self, frames: list[list[bytes]]) -> None:
+        """One turn of every process. `frames`: what arrives for each core."""
+        try:
+            self._turn_cores(frames)
+            self._step()
+            self._turn_cores([[] for _ in self.cores])
+        except Killed as point:
+            self.kill(f"killed at: {point}")
+        except ActornetError as error:
+            if self.system is not None:
+                self.system.fail(error)
+                self._close()
+
+    def _turn_cores(self, frames: list[list[bytes]]) -> None:
+        for core, arriving in zip(self.cores, frames, strict=True):
+            if core is not None:
+                self._on_emit(self, core.turn(arriving))
+
+    def _step(self) -> None:
+        system = self.system
+        assert system is not None
+        if self._syncer is not None and self._syncer.due and self.syncs:
+            self._syncer.due = False
+            self.sync()
+            if self.system is None:
+                return
+        system.step()
+        self._on_step(self)
+        if system.ending is not None:
+            self._close()
+
+    def _close(self) -> None:
+        """The loop has ended, one way or the other."""
+        system = self.system
+        assert system is not None
+        try:
+            system.close()
+            self._log = None
+        except (Killed, ActornetError):
+            pass
+        self.kill(f"ended: {system.failure or system.ending}")
+
+    def sync(self) -> None:
+        """What the syncer's thread does now and then."""
+        if self._syncer is not None and self.system is not None:
+            try:
+                self._syncer.log.sync()
+            except LogError as error:
+                self._syncer.error = error
+            except Killed as point:
+                self.kill(f"killed at: {point}")
+
+    def command(self, command: str, arguments: dict[str, Any]) -> str:
+        """An operator's command; returns the error, if any."""
+        if self.system is None:
+            return "not running"
+        try:
+            self.system.command(command, arguments)
+        except ActornetError as error:
+            return str(error)
+        except Killed as point:
+            self.kill(f"killed at: {point}")
+        return ""
+
+
+class _Environment:
+    """The node as its owner system sees it."""
+
+    def __init__(self, node: Node) -> None:
+        self.page: Any = Page(node.page, node.at)
+        self.lines: Sequence[Any] = node.lines
+        self.monotonic_ns = node.monotonic_ns
+        self.time_ns = node.time_ns
+        self.random_bits = node.random_bits
+        self.open_log = node.open_log
+        self.open_syncer = node.open_syncer
+        self.listen = node.listen
+        self.dial = node.dial
+        self.dial_peer = node.dial
+        self.set_aside_log = node.disk.set_aside
+        self.boot_ns = node.monotonic_ns
+        self.open_witness: Callable[[], Any] = lambda: None
+
+
+_PAYLOAD = struct.Struct(">8sHI")
+
+
+def frame(flow: int, kind: int, sequence: int, *, close: bool = False) -> bytes:
+    """A packet of flow number `flow` (its UDP source port), which leaves with a number in place of that."""
+    payload = _PAYLOAD.pack(b"close" if close else b"data", flow, sequence)
+    udp = struct.pack(">HHHH", flow, kind, 8 + len(payload), 0) + payload
+    header = struct.pack(">BBHHHBBH4s4s", 0x45, 0, 20 + len(udp), 0, 0, 64, 17, 0, b"\x0a\0\0\x02", b"\xc6\x33\x64\x01")
+    total = sum(struct.unpack(">10H", header))
+    total = (total & 0xFFFF) + (total >> 16)
+    total = ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF
+    data: bytes = b"\x02\0\0\0\0\x02\x02\0\0\0\0\x01\x08\0" + header[:10] + total.to_bytes(2, "big") + header[12:] + udp
+    return data
+
+
+def read_frame(data: bytes) -> tuple[int, int, int, int]:
+    """Flow, kind, sequence number, and the number that it left with."""
+    number, kind = struct.unpack_from(">HH", data, 34)
+    _, flow, sequence = _PAYLOAD.unpack_from(data, 42)
+    return flow, kind, sequence, number
+
+
+def five_tuple(flow: int, kind: int) -> FiveTuple:
+    return FiveTuple(17, "10.0.0.2", flow, "198.51.100.1", kind)

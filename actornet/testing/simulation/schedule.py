@@ -1,0 +1,96 @@
+"""What goes wrong in one simulation, and when: drawn from the seed, or written down to be cut shorter."""
+
+from __future__ import annotations
+
+from random import Random
+
+import msgspec
+
+from actornet.replication.protocol import Durability, WithoutBackup
+from actornet.testing.simulation.node import CRASH_POINTS
+
+STEPS = 70
+"""Steps with faults, of a quarter to three milliseconds each; healing follows."""
+
+
+class Event(msgspec.Struct, frozen=True):
+    """One fault, before step `step`. `node` is "a" or "b", `value` what the kind asks for."""
+
+    step: int
+    kind: str
+    node: str = "a"
+    text: str = ""
+    value: int = 0
+
+    def __str__(self) -> str:
+        return " ".join(str(part) for part in (self.kind, self.node, self.text, self.value or "") if part)
+
+
+class Schedule(msgspec.Struct, frozen=True):
+    """One simulation: the same schedule always takes the same course."""
+
+    seed: int
+    durability: Durability
+    without_backup: WithoutBackup
+    cores: int
+    events: tuple[Event, ...]
+
+    def without(self, indices: set[int]) -> Schedule:
+        """The schedule less some of its events."""
+        kept = tuple(event for index, event in enumerate(self.events) if index not in indices)
+        return msgspec.structs.replace(self, events=kept)
+
+
+KINDS = {
+    "kill": 4,
+    "kill at": 8,
+    "machine down": 2,
+    "kill core": 2,
+    "reset": 4,
+    "block": 3,
+    "unblock": 4,
+    "pause": 4,
+    "disturb": 3,
+    "slow": 2,
+    "wall clock": 1,
+    "disk full": 1,
+    "damage": 1,
+    "stop": 2,
+    "promote": 1,
+}
+"""Kinds of faults, and how often they come."""
+
+
+def draw(seed: int) -> Schedule:
+    """The schedule of a seed."""
+    random = Random(seed)
+    durability: Durability = random.choice(("solo", "received", "durable", "applied", "applied"))
+    without_backup: WithoutBackup = random.choice(("wait", "solo", "stop"))
+    rate = random.choice((0.04, 0.1, 0.25))
+    kinds, weights = zip(*KINDS.items(), strict=True)
+    events = []
+    for step in range(4, STEPS):
+        if random.random() < rate:
+            kind = random.choices(kinds, weights)[0]
+            events.append(_event(random, step, kind))
+    return Schedule(seed, durability, without_backup, random.choice((1, 1, 2)), tuple(events))
+
+
+def _event(random: Random, step: int, kind: str) -> Event:
+    node, text, value = random.choice("ab"), "", 0
+    match kind:
+        case "kill at":
+            text = random.choice(CRASH_POINTS)
+        case "pause":
+            value = random.randint(5, 80)
+        case "disturb":
+            text = random.choice(("flip", "repeat", "swap"))
+        case "slow":
+            value = random.choice((0, 1, 5, 20))
+        case "wall clock":
+            value = random.randint(-10, 10)
+        case "disk full":
+            value = random.randint(1, 20)
+        case "damage":
+            text, value = random.choice(("flip", "misplace")), random.getrandbits(30)
+    return Event(step, kind, node, text, value)

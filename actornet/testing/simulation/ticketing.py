@@ -1,0 +1,89 @@
+"""The network function that is simulated: whatever it sends tells what it depended on.
+
+Every number that an owner gives out is given once, to one flow, and stays in the owner's state. A packet leaves with such
+a number as its source port, so each packet outside is a claim about the state, which can be looked up in any replica.
+"""
+
+from __future__ import annotations
+
+from actornet.engine.packet import Packet
+from actornet.engine.verdict import DROP, OFFLOADED, Rewrite, Verdict
+from actornet.flow import FlowActor
+from actornet.owner import Owner, Struct
+
+OFFLOADING, COUNTING, READING, CLOSING = 1, 2, 3, 4
+"""Destination ports: kinds of flows, and the packet that ends one."""
+
+TICKET_FIRST, COUNT_FIRST = 1024, 30_000
+
+
+class Entry(Struct, frozen=True, array_like=True):
+    """Who was given a number, and by which record."""
+
+    flow: int
+    lsn: int
+
+
+class Numbers(Struct):
+    """Numbers from `first` on; `given` has all that ever were, `returned` those that came back."""
+
+    first: int
+    given: dict[int, Entry] = {}
+    returned: dict[int, int] = {}
+
+
+class Office(Owner[Numbers]):
+    """Gives out numbers."""
+
+    def start(self, first: int) -> Numbers:
+        return Numbers(first)
+
+    def take(self, flow: int) -> int:
+        """The next number."""
+        number = self.state.first + len(self.state.given)
+        self.state.given[number] = Entry(flow, self._moment.lsn)
+        return number
+
+    def give_back(self, number: int) -> None:
+        """The flow that had it has ended."""
+        self.state.returned[number] = self._moment.lsn
+
+    def latest(self) -> int:
+        """The number that was given out last; 0: none was."""
+        return self.state.first + len(self.state.given) - 1 if self.state.given else 0
+
+
+class Ticketing(FlowActor):
+    """One flow with its ticket."""
+
+    tickets = Office.named("tickets", first=TICKET_FIRST)
+    counts = Office.named("counts", first=COUNT_FIRST)
+    fragments = "drop"
+    idle_s = 1e6
+
+    ticket: int = 0
+
+    async def on_open(self, packet: Packet) -> Verdict | None:
+        kind = packet.destination_port
+        if kind == READING:
+            latest = await self.counts.latest()
+            return Rewrite("wan", source_port=latest) if latest else DROP
+        self.ticket = await self.tickets.take(self.flow.source_port)
+        if kind == OFFLOADING:
+            self.offload(Rewrite("wan", source_port=self.ticket))
+        return None
+
+    async def on_packet(self, packet: Packet) -> Verdict:
+        if packet.payload.startswith(b"close"):
+            self.close()
+            return DROP
+        if packet.destination_port == READING:
+            latest = await self.counts.latest()
+            return Rewrite("wan", source_port=latest) if latest else DROP
+        if packet.destination_port == OFFLOADING:
+            return OFFLOADED
+        return Rewrite("wan", source_port=await self.counts.take(self.flow.source_port))
+
+    async def on_close(self) -> None:
+        if self.ticket:
+            await self.tickets.give_back(self.ticket)

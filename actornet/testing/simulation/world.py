@@ -1,0 +1,462 @@
+"""Two simulated nodes, the network between them, the operator's hand, and what must hold after every step."""
+
+from __future__ import annotations
+
+from random import Random
+from typing import Any
+
+from actornet.engine.ring import FENCED
+from actornet.engine.wire import rss_core
+from actornet.limits import TERM_EPOCHS
+from actornet.log.store import Log
+from actornet.replication.backup import Backup
+from actornet.replication.primary import Primary
+from actornet.replication.protocol import State
+from actornet.testing.simulation.network import MS, Network
+from actornet.testing.simulation.node import Fabric, Node, five_tuple, frame, read_frame
+from actornet.testing.simulation.schedule import STEPS, Event, Schedule
+from actornet.testing.simulation.ticketing import COUNTING, OFFLOADING, READING, TICKET_FIRST, Entry, Ticketing
+
+HEAL_STEPS_MAX = 4000
+_COUNTING_STATES = (State.IN_SYNC, State.HANDOVER, State.STOPPED)
+_FLOWS = 12
+_fabrics: dict[tuple[str, int], Fabric] = {}
+
+
+class Violation(AssertionError):
+    """A guarantee was broken; the text begins with its number."""
+
+
+class Claim:
+    """A number was seen outside: what it says of the state, and under which promise it left."""
+
+    def __init__(self, flow: int, entry: Entry, epoch: int, *, alone: bool) -> None:
+        self.flow = flow
+        self.lsn = entry.lsn
+        self.owner_flow = entry.flow
+        self.epoch = epoch
+        self.alone = alone
+
+
+class World:
+    """One life of a pair. `trace`, if given, gets a line for each thing that happens."""
+
+    def __init__(self, schedule: Schedule, trace: list[str] | None = None) -> None:
+        Ticketing.prepare()
+        self.schedule = schedule
+        self.trace = trace
+        self.now_ns = 1_000_000_000
+        self.step = 0
+        self.random = Random(schedule.seed)
+        self.network = Network(lambda: self.now_ns)
+        self.a, self.b = (self._node(*names) for names in (("a", "b"), ("b", "a")))
+        self.nodes = {"a": self.a, "b": self.b}
+        self.leader_of: dict[int, str] = {}
+        self.led_epoch = {"a": 0, "b": 0}
+        self.claims: dict[int, Claim] = {}
+        self.tickets: dict[int, int] = {}  # of each offloaded flow that was seen outside and not closed since
+        self.closed: set[int] = set()
+        self.wiped = False  # a disk has lost what was safe on it as the mode understands that
+        self.sent = self.emitted = self.takeovers = self.rewinds = self.promotions = 0
+        self.reached: set[str] = set()
+        self._watermarks: dict[str, tuple[Any, int]] = {}
+        self._takeover: dict[str, Any] = {}
+        self._full_until = {"a": 0, "b": 0}
+
+    def _node(self, name: str, peer: str) -> Node:
+        cores, plan = self.schedule.cores, self.schedule
+        fabric = _fabrics.setdefault((name, cores), Fabric(cores))
+        node = Node(name, peer, self.network, fabric, plan.durability, plan.without_backup, self._observe, self._seen)
+        node.rate = 1 + self.random.uniform(-0.01, 0.01)
+        return node
+
+    def say(self, text: str) -> None:
+        if self.trace is not None:
+            self.trace.append(f"{self.now_ns / 1e6 - 1000:9.3f} ms  {self.step:4}  {text}")
+
+    # -- the course -------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """All of it. Raises Violation."""
+        self._launch(self.a, "primary")
+        self._launch(self.b, "backup")
+        events: dict[int, list[Event]] = {}
+        for event in self.schedule.events:
+            events.setdefault(event.step, []).append(event)
+        for step in range(STEPS):
+            for event in events.get(step, ()):
+                self.say(f"-- {event}")
+                self._fault(event)
+            self.go()
+        self.heal()
+
+    def go(self) -> None:
+        """A few milliseconds pass. What is random in a step depends on seed and step alone."""
+        self.step += 1
+        self.random.seed(self.schedule.seed << 20 | self.step)
+        self.network.random.seed(self.schedule.seed << 20 | self.step | 1 << 60)
+        self.now_ns += self.random.randint(MS // 4, 3 * MS)
+        order = [self.a, self.b] if self.random.random() < 0.5 else [self.b, self.a]
+        for node in order:
+            if node.disk.full and self.step >= self._full_until[node.name]:
+                node.disk.full = False
+            if node.system is None:
+                if self.random.random() < 0.15:
+                    self._restart(node)
+            elif node.awake:
+                before = node.system
+                node.turn(self._traffic(node))
+                if node.system is None and before is not None:
+                    self.say(f"{node.name} is gone: {node.end}")
+                    self.reached.add(node.end.partition(":")[0])
+                elif self.random.random() < 0.2:
+                    node.sync()
+
+    def _traffic(self, node: Node) -> list[list[bytes]]:
+        """What the switch gives to the node that leads, by core."""
+        arriving: list[list[bytes]] = [[] for _ in node.cores]
+        for _ in range(self.random.choice((0, 1, 1, 2, 4)) if node.leads else 0):
+            flow = self.random.randint(1, _FLOWS)
+            kind = (OFFLOADING, COUNTING, READING)[flow % 3]
+            close = kind == COUNTING and self.random.random() < 0.1
+            if close:
+                self.closed.add(flow)
+            arriving[self._core(flow, kind)].append(frame(flow, kind, self.sent, close=close))
+            self.sent += 1
+        return arriving
+
+    def _core(self, flow: int, kind: int) -> int:
+        cores = self.schedule.cores
+        return rss_core(five_tuple(flow, kind), cores) if cores > 1 else 0
+
+    # -- what must hold ---------------------------------------------------------------------------------------------
+
+    def _demand(self, condition: bool, text: str) -> None:
+        if not condition:
+            self.say(f"VIOLATION: {text}")
+            raise Violation(text)
+
+    def _peer(self, node: Node) -> Node:
+        return self.nodes[node.peer_name]
+
+    def _observe(self, node: Node) -> None:
+        """After each step of an owner system."""
+        system = node.system
+        assert system is not None
+        machine, page = system.machine, node.page
+        log: Any = system.log
+        self._demand(page.lsn_logged <= log.last_lsn, "G3: more is said to be logged than is")
+        if isinstance(machine, Primary):
+            self._lead(node, machine)
+            known, watermark = self._watermarks.get(node.name, (None, 0))
+            if known is machine:
+                self._demand(machine.watermark >= watermark, "G3: the watermark fell")
+            self._watermarks[node.name] = (machine, machine.watermark)
+            if system.takeover is not None and system.takeover is not self._takeover.get(node.name):
+                self._takeover[node.name] = system.takeover
+                self._taken_over(node)
+        peer = self._peer(node)
+        if peer.system is not None and self.random.random() < 0.3:
+            self._same_state(node, peer)
+
+    def _lead(self, node: Node, machine: Primary) -> None:
+        epoch = machine.epoch
+        if self.leader_of.get(epoch) != node.name:
+            self._demand(epoch not in self.leader_of, f"G7: epoch {epoch} begun by both nodes")
+            self.leader_of[epoch] = node.name
+            self.led_epoch[node.name] = epoch
+            self.say(f"{node.name} leads epoch {epoch}")
+            if (
+                node.system is not None
+                and node.system.takeover is None
+                and self._watermarks.get(node.name, (None,))[0] is not machine
+            ):
+                self._give_up_what_is_missing(node)  # the operator chose it, though the other may have more
+
+    def _same_state(self, node: Node, peer: Node) -> None:
+        assert node.system is not None and peer.system is not None
+        mine, theirs = node.system.journal, peer.system.journal
+        if mine.lsn == theirs.lsn and mine.chain == theirs.chain:
+            self._demand(
+                mine.replica.state_hash() == theirs.replica.state_hash(), f"G4: the states differ at LSN {mine.lsn}"
+            )
+
+    def _taken_over(self, node: Node) -> None:
+        """Nothing that was promised is missing (G6)."""
+        assert node.system is not None
+        machine, journal = node.system.machine, node.system.journal
+        reason = node.system.takeover["reason"] if node.system.takeover else ""
+        self.takeovers += 1
+        self.say(f"{node.name} took over: {reason}")
+        if self.schedule.durability == "solo" or "forced" in reason:
+            self._give_up_what_is_missing(node)
+            return
+        epoch = machine.epoch
+        ended = [record_epoch for record_epoch in self.leader_of if record_epoch < epoch]
+        followed = max((e for e in ended if e <= self._epoch_before(node)), default=0)
+        for number, claim in list(self.claims.items()):
+            if self._knows(journal.replica, number, claim):
+                continue
+            # Alone after its backup had left it, the old primary could promise this to nobody.
+            excused = claim.alone and claim.epoch > followed and claim.epoch // TERM_EPOCHS >= epoch // TERM_EPOCHS - 1
+            self._demand(excused, f"G6: number {number} of flow {claim.flow}, LSN {claim.lsn}, is lost by the takeover")
+            self._forget_claim(number)
+
+    def _epoch_before(self, node: Node) -> int:
+        """The epoch of the records that the new primary had followed."""
+        assert node.system is not None
+        machine = node.system.machine
+        epochs = [epoch for epoch in self.leader_of if epoch < machine.epoch]
+        log: Any = node.system.log
+        return max((epoch for epoch in epochs if log.holds_epoch(epoch)), default=0)
+
+    def _give_up_what_is_missing(self, node: Node) -> None:
+        """The operator, or the mode, gave up what this node does not have."""
+        assert node.system is not None
+        for number, claim in list(self.claims.items()):
+            if not self._knows(node.system.journal.replica, number, claim):
+                self._forget_claim(number)
+
+    def _forget_claim(self, number: int) -> None:
+        claim = self.claims.pop(number)
+        if self.tickets.get(claim.flow) == number:
+            del self.tickets[claim.flow]
+
+    @staticmethod
+    def _entry(replica: Any, number: int) -> Entry | None:
+        owner = replica.owners.get("tickets" if number < 30_000 else "counts")
+        return owner.state.given.get(number) if owner is not None else None
+
+    def _knows(self, replica: Any, number: int, claim: Claim) -> bool:
+        entry = self._entry(replica, number)
+        return entry is not None and entry.flow == claim.owner_flow and entry.lsn == claim.lsn
+
+    def _seen(self, node: Node, frames: list[bytes]) -> None:
+        """Packets came out of a node."""
+        for data in frames:
+            self._claim(node, *read_frame(data))
+            self.emitted += 1
+
+    def _claim(self, node: Node, flow: int, kind: int, sequence: int, number: int) -> None:
+        system = node.system
+        assert system is not None
+        machine = system.machine
+        self._demand(node.page.role != FENCED, "G7: a fenced node emits")
+        self._demand(isinstance(machine, Primary), "G7: a backup emits")
+        assert isinstance(machine, Primary)
+        entry = self._entry(system.journal.replica, number)
+        self._demand(entry is not None, f"G3: flow {flow} left with number {number}, which its own owner does not know")
+        assert entry is not None
+        self._demand(kind == READING or entry.flow == flow, f"G5: flow {flow} left with {entry.flow}'s number {number}")
+        newest = max(self.leader_of, default=0)
+        stale = machine.epoch < newest and self.leader_of[newest] != node.name
+        known = self.claims.get(number)
+        if known is not None and known.lsn == entry.lsn and known.owner_flow == entry.flow:
+            self._ticket(flow, kind, number)
+            return
+        alone = self._safe(node, machine, number, entry)
+        if stale and alone:
+            self.reached.add("stale primary emits alone")
+            return
+        self._demand(known is None, f"G6: number {number} was of flow {known.flow if known else 0}, is now of {flow}")
+        self.claims[number] = Claim(flow, entry, machine.epoch, alone=alone)
+        self._ticket(flow, kind, number)
+
+    def _ticket(self, flow: int, kind: int, number: int) -> None:
+        if kind == OFFLOADING:
+            before = self.tickets.setdefault(flow, number)
+            self._demand(before == number, f"G5: flow {flow} had number {before}, and now leaves with {number}")
+
+    def _safe(self, node: Node, machine: Primary, number: int, entry: Entry) -> bool:
+        """The record is as safe as the mode asks (G3); whether the node's own log was enough for that."""
+        assert node.system is not None
+        log: Any = node.system.log
+        lsn, mode = entry.lsn, self.schedule.durability
+        where = f"number {number}, LSN {lsn}, mode {mode}, {machine.state.value}, watermark {machine.watermark}"
+        self._demand(log.last_lsn >= lsn, f"G3: it left before it was logged: {where}")
+        if mode == "solo":
+            return True
+        peer = self._peer(node)
+        holds = peer.disk.holds(log, lsn, durable=mode == "durable")
+        if machine.state not in _COUNTING_STATES and machine.commits_alone:
+            self._demand(machine.watermark >= lsn, f"G3: it left above the watermark: {where}")
+            return True
+        if mode == "received" and not holds and peer.system is None:
+            return False  # it was in the memory of a process that is gone
+        self._demand(holds or self.wiped, f"G3: it left before the backup had it: {where}")
+        return False
+
+    # -- faults -----------------------------------------------------------------------------------------------------
+
+    def _fault(self, event: Event) -> None:
+        node = self.nodes[event.node]
+        match event.kind:
+            case "kill":
+                node.kill("killed")
+            case "kill at":
+                if node.system is not None:
+                    node.crash_point = event.text
+            case "machine down":
+                node.kill("machine down")
+                if node.disk.lose_unsynced():
+                    self.wiped |= self.schedule.durability != "durable"
+                    epoch = node.disk.end()[0]  # a beginning that was not synced yet is forgotten, and made again
+                    self.leader_of = {e: name for e, name in self.leader_of.items() if e <= epoch or name != node.name}
+            case "kill core":
+                node.kill_core(event.value % len(node.cores))
+            case "reset":
+                self.network.reset()
+            case "block":
+                self.network.blocked.add((node.name, node.peer_name))
+                if event.step % 2:
+                    self.network.blocked.add((node.peer_name, node.name))
+            case "unblock":
+                self.network.blocked.clear()
+            case "pause":
+                node.paused_until_ns = self.now_ns + event.value * MS
+            case "disturb":
+                self.network.disturb(event.text)
+            case "slow":
+                self.network.delay_ns = (MS // 20, max(MS // 2, event.value * MS))
+            case "wall clock":
+                node.wall_offset_ns += event.value * 1_000_000_000
+            case "disk full":
+                node.disk.full = True
+                self._full_until[node.name] = self.step + event.value
+            case "damage":
+                if node.system is None and self._peer(node).leads:
+                    node.disk.damage(event.text, event.value)
+            case "stop":
+                if node.system is not None:
+                    node.system.leave()
+            case "promote":
+                error = node.command("promote", {})
+                self.say(f"{node.name}: {error or 'promoted'}")
+
+    def _launch(self, node: Node, role: str) -> None:
+        self.say(f"{node.name} is launched as {role}")
+        node.launch(role)
+        if node.system is None:
+            self.say(f"{node.name} does not start: {node.end}")
+
+    def _restart(self, node: Node) -> None:
+        """The operator starts what has ended in the role that fits, now and then in the other."""
+        if "LogDamagedError" in node.end or "diverge" in node.end or "longer" in node.end:
+            self._wipe(node)
+        peer = self._peer(node)
+        last = max(self.leader_of, default=0)
+        empty = not node.disk.end()[1]
+        own = self.leader_of.get(last) == node.name and not empty
+        if not empty and not peer.leads and (own or self.random.random() < 0.15):
+            self._launch(node, "primary")
+        elif peer.leads or not own:
+            self._launch(node, "backup")
+
+    def _wipe(self, node: Node) -> None:
+        """As told: an empty log directory."""
+        self.say(f"{node.name} gets an empty log directory")
+        node.disk.wipe()
+        self.wiped = True
+
+    # -- healing ----------------------------------------------------------------------------------------------------
+
+    @property
+    def in_sync(self) -> bool:
+        systems = [node.system for node in (self.a, self.b)]
+        machines = [system.machine for system in systems if system is not None]
+        return (
+            len(machines) == 2
+            and {machine.state for machine in machines} == {State.IN_SYNC}
+            and {type(machine) for machine in machines} == {Primary, Backup}
+        )
+
+    def heal(self) -> None:
+        """No more faults: the pair must find together, and new flows must pass (liveness)."""
+        self.say("-- healing")
+        self.network.blocked.clear()
+        self.network.delay_ns = (MS // 20, MS // 2)
+        for node in (self.a, self.b):
+            node.disk.full = False
+            node.crash_point = None
+            node.paused_until_ns = 0
+        emitted_in_sync = 0
+        for step in range(HEAL_STEPS_MAX):
+            before = self.emitted
+            in_sync = self.in_sync
+            self.go()
+            if in_sync and self.in_sync:
+                emitted_in_sync += self.emitted - before
+            if emitted_in_sync > 3:
+                break
+            if step % 50 == 49 and not self.in_sync:
+                self._operate()
+        else:
+            states = [node.system.machine.state.value if node.system else node.end for node in (self.a, self.b)]
+            self._demand(False, f"liveness: the pair does not find together: {states}")
+        self._settled()
+
+    def _operate(self) -> None:
+        """An operator looks after the pair now and then."""
+        for node in (self.a, self.b):
+            peer = self._peer(node)
+            if node.system is None:
+                continue
+            machine = node.system.machine
+            if node.leads and peer.leads:
+                older = min(node, peer, key=lambda one: self.led_epoch[one.name])
+                older.kill("the operator ends one of two primaries")
+                self.say(f"{older.name} is ended: two primaries")
+            elif isinstance(machine, Primary) and not node.leads:
+                node.kill("no longer the primary")
+            elif isinstance(machine, Backup) and machine.state is State.REFUSED and peer.leads:
+                node.kill("refused: it diverges")
+            elif isinstance(machine, Backup) and not peer.leads and self._is_best(node):
+                error = node.command("promote", {"force": True})
+                self.promotions += 1
+                self.say(f"{node.name} is promoted by force: {error or 'done'}")
+        if self.a.system is None and self.b.system is None:
+            best = self.a if self._is_best(self.a) else self.b
+            if not best.disk.end()[1]:  # nothing is left of either: a new deployment
+                self.leader_of.clear()
+                self.claims.clear()
+                self.tickets.clear()
+            self._launch(best, "primary")
+
+    def _is_best(self, node: Node) -> bool:
+        peer = self._peer(node)
+        return node.disk.end() >= peer.disk.end()
+
+    def _settled(self) -> None:
+        """At rest: both have the same state, it is what their logs say, and no number leaked (G4, G5)."""
+        for _ in range(400):
+            self.now_ns += 2 * MS
+            for node in (self.a, self.b):
+                if node.system is not None:
+                    node.turn([[] for _ in node.cores])
+            systems = [node.system for node in (self.a, self.b)]
+            if all(systems) and len({system.log.last_lsn for system in systems if system}) == 1 and self.in_sync:
+                break
+        self._demand(self.in_sync, "liveness: the pair fell apart at rest")
+        assert self.a.system is not None and self.b.system is not None
+        a, b = self.a.system.journal, self.b.system.journal
+        self._demand(a.lsn == b.lsn and a.chain == b.chain, "G4: one history: the logs' ends differ")
+        self._demand(a.replica.state_hash() == b.replica.state_hash(), "G4: the states differ at rest")
+        for number, claim in self.claims.items():
+            self._demand(self._knows(a.replica, number, claim), f"G6: number {number} of flow {claim.flow} is lost")
+        tickets: Any = a.replica.owners["tickets"].state
+        held: dict[int, list[int]] = {}
+        for number, entry in tickets.given.items():
+            if number not in tickets.returned:
+                held.setdefault(entry.flow, []).append(number)
+        for flow, numbers in held.items():
+            self._demand(len(numbers) == 1, f"G5: flow {flow} holds the numbers {numbers}")
+
+
+def log_of(world: World, name: str) -> Log:
+    """The log of a node that runs."""
+    system = world.nodes[name].system
+    assert system is not None
+    return system.log
+
+
+assert TICKET_FIRST < 30_000
