@@ -405,6 +405,8 @@ class OwnerSystem:
         if probe is not None and (outcome := probe.turn(self._now_ns())):
             self._end_probe()
             if outcome == "leads" and self.launching:
+                with suppress(FencedError):
+                    self.log.epoch_raise(probe.epoch)
                 self.fail(
                     FencedError(
                         f"the node at {self.spec.peer} leads in epoch {probe.epoch}: launch this one as its backup "
@@ -482,6 +484,7 @@ class OwnerSystem:
             needs_lease=self.lease is not None,
             wants_snapshot=wants_snapshot,
         )
+        self._secure(self.machine)  # what a former life left may not be on the disk, and no record may follow it
 
     def _promote(self, action: Promote) -> None:
         """Take over: the flows are in the cores' tables and the owners' states are current (G6)."""
@@ -588,6 +591,7 @@ class OwnerSystem:
                 self.lease.lease.unclaim()
             case InstallSnapshot() if isinstance(machine, Backup):
                 self._install(action)
+                self._secure(machine)
                 self._act(machine.applied(self.journal.lsn, now_ns))
             case Remember():
                 self.log.epoch_raise(action.epoch)
@@ -632,13 +636,17 @@ class OwnerSystem:
                 case CloseBody() if flow_key(body.flow, body.port) not in flows:
                     self.placement.forget(body.flow, body.port)
         self.journal.commit()
-        if self.spec.durability == "durable":
-            self.log.sync()
-            self._act(machine.durable(self.journal.lsn, self._now_ns()))
+        self._secure(machine)
         self.page.epoch = self.journal.epoch
         self._act(machine.applied(self.journal.lsn, self._now_ns()))
         if self.link is not None:
             self.link.flush()
+
+    def _secure(self, backup: Backup) -> None:
+        """In the mode `durable`, bring the log to the disk before it is acknowledged."""
+        if self.spec.durability == "durable":
+            self.log.sync()
+            self._act(backup.durable(self.journal.lsn, self._now_ns()))
 
     def _install(self, action: InstallSnapshot) -> None:
         """The primary's whole state in place of our own, which is older: that log is set aside, not overwritten (G8)."""

@@ -21,12 +21,16 @@ _COUNTERS = ("accepted", "closed", "reset", "torn", "garbage", "version", "key",
 
 
 class Wire:
-    """One TCP connection. `inbox[n]`: (due, bytes) for the end at node n; None is the end of the stream."""
+    """One TCP connection. `inbox[n]`: (due, bytes) for the end at node n; None is the end of the stream.
+
+    `epochs[n]`: for each message that the end at node n is yet to receive, the epoch that its sender led then.
+    """
 
     def __init__(self, client: str, server: str, now_ns: int) -> None:
         self.ends = (client, server)
         self.since_ns = now_ns
         self.inbox: dict[str, deque[tuple[int, bytes | None]]] = {client: deque(), server: deque()}
+        self.epochs: dict[str, deque[int]] = {client: deque(), server: deque()}
 
     def other(self, node: str) -> str:
         return self.ends[self.ends[0] == node]
@@ -42,6 +46,8 @@ class Network:
         self.delay_ns = (MS // 20, MS // 2)
         self.listeners: dict[str, ServerEnd] = {}
         self.wires: list[Wire] = []
+        self.leading: Callable[[str], int] = lambda node: 0
+        self.heard: dict[str, int] = {}  # the highest epoch that a node's links have told it of, in this step
 
     def send(self, wire: Wire, sender: str, data: bytes | None) -> None:
         inbox = wire.inbox[wire.other(sender)]
@@ -102,8 +108,9 @@ class _End:
         return self._wire is not None and self._channel.open
 
     def send(self, message: AnyMessage) -> None:
-        if self.connected:
+        if self._wire is not None and self._channel.open:
             self._channel.seal(encode(message))
+            self._wire.epochs[self._wire.other(self._node)].append(self._network.leading(self._node))
 
     def flush(self) -> None:
         if self._wire is not None and self._channel.output:
@@ -146,6 +153,8 @@ class _End:
                     yield Connected(self.peer)
                     if self._wire is not wire:
                         return
+                heard = self._network.heard
+                heard[self._node] = max(heard.get(self._node, 0), wire.epochs[self._node].popleft())
                 yield Received(decode(payload))
                 if self._wire is not wire:
                     return

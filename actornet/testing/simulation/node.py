@@ -83,6 +83,7 @@ class CrashingLog(SimulatedLog):
     """The log with crash points."""
 
     at: Callable[[str], None] = staticmethod(lambda point: None)
+    on_cut: Callable[[dict[bytes, bytes]], None] = staticmethod(lambda records: None)
 
     def append(self, batch: Sequence[tuple[int, bytes]]) -> None:
         self.at("before append")
@@ -100,7 +101,10 @@ class CrashingLog(SimulatedLog):
 
     def truncate(self, after_lsn: int) -> int:
         self.at("before truncate")
+        before = dict(self.disk.tables[b"records"].values)
         removed = super().truncate(after_lsn)
+        after = self.disk.tables[b"records"].values
+        self.on_cut({key: data for key, data in before.items() if key not in after})
         self.at("after truncate")
         return removed
 
@@ -200,6 +204,7 @@ class Node:
         without_backup: WithoutBackup,
         on_step: Callable[[Node], None],
         on_emit: Callable[[Node, list[bytes]], None],
+        on_cut: Callable[[Node, dict[bytes, bytes]], None],
     ) -> None:
         self.name = name
         self.peer_name = peer_name
@@ -219,6 +224,7 @@ class Node:
         self.syncs = True
         self._on_step = on_step
         self._on_emit = on_emit
+        self._on_cut = on_cut
         self._pids = 0
         self._links: list[ServerEnd | ClientEnd] = []
         self._log: CrashingLog | None = None
@@ -242,6 +248,7 @@ class Node:
     def open_log(self, nf: str) -> Log:
         self._log = CrashingLog(self.disk, name="simulated", nf=nf)
         self._log.at = self.at
+        self._log.on_cut = lambda records: self._on_cut(self, records)
         return self._log
 
     def open_syncer(self, log: Log) -> Syncer:

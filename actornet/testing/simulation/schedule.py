@@ -43,6 +43,7 @@ class Schedule(msgspec.Struct, frozen=True):
 
 KINDS = {
     "kill": 4,
+    "leader down": 3,
     "kill at": 8,
     "machine down": 2,
     "kill core": 2,
@@ -62,7 +63,7 @@ KINDS = {
 
 
 def draw(seed: int) -> Schedule:
-    """The schedule of a seed."""
+    """The schedule of a seed. Some have what chance alone seldom brings: two logs that went different ways, both wanted."""
     random = Random(seed)
     durability: Durability = random.choice(("solo", "received", "durable", "applied", "applied"))
     without_backup: WithoutBackup = random.choice(("wait", "solo", "stop"))
@@ -73,6 +74,13 @@ def draw(seed: int) -> Schedule:
         if random.random() < rate:
             kind = random.choices(kinds, weights)[0]
             events.append(_event(random, step, kind))
+    if random.random() < 0.08:
+        durability, fork = "solo", random.randint(8, 20)
+        events += [
+            Event(fork, "kill at", "a", "before flush"),
+            Event(fork + random.randint(15, 40), "leader down", value=STEPS),
+        ]
+        events.sort(key=lambda event: event.step)
     return Schedule(seed, durability, without_backup, random.choice((1, 1, 2)), tuple(events))
 
 
@@ -81,6 +89,8 @@ def _event(random: Random, step: int, kind: str) -> Event:
     match kind:
         case "kill at":
             text = random.choice(CRASH_POINTS)
+        case "leader down":
+            value = random.randint(2, 40)
         case "pause":
             value = random.randint(5, 80)
         case "disturb":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from random import Random
 from typing import Any
 
-from actornet.engine.ring import FENCED
+from actornet.engine.ring import ACTIVE, FENCED
 from actornet.engine.wire import rss_core
 from actornet.limits import TERM_EPOCHS
 from actornet.log.store import Log
@@ -51,8 +51,10 @@ class World:
         self.network = Network(lambda: self.now_ns)
         self.a, self.b = (self._node(*names) for names in (("a", "b"), ("b", "a")))
         self.nodes = {"a": self.a, "b": self.b}
+        self.network.leading = self._leading
         self.leader_of: dict[int, str] = {}
         self.led_epoch = {"a": 0, "b": 0}
+        self.told_epoch = {"a": 0, "b": 0}
         self.claims: dict[int, Claim] = {}
         self.tickets: dict[int, int] = {}  # of each offloaded flow that was seen outside and not closed since
         self.closed: set[int] = set()
@@ -62,11 +64,13 @@ class World:
         self._watermarks: dict[str, tuple[Any, int]] = {}
         self._takeover: dict[str, Any] = {}
         self._full_until = {"a": 0, "b": 0}
+        self._down_until = {"a": 0, "b": 0}
 
     def _node(self, name: str, peer: str) -> Node:
         cores, plan = self.schedule.cores, self.schedule
         fabric = _fabrics.setdefault((name, cores), Fabric(cores))
-        node = Node(name, peer, self.network, fabric, plan.durability, plan.without_backup, self._observe, self._seen)
+        watched = (self._observe, self._seen, self._cut)
+        node = Node(name, peer, self.network, fabric, plan.durability, plan.without_backup, *watched)
         node.rate = 1 + self.random.uniform(-0.01, 0.01)
         return node
 
@@ -101,7 +105,7 @@ class World:
             if node.disk.full and self.step >= self._full_until[node.name]:
                 node.disk.full = False
             if node.system is None:
-                if self.random.random() < 0.15:
+                if self.random.random() < 0.15 and self.step >= self._down_until[node.name]:
                     self._restart(node)
             elif node.awake:
                 before = node.system
@@ -145,6 +149,7 @@ class World:
         assert system is not None
         machine, page = system.machine, node.page
         log: Any = system.log
+        self.told_epoch[node.name] = max(self.told_epoch[node.name], self.network.heard.pop(node.name, 0))
         self._demand(page.lsn_logged <= log.last_lsn, "G3: more is said to be logged than is")
         if isinstance(machine, Primary):
             self._lead(node, machine)
@@ -159,9 +164,17 @@ class World:
         if peer.system is not None and self.random.random() < 0.3:
             self._same_state(node, peer)
 
+    def _leading(self, name: str) -> int:
+        """The epoch that a node leads; 0: none."""
+        system = self.nodes[name].system
+        leads = system is not None and isinstance(system.machine, Primary) and self.nodes[name].page.role == ACTIVE
+        return system.machine.epoch if leads and system is not None else 0
+
     def _lead(self, node: Node, machine: Primary) -> None:
         epoch = machine.epoch
         if self.leader_of.get(epoch) != node.name:
+            told = self.told_epoch[node.name]
+            self._demand(epoch > told, f"G7: {node.name} begins epoch {epoch}, and was told of {told} before")
             self._demand(epoch not in self.leader_of, f"G7: epoch {epoch} begun by both nodes")
             self.leader_of[epoch] = node.name
             self.led_epoch[node.name] = epoch
@@ -231,6 +244,13 @@ class World:
         entry = self._entry(replica, number)
         return entry is not None and entry.flow == claim.owner_flow and entry.lsn == claim.lsn
 
+    def _cut(self, node: Node, records: dict[bytes, bytes]) -> None:
+        """Records were cut off a log that went another way: only those that the primary does not have."""
+        peer = self._peer(node)
+        theirs = peer.disk.tables[b"records"].values if peer.leads else {}
+        shared = [int.from_bytes(key, "big") for key, data in records.items() if theirs.get(key) == data]
+        self._demand(not shared, f"G8: records {shared} are cut off a log that has them as the primary does")
+
     def _seen(self, node: Node, frames: list[bytes]) -> None:
         """Packets came out of a node."""
         for data in frames:
@@ -293,6 +313,11 @@ class World:
         match event.kind:
             case "kill":
                 node.kill("killed")
+            case "leader down":
+                for one in (self.a, self.b):
+                    if one.leads:
+                        one.kill("killed, and stays down")
+                        self._down_until[one.name] = self.step + event.value
             case "kill at":
                 if node.system is not None:
                     node.crash_point = event.text
@@ -335,15 +360,21 @@ class World:
 
     def _launch(self, node: Node, role: str) -> None:
         self.say(f"{node.name} is launched as {role}")
+        self.network.heard.pop(node.name, None)
         node.launch(role)
         if node.system is None:
             self.say(f"{node.name} does not start: {node.end}")
+            self.reached.add(node.end[:30])
 
     def _restart(self, node: Node) -> None:
         """The operator starts what has ended in the role that fits, now and then in the other."""
-        if "LogDamagedError" in node.end or "diverge" in node.end or "longer" in node.end:
-            self._wipe(node)
         peer = self._peer(node)
+        refused = "diverge" in node.end or "longer" in node.end
+        if refused and not peer.leads and self.random.random() < 0.5:
+            self._launch(node, "primary")  # "keep the log that you want"
+            return
+        if "LogDamagedError" in node.end or (refused and self.random.random() < 0.2):
+            self._wipe(node)
         last = max(self.leader_of, default=0)
         empty = not node.disk.end()[1]
         own = self.leader_of.get(last) == node.name and not empty
@@ -356,6 +387,7 @@ class World:
         """As told: an empty log directory."""
         self.say(f"{node.name} gets an empty log directory")
         node.disk.wipe()
+        self.told_epoch[node.name] = 0
         self.wiped = True
 
     # -- healing ----------------------------------------------------------------------------------------------------
@@ -399,8 +431,8 @@ class World:
         """An operator looks after the pair now and then."""
         for node in (self.a, self.b):
             peer = self._peer(node)
-            if node.system is None:
-                continue
+            if node.system is None or any(one.system is not None and one.system.launching for one in (node, peer)):
+                continue  # one order at a time
             machine = node.system.machine
             if node.leads and peer.leads:
                 older = min(node, peer, key=lambda one: self.led_epoch[one.name])
