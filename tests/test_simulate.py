@@ -96,8 +96,14 @@ def acknowledged_before_applied(patch: Patch) -> None:
         self.applied_lsn = applied
         return [early, *actions]
 
-    original = Backup._records
+    def apply(self: OwnerSystem, action: Any) -> None:
+        if self.link is not None:
+            self.link.flush()
+        carry_out(self, action)
+
+    original, carry_out = Backup._records, OwnerSystem._apply
     patch(Backup, "_records", records)
+    patch(OwnerSystem, "_apply", apply)
 
 
 def acknowledged_as_durable_before_synced(patch: Patch) -> None:

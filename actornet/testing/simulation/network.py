@@ -47,7 +47,7 @@ class Network:
         self.listeners: dict[str, ServerEnd] = {}
         self.wires: list[Wire] = []
         self.leading: Callable[[str], int] = lambda node: 0
-        self.heard: dict[str, int] = {}  # the highest epoch that a node's links have told it of, in this step
+        self.on_message: Callable[[str, int, AnyMessage], None] = lambda node, epoch, message: None
 
     def send(self, wire: Wire, sender: str, data: bytes | None) -> None:
         inbox = wire.inbox[wire.other(sender)]
@@ -153,9 +153,9 @@ class _End:
                     yield Connected(self.peer)
                     if self._wire is not wire:
                         return
-                heard = self._network.heard
-                heard[self._node] = max(heard.get(self._node, 0), wire.epochs[self._node].popleft())
-                yield Received(decode(payload))
+                message = decode(payload)
+                self._network.on_message(self._node, wire.epochs[self._node].popleft(), message)
+                yield Received(message)
                 if self._wire is not wire:
                     return
             if not was_open and self._channel.open:

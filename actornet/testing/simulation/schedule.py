@@ -63,7 +63,7 @@ KINDS = {
 
 
 def draw(seed: int) -> Schedule:
-    """The schedule of a seed. Some have what chance alone seldom brings: two logs that went different ways, both wanted."""
+    """The schedule of a seed. Some have a story that chance alone seldom tells."""
     random = Random(seed)
     durability: Durability = random.choice(("solo", "received", "durable", "applied", "applied"))
     without_backup: WithoutBackup = random.choice(("wait", "solo", "stop"))
@@ -74,13 +74,25 @@ def draw(seed: int) -> Schedule:
         if random.random() < rate:
             kind = random.choices(kinds, weights)[0]
             events.append(_event(random, step, kind))
-    if random.random() < 0.08:
-        durability, fork = "solo", random.randint(8, 20)
+    begin, story = random.randint(8, 20), random.random()
+    if story < 0.15:  # two logs go different ways, and each is wanted
+        durability = "solo"
         events += [
-            Event(fork, "kill at", "a", "before flush"),
-            Event(fork + random.randint(15, 40), "leader down", value=STEPS),
+            Event(begin, "kill at", "a", "before flush"),
+            Event(begin + random.randint(15, 40), "leader down", value=STEPS),
         ]
-        events.sort(key=lambda event: event.step)
+    elif story < 0.3:  # the primary goes while a backup has much to catch up with
+        without_backup = "solo"
+        events += [
+            Event(begin, "slow", value=5),
+            Event(begin, "kill", "b"),
+            Event(begin + random.randint(10, 20), "leader down", value=random.randint(10, STEPS)),
+        ]
+    elif story < 0.45:  # the backup dies in the middle of applying, and the primary after it
+        durability = random.choice(("durable", "applied"))
+        point = random.choice(("before append", "after append", "before sync", "before flush"))
+        events += [Event(begin, "kill at", "b", point), Event(begin + random.randint(1, 20), "reset")]
+    events.sort(key=lambda event: event.step)
     return Schedule(seed, durability, without_backup, random.choice((1, 1, 2)), tuple(events))
 
 

@@ -10,6 +10,7 @@ from actornet.engine.wire import rss_core
 from actornet.limits import TERM_EPOCHS
 from actornet.log.store import Log
 from actornet.replication.backup import Backup
+from actornet.replication.messages import AnyMessage, Sync, Welcome
 from actornet.replication.primary import Primary
 from actornet.replication.protocol import State
 from actornet.testing.simulation.network import MS, Network
@@ -52,9 +53,12 @@ class World:
         self.a, self.b = (self._node(*names) for names in (("a", "b"), ("b", "a")))
         self.nodes = {"a": self.a, "b": self.b}
         self.network.leading = self._leading
+        self.network.on_message = self._told
         self.leader_of: dict[int, str] = {}
         self.led_epoch = {"a": 0, "b": 0}
         self.told_epoch = {"a": 0, "b": 0}
+        self.told_sync = {"a": False, "b": False}
+        self._heard_epoch = {"a": 0, "b": 0}  # in the step that goes on
         self.claims: dict[int, Claim] = {}
         self.tickets: dict[int, int] = {}  # of each offloaded flow that was seen outside and not closed since
         self.closed: set[int] = set()
@@ -149,7 +153,7 @@ class World:
         assert system is not None
         machine, page = system.machine, node.page
         log: Any = system.log
-        self.told_epoch[node.name] = max(self.told_epoch[node.name], self.network.heard.pop(node.name, 0))
+        self.told_epoch[node.name] = max(self.told_epoch[node.name], self._heard_epoch[node.name])
         self._demand(page.lsn_logged <= log.last_lsn, "G3: more is said to be logged than is")
         if isinstance(machine, Primary):
             self._lead(node, machine)
@@ -169,6 +173,12 @@ class World:
         system = self.nodes[name].system
         leads = system is not None and isinstance(system.machine, Primary) and self.nodes[name].page.role == ACTIVE
         return system.machine.epoch if leads and system is not None else 0
+
+    def _told(self, name: str, epoch: int, message: AnyMessage) -> None:
+        """A node hears a message, of a sender that led this epoch (0: it led none)."""
+        self._heard_epoch[name] = max(self._heard_epoch[name], epoch)
+        if isinstance(message, Sync | Welcome):
+            self.told_sync[name] = isinstance(message, Sync)
 
     def _lead(self, node: Node, machine: Primary) -> None:
         epoch = machine.epoch
@@ -200,6 +210,9 @@ class World:
         machine, journal = node.system.machine, node.system.journal
         reason = node.system.takeover["reason"] if node.system.takeover else ""
         self.takeovers += 1
+        self._demand(
+            self.told_sync[node.name] or "operator" in reason, f"G6: {node.name} takes over, and was not told it may"
+        )
         self.say(f"{node.name} took over: {reason}")
         if self.schedule.durability == "solo" or "forced" in reason:
             self._give_up_what_is_missing(node)
@@ -360,7 +373,7 @@ class World:
 
     def _launch(self, node: Node, role: str) -> None:
         self.say(f"{node.name} is launched as {role}")
-        self.network.heard.pop(node.name, None)
+        self._heard_epoch[node.name], self.told_sync[node.name] = 0, False
         node.launch(role)
         if node.system is None:
             self.say(f"{node.name} does not start: {node.end}")
@@ -387,7 +400,7 @@ class World:
         """As told: an empty log directory."""
         self.say(f"{node.name} gets an empty log directory")
         node.disk.wipe()
-        self.told_epoch[node.name] = 0
+        self.told_epoch[node.name] = self._heard_epoch[node.name] = 0
         self.wiped = True
 
     # -- healing ----------------------------------------------------------------------------------------------------
