@@ -161,6 +161,13 @@ NEIGHBORS_MAX = 4096
 ICMP_ERRORS_PER_S = 100
 """ICMP errors that a core sends about packets passing through; beyond it `icmp_error_limited`."""
 
+SPIN_US = 60
+"""How long a core, right after a packet, looks for the owner system's answer before it sleeps, and an owner system for what
+follows an answer: a flow's record, a backup's acknowledgement. To wake a sleeper takes 10 to 50 us, and a system call."""
+
+OWNER_IDLE_MS = 20
+"""How long an owner system without a peer sleeps: until then it hears neither of a command nor of the node's end."""
+
 OWNER_BUSY_MS = 5
 OWNER_REST_US = 300
 """An owner system that did not sleep for so long rests a little: its thread is a real-time one, of which the kernel takes

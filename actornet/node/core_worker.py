@@ -1,7 +1,8 @@
 """A core's process: the packet engine on live ports, with owners in another process.
 
-While nothing is to do it sleeps in epoll on its ports and rings. While a handler waits for asyncio, asyncio's own loop
-does that sleeping; otherwise a plain epoll does, which wakes sooner.
+While nothing is to do it sleeps in epoll on its ports and rings; but right after a packet that waits for the owner system
+it looks for the answer for a moment (SPIN_US), for to be woken takes as long. While a handler waits for asyncio, asyncio's
+own loop does that sleeping; otherwise a plain epoll does, which wakes sooner.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from actornet.engine.five_tuple import FiveTuple
 from actornet.engine.ring import ACTIVE, FENCED, PASSIVE, Ring
 from actornet.flow import FlowActor
 from actornet.journal import restore_flow
-from actornet.limits import FLOWS_MAX_DEFAULT, HANDLER_ERRORS_LOGGED_PER_S
+from actornet.limits import FLOWS_MAX_DEFAULT, HANDLER_ERRORS_LOGGED_PER_S, SPIN_US
 from actornet.log.record import FlowBody
 from actornet.node import exchange
 from actornet.node.deployment import Poll, PortTable
@@ -169,6 +170,7 @@ class CoreWorker:
         self._announcements: deque[float] = deque()
         self._committed = 0  # as it was when this turn began
         self._first_until_ns = 0
+        self._answer_until_ns = 0  # how long to look for the owner system's answer before sleeping
         self._turns = 0
         self._ready: Callable[[], None] | None = ready
         self._errors_logged: dict[int, int] = {}
@@ -205,16 +207,19 @@ class CoreWorker:
                 self._finish()
                 self.loop.stop()
                 return
-            if taken == 0:
-                if self._spins():
-                    self._watch_ports()
-                    if self.core.on_loop:
-                        break
-                elif self.core.on_loop:
-                    self._sleep_in_asyncio()
-                    return
-                else:
-                    self._sleep()
+            if taken:
+                self._answer_until_ns = time.monotonic_ns() + SPIN_US * 1000
+            elif self._expects():
+                os.sched_yield()
+            elif self._spins():
+                self._watch_ports()
+                if self.core.on_loop:
+                    break
+            elif self.core.on_loop:
+                self._sleep_in_asyncio()
+                return
+            else:
+                self._sleep()
             if time.monotonic_ns() >= end_ns:
                 break
         self.loop.call_soon(self._slice)
@@ -267,6 +272,11 @@ class CoreWorker:
     def _spins(self) -> bool:
         """Whether the core polls without ever sleeping; not while its thread is a real-time one."""
         return self.spec.poll == "busy" and self._role == ACTIVE and not self._first_until_ns and self._ready is None
+
+    def _expects(self) -> bool:
+        """Whether the owner system is about to answer, or the watermark to pass."""
+        core = self.core
+        return (core.held > 0 or core.suspended > core.on_loop) and time.monotonic_ns() < self._answer_until_ns
 
     def _sleep(self) -> None:
         if self._ready is not None and self.link.attached:

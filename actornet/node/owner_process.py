@@ -16,7 +16,7 @@ from typing import Any
 
 from actornet.engine.ring import ControlPage
 from actornet.errors import ActornetError, LinkError, NodeError
-from actornet.limits import HEARTBEAT_MS, OWNER_BUSY_MS, OWNER_REST_US, WORKER_STOP_S
+from actornet.limits import HEARTBEAT_MS, OWNER_BUSY_MS, OWNER_IDLE_MS, OWNER_REST_US, SPIN_US, WORKER_STOP_S
 from actornet.log.store import Log, set_aside
 from actornet.node.core_line import RingLine
 from actornet.node.fabric import Fabric
@@ -119,14 +119,14 @@ class OwnerProcess:
         self.stop.wait(WORKER_STOP_S)
 
     def _turn(self) -> None:
-        """Wait until there is something to do, for a heartbeat's time at most, and do it."""
+        """Wait until there is something to do, for a heartbeat's time at most if a peer listens, and do it."""
         begun_ns = time.monotonic_ns()
         lines = self.machine.lines
         if begun_ns - self._rested_ns > OWNER_BUSY_MS * 1_000_000:
             time.sleep(OWNER_REST_US / 1e6)
             self._rested_ns = time.monotonic_ns()
-        elif all(line.sleep_begin() for line in lines):
-            self.machine.epoll.poll(HEARTBEAT_MS / 1000)
+        elif not (self.system.expects and self._spin(begun_ns)) and all(line.sleep_begin() for line in lines):
+            self.machine.epoll.poll((OWNER_IDLE_MS if self.system.rests else HEARTBEAT_MS) / 1000)
             now_ns = time.monotonic_ns()
             if now_ns - begun_ns > OWNER_REST_US * 1000:
                 self._rested_ns = now_ns
@@ -135,8 +135,18 @@ class OwnerProcess:
         self._obey()
         self.system.step()
 
+    def _spin(self, begun_ns: int) -> bool:
+        """Look for a moment whether what is about to come has come; others that want this CPU go first."""
+        lines, poll = self.machine.lines, self.machine.epoll.poll
+        until_ns = begun_ns + SPIN_US * 1000
+        while time.monotonic_ns() < until_ns:
+            if any(line.requested for line in lines) or poll(0):
+                return True
+            os.sched_yield()
+        return False
+
     def command(self, command: str, arguments: dict[str, Any]) -> Any:
-        """Called from the control thread: have the loop carry out a command, within a heartbeat, and answer."""
+        """Called from the control thread: have the loop carry out a command, within OWNER_IDLE_MS, and answer."""
         answer: Future[Any] = Future()
         self._commands.append((command, arguments, answer))
         return answer.result(timeout=5)

@@ -136,6 +136,7 @@ class OwnerSystem:
         self.failure: Exception | None = None
         self.left = False
         self._left_until_ns = 0
+        self._served = False
         self._drained = False  # nothing of the cores is served any more
         self._was_welcome = False
         self._disconnected = ""
@@ -155,12 +156,17 @@ class OwnerSystem:
             self.link = self.environment.dial()
 
     def step(self) -> None:
-        """Everything that waits, once; at least every HEARTBEAT_MS. Raises what ends the node in error."""
+        """Everything that waits, once; at least every HEARTBEAT_MS, or OWNER_IDLE_MS if it `rests`.
+
+        Raises what ends the node in error.
+        """
         self.page.owner_beat += 1
+        self._served = False
         if not self._drained:
             for core, line in enumerate(self.lines):
                 if not line.waiting and (messages := line.requests(REQUESTS_PER_TURN)):
                     self._serve(core, line, messages)
+                    self._served = True
                 line.flush()
             self._commit()
         self._hear_peer()
@@ -178,6 +184,20 @@ class OwnerSystem:
             line.flush()
         if self.syncer.error is not None:
             raise self.syncer.error
+
+    @property
+    def expects(self) -> bool:
+        """Whether something is due within microseconds: the backup's word that it has what was logged, or the record of
+        a flow that has just got its answer."""
+        waits = isinstance(self.machine, Primary) and self.machine.watermark < self.log.last_lsn
+        return self._served or (waits and self.machine.state is State.IN_SYNC)
+
+    @property
+    def rests(self) -> bool:
+        """Whether nothing is due before something arrives: a primary without a peer, whose log is in order."""
+        alone = isinstance(self.machine, Primary) and self.machine.state is State.ALONE
+        busy = self.left or self.launching or self.lease is not None or self.probe is not None or self.upkeep.busy
+        return alone and not busy
 
     def leave(self) -> None:
         """Log everything that cores still sent, within HANDOVER_S; then a backup in sync takes over (handover)."""

@@ -67,6 +67,11 @@ class Upkeep:
             self._prune(needed_lsn)
         return logged
 
+    @property
+    def busy(self) -> bool:
+        """Whether an audit or a snapshot is on its way, a slice at a time."""
+        return self._snapshot is not None or self.journal.replica.audit is not None
+
     def status(self) -> dict[str, Any]:
         replica = self.journal.replica
         return {
