@@ -247,7 +247,8 @@ class Firewall(FlowActor):
 
     def _pass_on(self) -> None:
         """Let the core carry the connection on in its present state; the reply's key is offloaded in each."""
-        flow, verdict = self.flow, FORWARD
+        flow = self.flow
+        verdict: Verdict = FORWARD
         if flow.protocol == TCP:
             self.idle_s = self.tcp_idle_s if self.acked and self.fin != BOTH else self.tcp_transitory_idle_s
             verdict = FORWARD if self.syn == BOTH else DROP
