@@ -23,6 +23,7 @@ from actornet.replication.protocol import Match, Position, State
 from actornet.replication.replica import Replica
 from actornet.testing.simulate import explain, fails, main, quiet, shrink, simulate
 from actornet.testing.simulation.schedule import Event, Schedule, draw
+from actornet.testing.simulation.world import World
 
 SIMULATIONS = int(os.environ.get("ACTORNET_SIMULATIONS", "600"))
 MUTANT_SIMULATIONS = 600
@@ -208,7 +209,17 @@ def refusal_tells_no_epoch(patch: Patch) -> None:
     patch(Primary, "_refuse", refuse)
 
 
+def epoch_told_before_it_is_synced(patch: Patch) -> None:
+    def carry_out(self: OwnerSystem, action: Any) -> None:
+        self._begun = False
+        original(self, action)
+
+    original = OwnerSystem._carry_out
+    patch(OwnerSystem, "_carry_out", carry_out)
+
+
 MUTATIONS = [
+    epoch_told_before_it_is_synced,
     output_released_early,
     watermark_not_frozen_while_joining,
     acknowledged_before_applied,
@@ -259,6 +270,52 @@ def test_a_core_that_restarts_emits_nothing_uncommitted() -> None:
         Event(24, "kill at", "b", "answer"),
     )
     assert not fails(Schedule(3, "received", "stop", 2, events))
+
+
+@pytest.mark.parametrize("how", ["flip", "misplace"])
+@pytest.mark.parametrize("back", [1, 4, 12])
+def test_a_primary_streams_no_damaged_records(how: str, back: int) -> None:
+    """G8: a backup that needs them gets a snapshot, and does not blame its own log; nor does the primary fail."""
+    world = World(Schedule(7, "applied", "solo", 1, ()))
+    try:
+        a, b = world.a, world.b
+        a.launch("primary")
+        b.launch("backup")
+        while not world.in_sync:
+            world.go()
+        b.kill("killed")
+        first = b.disk.end()[1]
+        world.keep_down(b, 40)
+        while a.disk.end()[1] < first + 20:
+            world.go()
+        records = a.disk.tables[b"records"]
+        a.disk.damage(how, len(records.keys) - back - 1)
+        world.keep_down(b, 0)
+        world.heal()
+        assert world.in_sync and a.leads and a.system is not None and b.system is not None
+        assert not b.system.resyncs, "it found no fault with itself"
+    finally:
+        world.a.kill("the end")
+        world.b.kill("the end")
+
+
+def test_a_backup_whose_end_is_damaged_on_the_primary_gets_a_snapshot() -> None:
+    """G8: where the logs cannot be compared the primary says so, and goes on."""
+    world = World(Schedule(8, "applied", "solo", 1, ()))
+    try:
+        a, b = world.a, world.b
+        a.launch("primary")
+        b.launch("backup")
+        while not world.in_sync:
+            world.go()
+        b.kill("killed")
+        world.keep_down(b, 5)
+        a.disk.damage("flip", b.disk.end()[1] - 1)
+        world.heal()
+        assert world.in_sync and a.leads and b.system is not None and not b.system.resyncs
+    finally:
+        world.a.kill("the end")
+        world.b.kill("the end")
 
 
 def test_command(capsys: pytest.CaptureFixture[str]) -> None:

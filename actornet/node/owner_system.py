@@ -33,7 +33,7 @@ from actornet.limits import (
     RESYNCS_MAX,
     RESYNCS_S,
 )
-from actornet.log.record import CloseBody, ControlBody, FlowBody, decode
+from actornet.log.record import CHAIN_START, CloseBody, ControlBody, FlowBody, chain_of, decode, verify_chain
 from actornet.log.store import Log
 from actornet.node import exchange
 from actornet.node.core_line import CoreLine
@@ -47,7 +47,7 @@ from actornet.node.rival_probe import RivalProbe
 from actornet.node.upkeep import Upkeep
 from actornet.replication.backup import Backup
 from actornet.replication.lease import Denied, Entry, Lease
-from actornet.replication.messages import VERSION, Hello
+from actornet.replication.messages import VERSION, Fence, Hello
 from actornet.replication.primary import Primary
 from actornet.replication.protocol import (
     Apply,
@@ -138,6 +138,7 @@ class OwnerSystem:
         self._left_until_ns = 0
         self._served = False
         self._drained = False  # nothing of the cores is served any more
+        self._begun = False  # an epoch of which the peer has not been told, and the disk may not know
         self._was_welcome = False
         self._disconnected = ""
 
@@ -487,6 +488,7 @@ class OwnerSystem:
 
     def _begin_epoch(self, epoch: int, reason: str) -> None:
         self.log.lead(epoch)
+        self._begun = True
         self.journal.begin_epoch(
             epoch, f"{self.spec.name}/{self.spec.node}", self.nf, self.settings, reason, self.environment.time_ns()
         )
@@ -581,6 +583,9 @@ class OwnerSystem:
         machine = self.machine
         match action:
             case Send():
+                if self._begun and isinstance(machine, Primary) and not isinstance(action.message, Fence):
+                    self._begun = False
+                    self.log.sync()  # else a machine that goes down could begin the same epoch twice (G7)
                 if self.link is not None:
                     self.link.send(action.message)
             case Close():
@@ -592,14 +597,23 @@ class OwnerSystem:
             case Apply():
                 self._apply(action)
             case Compare() if isinstance(machine, Primary):
-                found = match_log(action.end, self.log, self._position)
-                self._act(machine.compared(found, action.end))
+                try:
+                    found = match_log(action.end, self.log, self._position)
+                except LogDamagedError as error:
+                    self._act(machine.incomparable(action.end, str(error)))
+                else:
+                    self._act(machine.compared(found, action.end))
             case TakeSnapshot() if isinstance(machine, Primary):
                 self._commit()
                 lsn, chain, data = self.journal.snapshot()
                 self._act(machine.snapshot(Position(lsn, chain, self.journal.epoch), data, now_ns))
             case Read() if isinstance(machine, Primary):
-                self._act(machine.tail(read_batch(self.log, action), now_ns))
+                try:
+                    records = read_batch(self.log, action)
+                except LogDamagedError as error:
+                    self._act(machine.damaged(str(error)))
+                else:
+                    self._act(machine.tail(records, now_ns))
             case NewEpoch():
                 self._begin_epoch(action.epoch, f"going on alone: {action.reason}")
                 if self.lease is not None:
@@ -813,12 +827,28 @@ def match_log(end: Position, log: Log, position: Callable[[int], Position]) -> A
 
 
 def read_batch(log: Log, action: Read) -> list[bytes]:
-    """The records that the protocol wants to send next, no more than fit into a batch."""
+    """The records that the protocol wants to send next, no more than fit into a batch, checked each.
+
+    LogDamagedError: the first of them, or the one before it, is not what was logged; others end the batch.
+    """
     records: list[bytes] = []
-    size = 0
-    for _, data in log.scan(action.first_lsn, action.last_lsn):
-        if records and size + len(data) > action.bytes_max:
-            break
-        records.append(data)
-        size += len(data)
+    size, expected = 0, action.first_lsn
+    before = expected - 1
+    chain = decode(log.read(before), before).chain if before >= max(1, log.first_lsn) else None
+    if before == 0:
+        chain = CHAIN_START
+    try:
+        for lsn, data in log.scan(action.first_lsn, action.last_lsn):
+            if records and size + len(data) > action.bytes_max:
+                break
+            if lsn != expected:
+                raise LogDamagedError(f"log {log.directory}: the record at LSN {expected} is missing")
+            decode(data, lsn)
+            chain = verify_chain(data, chain) if chain is not None else chain_of(data)
+            records.append(data)
+            size += len(data)
+            expected += 1
+    except LogDamagedError:
+        if not records:
+            raise
     return records

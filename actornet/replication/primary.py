@@ -106,6 +106,7 @@ class Primary:
         self._in_flight: deque[tuple[int, int]] = deque()  # (last LSN, bytes) of each Records not yet applied
         self._in_flight_bytes = 0
         self._reading = False  # a Read has not been answered
+        self._damaged_lsn = 0  # the last record of the own log that proved damaged: nothing up to it is sent (G8)
         self._wants_snapshot = False
         self._chunks: list[Snapshot] = []
         self._heard_ns = self._ticked_ns = self._beat_ns = self._progress_ns = now_ns
@@ -175,6 +176,8 @@ class Primary:
         new = end.lsn == 0
         if new and self._wants_snapshot:
             return self._feed_snapshot("was set aside")
+        if found.chain == end.chain and end.lsn < self._damaged_lsn:
+            return self._feed_snapshot(f"needs LSN {self._damaged_lsn}, which is damaged here")
         if found.chain == end.chain and not (new and self.logged_lsn > TAIL_RECORDS_MAX):
             return self._feed_tail(end.lsn)
         if new or end.lsn < self.first_lsn:
@@ -193,6 +196,24 @@ class Primary:
             f"its log diverges: its last record (LSN {end.lsn}, epoch {end.epoch}) is not the primary's there; "
             "keep the log that you want, and give the backup an empty log directory"
         )
+
+    def incomparable(self, end: Position, detail: str) -> list[PrimaryAction]:
+        """The answer to Compare(end) when the own record there is damaged."""
+        if self.state is not State.MATCHING:
+            return []
+        return [self._alarm(detail), *self._feed_snapshot(f"ends at LSN {end.lsn}, which is damaged here")]
+
+    def damaged(self, detail: str) -> list[PrimaryAction]:
+        """The answer to Read when the next record is damaged. The backup comes again, and gets a snapshot."""
+        self._damaged_lsn = max(self._damaged_lsn, self._sent_lsn + 1)
+        if self.state not in _STREAMING or not self._reading:
+            return []
+        self._reading = False
+        return [self._alarm(detail), *self._drop(f"LSN {self._damaged_lsn} is damaged in the primary's log")]
+
+    @staticmethod
+    def _alarm(detail: str) -> Note:
+        return Note("log damaged", f"{detail}. This node goes on; the backup gets its state by snapshot", alarm=True)
 
     def snapshot(self, end: Position, data: bytes, now_ns: int) -> list[PrimaryAction]:
         """The answer to TakeSnapshot: the state at `end`, a record of this log."""

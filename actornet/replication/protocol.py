@@ -51,7 +51,7 @@ from typing import Literal
 
 import msgspec
 
-from actornet.errors import FencedError
+from actornet.errors import FencedError, LogDamagedError
 from actornet.limits import TERM_EPOCHS
 from actornet.replication.messages import AnyMessage
 
@@ -222,18 +222,21 @@ def match(end: Position, first_lsn: int, last_lsn: int, read: Callable[[int], Po
     """Look up the `end` of the backup's log in the own one, first_lsn..last_lsn; `read` gives the position at an LSN.
 
     `chain` is the own chain at that LSN (None: not in the log); `fork` the own last record of an epoch up to the
-    backup's; `next_epoch` that of the record after it (0: none). Reads O(log n) records.
+    backup's; `next_epoch` that of the record after it (0: none), both looked for when the chains differ. Reads O(log n)
+    records. LogDamagedError: the own record at that LSN is damaged.
     """
     if end.lsn == 0:
         chain = end.chain if first_lsn <= 1 else None
     else:
         chain = read(end.lsn).chain if first_lsn <= end.lsn <= last_lsn else None
-    after = first_lsn + bisect_right(range(first_lsn, last_lsn + 1), end.epoch, key=lambda lsn: read(lsn).epoch)
-    return Match(
-        chain=chain,
-        fork=read(after - 1) if after > first_lsn else Position(),
-        next_epoch=read(after).epoch if after <= last_lsn else 0,
-    )
+    if chain == end.chain:
+        return Match(chain, Position(), 0)
+    try:
+        after = first_lsn + bisect_right(range(first_lsn, last_lsn + 1), end.epoch, key=lambda lsn: read(lsn).epoch)
+        fork = read(after - 1) if after > first_lsn else Position()
+        return Match(chain, fork, read(after).epoch if after <= last_lsn else 0)
+    except LogDamagedError:  # they differ; where they part cannot be told
+        return Match(chain, Position(), 0)
 
 
 # Actions: what the owner system has to do, in the order given.
@@ -266,7 +269,7 @@ class StopNode(msgspec.Struct, frozen=True):
 
 
 class Compare(msgspec.Struct, frozen=True):
-    """Answer by `compared(match(end, ...), end)`."""
+    """Answer by `compared(match(end, ...), end)`, or by `incomparable` when the own record there is damaged."""
 
     end: Position
 
@@ -276,7 +279,8 @@ class TakeSnapshot(msgspec.Struct, frozen=True):
 
 
 class Read(msgspec.Struct, frozen=True):
-    """Read records first_lsn..last_lsn, the first and more up to `bytes_max`; answer by `tail`, now or later."""
+    """Read records first_lsn..last_lsn, the first and more up to `bytes_max`, and check them; answer by `tail`, or by
+    `damaged` when the first is not what was logged, now or later."""
 
     first_lsn: int
     last_lsn: int

@@ -47,6 +47,7 @@ class Network:
         self.listeners: dict[str, ServerEnd] = {}
         self.wires: list[Wire] = []
         self.leading: Callable[[str], int] = lambda node: 0
+        self.on_send: Callable[[str, AnyMessage], None] = lambda node, message: None
         self.on_message: Callable[[str, int, AnyMessage], None] = lambda node, epoch, message: None
 
     def send(self, wire: Wire, sender: str, data: bytes | None) -> None:
@@ -111,6 +112,7 @@ class _End:
         if self._wire is not None and self._channel.open:
             self._channel.seal(encode(message))
             self._wire.epochs[self._wire.other(self._node)].append(self._network.leading(self._node))
+            self._network.on_send(self._node, message)
 
     def flush(self) -> None:
         if self._wire is not None and self._channel.output:

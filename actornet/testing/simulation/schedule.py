@@ -92,6 +92,11 @@ def draw(seed: int) -> Schedule:
         durability = random.choice(("durable", "applied"))
         point = random.choice(("before append", "after append", "before sync", "before flush"))
         events += [Event(begin, "kill at", "b", point), Event(begin + random.randint(1, 20), "reset")]
+    elif story < 0.6:  # the machine forgets an epoch that has just begun, and nobody else leads
+        without_backup = "solo"
+        end = begin + random.randint(5, 16)
+        events = [event for event in events if event.step < begin]
+        events += [Event(begin, "kill", "b"), Event(end, "machine down", "a"), Event(end, "kill", "b")]
     events.sort(key=lambda event: event.step)
     return Schedule(seed, durability, without_backup, random.choice((1, 1, 2)), tuple(events))
 

@@ -10,7 +10,7 @@ from actornet.engine.wire import rss_core
 from actornet.limits import TERM_EPOCHS
 from actornet.log.store import Log
 from actornet.replication.backup import Backup
-from actornet.replication.messages import AnyMessage, Sync, Welcome
+from actornet.replication.messages import AnyMessage, Fence, Hello, Sync, Welcome
 from actornet.replication.primary import Primary
 from actornet.replication.protocol import State
 from actornet.testing.simulation.network import MS, Network
@@ -54,6 +54,9 @@ class World:
         self.nodes = {"a": self.a, "b": self.b}
         self.network.leading = self._leading
         self.network.on_message = self._told
+        self.network.on_send = self._tells
+        self.announced: set[int] = set()  # epochs of which a primary has sent a message
+        self._began: dict[int, Any] = {}  # by which machine
         self.leader_of: dict[int, str] = {}
         self.led_epoch = {"a": 0, "b": 0}
         self.told_epoch = {"a": 0, "b": 0}
@@ -67,6 +70,7 @@ class World:
         self.reached: set[str] = set()
         self._watermarks: dict[str, tuple[Any, int]] = {}
         self._takeover: dict[str, Any] = {}
+        self._sync_rate = (0.02, 0.2)[schedule.seed % 2]
         self._full_until = {"a": 0, "b": 0}
         self._down_until = {"a": 0, "b": 0}
 
@@ -113,11 +117,12 @@ class World:
                     self._restart(node)
             elif node.awake:
                 before = node.system
+                node.syncs = self.random.random() < self._sync_rate
                 node.turn(self._traffic(node))
                 if node.system is None and before is not None:
                     self.say(f"{node.name} is gone: {node.end}")
                     self.reached.add(node.end.partition(":")[0])
-                elif self.random.random() < 0.2:
+                elif self.random.random() < self._sync_rate:
                     node.sync()
 
     def _traffic(self, node: Node) -> list[list[bytes]]:
@@ -174,6 +179,10 @@ class World:
         leads = system is not None and isinstance(system.machine, Primary) and self.nodes[name].page.role == ACTIVE
         return system.machine.epoch if leads and system is not None else 0
 
+    def _tells(self, name: str, message: AnyMessage) -> None:
+        if not isinstance(message, Fence | Hello) and (epoch := self._leading(name)):
+            self.announced.add(epoch)
+
     def _told(self, name: str, epoch: int, message: AnyMessage) -> None:
         """A node hears a message, of a sender that led this epoch (0: it led none)."""
         self._heard_epoch[name] = max(self._heard_epoch[name], epoch)
@@ -182,6 +191,9 @@ class World:
 
     def _lead(self, node: Node, machine: Primary) -> None:
         epoch = machine.epoch
+        began = self._began.get(epoch)
+        self._demand(began in (None, machine) or epoch not in self.announced, f"G7: epoch {epoch} begun twice")
+        self._began[epoch] = machine
         if self.leader_of.get(epoch) != node.name:
             told = self.told_epoch[node.name]
             self._demand(epoch > told, f"G7: {node.name} begins epoch {epoch}, and was told of {told} before")
@@ -330,7 +342,7 @@ class World:
                 for one in (self.a, self.b):
                     if one.leads:
                         one.kill("killed, and stays down")
-                        self._down_until[one.name] = self.step + event.value
+                        self.keep_down(one, event.value)
             case "kill at":
                 if node.system is not None:
                     node.crash_point = event.text
@@ -378,6 +390,10 @@ class World:
         if node.system is None:
             self.say(f"{node.name} does not start: {node.end}")
             self.reached.add(node.end[:30])
+
+    def keep_down(self, node: Node, steps: int) -> None:
+        """Nobody starts this node for so many steps."""
+        self._down_until[node.name] = self.step + steps
 
     def _restart(self, node: Node) -> None:
         """The operator starts what has ended in the role that fits, now and then in the other."""
@@ -465,6 +481,7 @@ class World:
                 self.leader_of.clear()
                 self.claims.clear()
                 self.tickets.clear()
+                self.announced.clear()
             self._launch(best, "primary")
 
     def _is_best(self, node: Node) -> bool:
