@@ -157,6 +157,38 @@ def launched(lab: Lab, directory: Path, deployment: str) -> subprocess.Popen[Any
 
 
 @pytest.mark.root
+@pytest.mark.parametrize("tags", [b"", b"\x81\0\0\x07"], ids=["untagged", "vlan"])
+def test_packet_sockets_hand_nothing_over(tmp_path: Path, tags: bytes) -> None:
+    """Both directions of a NAT's connections come to the core that has their flow, on either interface: the kernel spreads
+    frames by the cores' own hash, and the NAT's ports are such that answers hash alike."""
+    deployment = DEPLOYMENT.format(cores=2, driver="af_packet", lan="lan0", wan="wan0", poll="adaptive")
+    with Lab.single("10.0.0.2/24", "10.0.0.3/24", gateway=None) as lab:
+        lab.run("box", ["sysctl", "-qw", "net.ipv6.conf.default.disable_ipv6=1"])
+        node = launched(lab, tmp_path, deployment.replace("[settings]", "[settings]\ncores = 2"))
+        client, server = (lab.call(space, raw_socket, "eth0") for space in ("client", "server"))
+        for flow in range(40):
+            asked = frame((b"\x0a\0\0\2", 2000 + flow), (b"\xc6\x33\x64\1", 53 + flow), None, flow)
+            client.send(asked[:12] + tags + asked[12:])
+        translated = collected(server, 40)
+        assert len(translated) == 40
+        for each in translated:  # as the receiving veth shows them: it has taken the tag out
+            port = int.from_bytes(each[34:36], "big")
+            answer = frame((each[30:34], int.from_bytes(each[36:38], "big")), (each[26:30], port), None, 1)
+            server.send(answer[:12] + tags + answer[12:])
+        assert len(collected(client, 40)) == 40
+        argv = [sys.executable, "-m", "actornet.cli.main", "status", str(tmp_path / "one.toml"), "--json"]
+        status = json.loads(lab.run("box", argv).stdout)[0]
+        node.terminate()
+        node.wait(10)
+    client.close()
+    server.close()
+    counts = [each["status"]["counters"] for each in status["workers"] if each["name"].startswith("core-")]
+    assert [count["handed_off"] for count in counts] == [0, 0]
+    assert all(count["rx_packets"] > 20 for count in counts), "both cores took part"
+    assert sum(count["flows_opened"] for count in counts) == 40
+
+
+@pytest.mark.root
 @pytest.mark.parametrize("driver", ["af_packet", "af_xdp"])
 def test_a_core_without_packets_sleeps_unless_it_is_to_poll(tmp_path: Path, driver: str) -> None:
     """CPU time of the core's process during an idle second: below 2 %, or all that it can get. An owner system without a

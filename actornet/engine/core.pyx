@@ -385,7 +385,7 @@ cdef class Core:
         if not p.flags & AN_ICMP_ERROR:
             e.last_seen_ns = self.now_ns
         if an_offloaded(&self.flows.table, e, p) and not e.state & AN_BUSY and not (
-                self.sees_icmp_errors and p.flags & AN_ICMP_ERROR):
+                self.sees_icmp_errors and p.flags & AN_ICMP_ERROR and e.actor != NULL):
             return self.offloaded(e, p)
         flow = <FlowBase>e.actor
         if an_revoked(&self.flows.table, e):
@@ -463,7 +463,10 @@ cdef class Core:
         """The first packet of a flow, as far as this core knows."""
         cdef FlowBase flow
         cdef int home
-        if p.flags & AN_ICMP_ERROR:
+        if p.flags & AN_ICMP_ERROR:  # its outer addresses brought it to this core, not those of the flow
+            home = self.home(&p.key) if self.cores > 1 else self.index
+            if home != self.index and not p.flags & AN_HANDED:
+                return self._hand_off(p, home)
             return self.drop(p, C_ICMP_ERROR_UNMATCHED)
         if self.neighbors.is_for_host(p):
             return self.neighbors.answer(p)

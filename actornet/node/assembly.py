@@ -46,7 +46,7 @@ def assemble(deployment: Deployment) -> NodePlan:
             nf=deployment.nf,
             settings=deployment.settings,
             ports=deployment.ports,
-            fanout_group=zlib.crc32(f"{deployment.name}/{os.getpid()}".encode()) & 0xFFFF,
+            port_group=zlib.crc32(f"{deployment.name}/{os.getpid()}".encode()) & 0xFFFF,
             fabric=fabric.spec,
             poll=deployment.poll,
         )

@@ -74,13 +74,13 @@ HELD_END_S = 0.5
 
 
 class CoreSpec(msgspec.Struct, frozen=True):
-    """What a core worker needs to know. `fanout_group` is the first of one per port, the same for all cores."""
+    """What a core worker needs to know. `port_group` is the first of one per port, the same for all cores."""
 
     index: int
     nf: str
     settings: dict[str, Any]
     ports: dict[str, PortTable]
-    fanout_group: int
+    port_group: int
     fabric: FabricSpec
     poll: Poll = "adaptive"
     flows_max: int = FLOWS_MAX_DEFAULT
@@ -341,10 +341,11 @@ class CoreWorker:
             table.driver,
             name,
             table.interface,
-            group=self.spec.fanout_group + number,  # a group is of one interface
+            group=self.spec.port_group + number,  # a group is of one interface
             cores=len(self.fabric.requests),
             core=self.spec.index,
             mac=bytes.fromhex(table.mac.replace(":", "")) if table.mac else None,
+            rss_keys=self.nf.rss_keys(),
         )
         if table.address is not None:
             port.interface = ipaddress.ip_interface(table.address)

@@ -99,21 +99,22 @@ static inline int an_af_link_error(int error)
     return error == ENETDOWN || error == ENXIO || error == ENODEV;
 }
 
-/* Closed, the socket takes nothing from the interface: a filter refuses every frame. Opening and closing are short
- * system calls; binding late would be as short, but a bound socket can only be unbound by closing it, which waits for
- * the kernel's grace period, milliseconds. What waited in the socket is thrown away either way. */
-static inline int an_af_gate(int fd, int closed)
+/* Sets the gate in front of the socket: the filter `code` of `count` instructions; without one it is closed, by a filter
+ * that refuses every frame. That is a short system call; binding late would be as short, but a bound socket can only be
+ * unbound by closing it, which waits for the kernel's grace period, milliseconds. What waited in the socket is thrown away
+ * either way: at first when the gate closes, and last before it opens. */
+static inline int an_af_gate(int fd, const void *code, int count)
 {
     struct sock_filter refuse = {.code = BPF_RET | BPF_K, .k = 0};
     struct sock_fprog program = {.len = 1, .filter = &refuse};
-    if (closed && setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program) < 0)
+    if (!count && setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program) < 0)
         return -errno;
     uint8_t start[64];
     while (recv(fd, start, sizeof start, MSG_DONTWAIT) >= 0 || errno == EINVAL || errno == EINTR ||
            an_af_link_error(errno))
         ;
-    int unused = 0;
-    if (!closed && setsockopt(fd, SOL_SOCKET, SO_DETACH_FILTER, &unused, sizeof unused) < 0)
+    program = (struct sock_fprog){.len = (unsigned short)count, .filter = (struct sock_filter *)code};
+    if (count && setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program) < 0)
         return -errno;
     return 0;
 }

@@ -1,3 +1,4 @@
+from actornet.engine.rss import RssKeys
 from actornet.ports.live import LivePort
 from actornet.ports.live import forward as forward
 
@@ -6,8 +7,8 @@ class AfPacketPort(LivePort):
         self,
         name: str,
         interface: str,
-        fanout_group: int = 0,
         cores: int = 1,
         core: int = 0,
         mac: bytes | None = None,
+        rss_keys: tuple[RssKeys, RssKeys] | None = None,
     ) -> None: ...

@@ -1,7 +1,7 @@
 """Live interfaces by Linux packet sockets: Ethernet frames as the interface gives and takes them.
 
 Theory of operation. The socket is bound once, when the port is made, behind a closed gate (a filter that refuses every
-frame); `activate` opens the gate.
+frame); `activate` opens the gate: its filter then passes the frames that this core is the home of (spread.py).
 """
 
 import os
@@ -15,6 +15,7 @@ from actornet.ports.live cimport LivePort, monotonic_ns
 
 from actornet.limits import BURST_PACKETS, FRAME_BYTES_MAX, PORT_QUEUE_BYTES
 from actornet.ports.live import forward
+from actornet.ports.spread import INSTRUCTION_BYTES, filter_for
 
 __all__ = ["AfPacketPort", "forward"]
 
@@ -32,13 +33,13 @@ cdef extern from "af_packet.h" nogil:
 
     int an_af_allocate(an_af_packet *s, int burst, size_t frame_bytes_max)
     void an_af_free(an_af_packet *s)
-    int an_af_gate(int fd, bint closed)
+    int an_af_gate(int fd, const void *code, int count)
     int an_af_rx(an_af_packet *s, an_packet *packets, int limit, int port)
     int an_af_tx(an_af_packet *s, an_packet **packets, int count, int *at, int *error)
 
 cdef extern from "<linux/if_packet.h>":
     int PACKET_ADD_MEMBERSHIP, PACKET_MR_PROMISC, PACKET_AUXDATA, PACKET_VNET_HDR, PACKET_IGNORE_OUTGOING
-    int PACKET_FANOUT, PACKET_FANOUT_HASH, PACKET_STATISTICS
+    int PACKET_STATISTICS
 
 cdef extern from "<sys/socket.h>":
     int SOL_PACKET, SO_SNDBUFFORCE, SO_RCVBUFFORCE
@@ -52,10 +53,9 @@ DEF STATISTICS_NS = 100_000_000  # how often the kernel is asked for its drops
 cdef class AfPacketPort(LivePort):
     """The network interface `interface`, seen through a packet socket; passive until `activate`.
 
-    With `cores` > 1 each core makes a port of its own and the kernel spreads flows over them, both directions of a
-    connection alike (PACKET_FANOUT_HASH): `fanout_group` must be the same for all of them, and 0 derives it from the
-    interface. `core` is this one's number, for messages. `mac` is the address that the port goes by, the interface's
-    own if None. Frames larger than the MTU that the interface is to segment, and checksums that it is to complete, pass
+    With `cores` > 1 each core, of which `core` is this one's number, makes a port of its own and takes the frames that it is
+    the home of: by `rss_keys`, those of the NF for IPv4 and IPv6, or the symmetric key. `mac` is the address that the port
+    goes by, the interface's own if None. Frames larger than the MTU that the interface is to segment, and checksums that it is to complete, pass
     through as they are (AN_CSUM_PARTIAL).
 
     Raises PortError without the privilege, or if the interface is absent, down or not Ethernet.
@@ -63,7 +63,7 @@ cdef class AfPacketPort(LivePort):
 
     cdef an_af_packet io
     cdef object socket
-    cdef int fanout_group
+    cdef object rss_keys
     cdef uint64_t next_statistics_ns
 
     def __cinit__(self, *args, **kwargs):
@@ -71,9 +71,9 @@ cdef class AfPacketPort(LivePort):
         if an_af_allocate(&self.io, BURST_PACKETS, FRAME_BYTES_MAX) < 0:
             raise MemoryError("frames of a burst")
 
-    def __init__(self, str name, str interface, int fanout_group=0, int cores=1, int core=0, bytes mac=None):
+    def __init__(self, str name, str interface, int cores=1, int core=0, bytes mac=None, rss_keys=None):
         LivePort.__init__(self, name, interface, cores, core, mac)
-        self.fanout_group = fanout_group
+        self.rss_keys = rss_keys
         self.counters.update(self.io.counts)
         self.counters["rx_kernel_dropped"] = 0
         self.socket = self._open()
@@ -108,16 +108,12 @@ cdef class AfPacketPort(LivePort):
             for option in (PACKET_VNET_HDR, PACKET_AUXDATA, PACKET_IGNORE_OUTGOING):
                 sock.setsockopt(SOL_PACKET, option, 1)
             self._set_queues(sock)
-            if an_af_gate(sock.fileno(), True) < 0:
+            if an_af_gate(sock.fileno(), NULL, 0) < 0:
                 raise OSError("the socket takes no filter")
             sock.bind((self.device, ETH_P_ALL))
             sock.setsockopt(SOL_PACKET, PACKET_ADD_MEMBERSHIP, struct.pack("iHH8x", ifindex, PACKET_MR_PROMISC, 0))
-            if self.cores > 1:
-                group = self.fanout_group & 0xFFFF or ifindex & 0xFFFF
-                sock.setsockopt(SOL_PACKET, PACKET_FANOUT, group | PACKET_FANOUT_HASH << 16)
         except OSError as error:
-            raise self._error(f"cannot attach ({error.strerror or error}); Linux 4.20 or later is needed, and for "
-                              "several cores a fanout group that nothing else uses") from None
+            raise self._error(f"cannot attach ({error.strerror or error}); Linux 4.20 or later is needed") from None
         self.ifindex = ifindex
 
     def _set_queues(self, sock):
@@ -144,15 +140,14 @@ cdef class AfPacketPort(LivePort):
         return self.io.fd
 
     def _open_gate(self):
-        self._set_gate(False)
+        cdef bytes program = filter_for(self.core, self.cores, self.rss_keys, self.index)
+        if an_af_gate(self.io.fd, <const char *>program, <int>(len(program) // INSTRUCTION_BYTES)) < 0:
+            raise self._error("the filter in front of the socket cannot be changed")
 
     def _close_gate(self):
-        self._set_gate(True)
-        self._take_statistics()
-
-    def _set_gate(self, bint closed):
-        if an_af_gate(self.io.fd, closed) < 0:
+        if an_af_gate(self.io.fd, NULL, 0) < 0:
             raise self._error("the filter in front of the socket cannot be changed")
+        self._take_statistics()
 
     # -- packets ------------------------------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
+from actornet.engine.rss import RssKeys
 from actornet.errors import UsageError
 from actornet.ports.live import LivePort
 
@@ -20,8 +21,11 @@ def open_port(
     cores: int = 1,
     core: int = 0,
     mac: bytes | None = None,
+    rss_keys: tuple[RssKeys, RssKeys] | None = None,
 ) -> LivePort:
     """One core's port, passive; `group` is the same for all cores' ports on the interface and for nobody else's.
+
+    Where the driver chooses the core of a frame in software it does so by `rss_keys`, for IPv4 and IPv6, or symmetrically.
 
     Raises PortError as the driver does, and UsageError if there is no such driver.
     """
@@ -29,7 +33,7 @@ def open_port(
         case "af_packet":
             from actornet.ports.af_packet import AfPacketPort
 
-            return AfPacketPort(name, interface, fanout_group=group, cores=cores, core=core, mac=mac)
+            return AfPacketPort(name, interface, cores=cores, core=core, mac=mac, rss_keys=rss_keys)
         case "af_xdp":
             from actornet.ports.af_xdp import AfXdpPort
 
