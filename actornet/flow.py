@@ -107,7 +107,8 @@ class FlowActor(FlowBase, metaclass=FlowMeta):
     With `inner`, some of "gtp-u", "vxlan" and "gre", a packet in such a tunnel belongs to the flow of the packet inside:
     `packet` and verdicts are about that one, and what carries it stays as it is, but for checksums. Tunnels share one space
     of addresses; ports must be transparent; of a tunnel in a tunnel the outer one is opened; fragments inside are not put
-    together (with "reassemble" they are dropped).
+    together (with "reassemble" they are dropped). ICMP errors about what carries it, which are for the tunnel's end, and what
+    is no packet of a flow inside, such as ARP, go by `untracked`.
 
     A flow lives on the core that its addresses and ports hash to. With `shards_by`, fields as packets at the first port name
     them, those alone are hashed (the reverse ones at other ports), so flows that agree in them share a core; a mapping

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from actornet import DROP, FORWARD, FiveTuple, FlowActor, Packet, Rewrite
+from actornet import DROP, FORWARD, OFFLOADED, FiveTuple, FlowActor, Packet, Rewrite
 from actornet.embedded import Embedded
 from actornet.engine.core import Core
 from actornet.engine.wire import TUNNELS, checksums_right, parse, rewrite
@@ -271,6 +271,73 @@ def test_the_nat_inside_a_tunnel(name: str, wrap: Wrap) -> None:
     assert parse(back, inner=(name,))["flow"] == FiveTuple(17, P, 53, A, 5000)
     assert carrier_right(back) and checksums_right(back, inner=TUNNELS)
     node.finish()
+
+
+def icmp6_error(about: bytes) -> bytes:
+    """Packet too big, sent to who sent the IPv6 frame; with a wrong checksum."""
+    quoted = b"\2\0\0\0\0\0\5\0" + about[14:]
+    header = b"\x60\0\0\0" + len(quoted).to_bytes(2, "big") + b"\x3a\x40"
+    return frames.ethernet(header + socket.inet_pton(socket.AF_INET6, "2001:db8::7") + about[22:38] + quoted, 0x86DD)
+
+
+@each_wrap
+@pytest.mark.parametrize("six", [False, True], ids=["IPv4", "IPv6"])
+def test_an_icmp_error_inside_comes_to_the_flow_that_it_speaks_of(name: str, wrap: Wrap, six: bool) -> None:
+    seen: list[Any] = []
+
+    class Watch(FlowActor):
+        inner = (name,)
+        sees_icmp_errors = True
+
+        def on_open(self, packet: Packet) -> None:
+            self.bind(packet.flow.reversed())
+            self.offload(FORWARD)
+            self.offload(FORWARD, packet.flow.reversed())
+
+        def on_packet(self, packet: Packet) -> Any:
+            seen.append((packet.tunnel, packet.is_icmp_error, packet.icmp_type, packet.flow))
+            return OFFLOADED
+
+    sent = udp_packet(53, b"query", True, six)
+    error = wrap(icmp6_error(sent) if six else frames.icmp_error("192.0.2.9", sent), True)
+    node = Bench(Watch)
+    node.lan_in(wrap(sent, True))
+    node.out()
+    seen.clear()
+    node.wan_in(error)
+    ends = (RIGHT6, 53, LEFT6, 40000) if six else (RIGHT, 53, LEFT, 40000)
+    assert seen == [(name, True, 2 if six else 3, FiveTuple(17, *ends))]
+    assert [bytes(frame) for _, frame in node.lan.take()] == [error]
+
+
+@pytest.mark.parametrize("wrap", [vxlan, vxlan6, gtp_u, gre])
+def test_an_icmp_error_about_a_carrier_goes_to_the_end_of_the_tunnel(wrap: Wrap) -> None:
+    """RFC 2003 section 5: it is that one's to tell those inside."""
+
+    class Passing(FlowActor):
+        inner = TUNNELS
+        untracked = FORWARD
+
+        def on_packet(self, packet: Packet) -> Any:
+            return FORWARD
+
+    sent = wrap(frames.udp(A, 1000, P, 53, b"data"), True)
+    error = icmp6_error(sent) if wrap is vxlan6 else frames.icmp_error("192.0.2.9", sent)
+    found = parse(error, inner=TUNNELS)
+    assert found["reason"] == "untracked" and found["tunnel"] is None
+    node = Bench(Passing)
+    node.lan_in(sent)
+    node.out()
+    node.wan_in(error)
+    assert [bytes(frame) for _, frame in node.lan.take()] == [error]
+    assert node.count("icmp_error_unmatched") == 0
+
+    class Dropping(Passing):
+        untracked = DROP
+
+    node = Bench(Dropping)
+    node.wan_in(error)
+    assert node.count("untracked") == 1
 
 
 def test_a_fragmented_tunnel_packet_is_put_together_and_cut_again() -> None:

@@ -418,22 +418,42 @@ static inline struct an_inside an_parse_gre(const uint8_t *d, uint32_t at, uint3
     return inside;
 }
 
+static inline enum an_tunnel an_tunnel_at(uint16_t udp_port)
+{
+    return udp_port == 4789 ? AN_VXLAN : udp_port == 2152 ? AN_GTP_U : AN_NO_TUNNEL;
+}
+
+/* An ICMP error about a carrier is for the end of the tunnel, which tells those inside (RFC 2003 section 5), and so of no flow. */
+static inline void an_parse_carrier_error(struct an_packet *p, uint8_t tunnels)
+{
+    uint8_t version = p->key.version;
+    if (p->key.protocol != AN_UDP || !(tunnels >> an_tunnel_at(p->key.source_port) & 1)) /* its key is the reverse one */
+        return;
+    an_key_set(&p->key, p->data + p->l3, 0, 0, 0, version == 4 ? AN_ICMP : AN_ICMPV6, version, p->port);
+    p->flags &= (uint8_t)~AN_ICMP_ERROR;
+    p->reason = AN_UNTRACKED;
+    p->inner_l3 = p->inner_l4 = 0;
+}
+
 /* After an_parse(): if the packet is of one of these tunnels (bits of enum an_tunnel) and carries another, describes that
  * one, within the outer packet. AN_VLAN stays about the frame. One level: what is inside is not unwrapped again. */
 static inline void an_parse_inner(struct an_packet *p, uint8_t tunnels)
 {
-    uint8_t tunnel = AN_NO_TUNNEL;
+    enum an_tunnel tunnel = AN_NO_TUNNEL;
     struct an_inside inside = {0, 0};
     uint32_t end;
     p->tunnel = AN_NO_TUNNEL;
-    if (p->key.version == 0 || p->flags & AN_ICMP_ERROR)
+    if (p->key.version == 0)
         return;
+    if (p->flags & AN_ICMP_ERROR)
+        return an_parse_carrier_error(p, tunnels);
     if (p->reason == AN_OK && p->key.protocol == AN_UDP) {
         end = p->l4 + an_swap16(an_load16(p->data + p->l4 + 4));
-        if (p->key.destination_port == 4789)
-            tunnel = AN_VXLAN, inside = an_parse_vxlan(p->data, p->payload, end);
-        else if (p->key.destination_port == 2152)
-            tunnel = AN_GTP_U, inside = an_parse_gtp_u(p->data, p->payload, end);
+        tunnel = an_tunnel_at(p->key.destination_port);
+        if (tunnel == AN_VXLAN)
+            inside = an_parse_vxlan(p->data, p->payload, end);
+        else if (tunnel == AN_GTP_U)
+            inside = an_parse_gtp_u(p->data, p->payload, end);
     } else if (p->reason == AN_UNTRACKED && p->key.protocol == AN_GRE_PROTOCOL) {
         end = an_ip_end(p->data, p->l3);
         tunnel = AN_GRE, inside = an_parse_gre(p->data, p->l4, end);
@@ -456,7 +476,7 @@ static inline void an_parse_inner(struct an_packet *p, uint8_t tunnels)
         an_parse_tagged(p, flags, inside.at + 14);
     p->length = length;
     p->flags = (uint8_t)((p->flags & ~AN_VLAN) | tagged);
-    p->tunnel = tunnel;
+    p->tunnel = (uint8_t)tunnel;
     p->outer_l3 = outer_l3;
     p->outer_l4 = outer_l4;
 }

@@ -361,14 +361,16 @@ static int carrier_right(const struct an_packet *p)
 }
 
 /* Looks inside, and rewrites what is there: the carrier's checksum is as right as it was. */
-static void check_tunnel(const struct an_packet *outer, const uint8_t *addresses, uint64_t *counts)
+static void check_tunnel(const struct an_packet *outer, const uint8_t *addresses, uint64_t *counts, uint64_t *about_carriers)
 {
     struct an_packet p = *outer;
     an_parse_inner(&p, 0xff);
     counts[p.tunnel]++;
     check_offsets(&p);
     if (!p.tunnel) {
-        CHECK(p.l3 == outer->l3 && p.reason == outer->reason);
+        int about_carrier = outer->flags & AN_ICMP_ERROR && !(p.flags & AN_ICMP_ERROR);
+        CHECK(p.l3 == outer->l3 && p.reason == (about_carrier ? AN_UNTRACKED : outer->reason));
+        *about_carriers += about_carrier;
         return;
     }
     CHECK(p.outer_l3 == outer->l3 && p.outer_l4 == outer->l4 && p.l3 > p.outer_l4);
@@ -497,7 +499,7 @@ int main(int argc, char **argv)
 {
     static uint8_t work[FRAME_BYTES_MAX + 64];
     static const char *const names[] = {"ok", "malformed", "truncated", "not_ip", "fragment", "untracked"};
-    uint64_t counts[AN_REASONS] = {0}, errors = 0, joined = 0, tunnels[AN_TUNNELS] = {0};
+    uint64_t counts[AN_REASONS] = {0}, errors = 0, joined = 0, tunnels[AN_TUNNELS] = {0}, about_carriers = 0;
     struct an_table table;
     struct an_fragments fragments;
     if (argc < 3)
@@ -516,8 +518,11 @@ int main(int argc, char **argv)
         uint32_t length = fragment ? make_fragment(work) : make_frame(work);
         if (below(3) == 0)
             length = make_icmp_error(work, length);
-        if (!fragment && below(3) == 0)
+        if (!fragment && below(3) == 0) {
             length = make_tunnel(work, length);
+            if (below(4) == 0)
+                length = make_icmp_error(work, length);
+        }
         if (below(2))
             length = mutate(work, length);
         struct an_packet p = {.data = malloc(length ? length : 1), .length = length, .port = (uint8_t)below(fragment ? 1 : 16)};
@@ -536,7 +541,7 @@ int main(int argc, char **argv)
         check_rewrite(&p, addresses);
         check_glance(&table, &p);
         check_link(&p);
-        check_tunnel(&p, addresses, tunnels);
+        check_tunnel(&p, addresses, tunnels, &about_carriers);
         check_cut(&p, below(4) ? 60 + below(600) : below(100));
         if (p.reason == AN_FRAGMENT)
             check_fragment(&fragments, &p, &joined);
@@ -546,7 +551,7 @@ int main(int argc, char **argv)
         printf("%s %llu\n", names[reason], (unsigned long long)counts[reason]);
     printf("gre %llu\nvxlan %llu\ngtp_u %llu\n", (unsigned long long)tunnels[AN_GRE],
            (unsigned long long)tunnels[AN_VXLAN], (unsigned long long)tunnels[AN_GTP_U]);
-    printf("icmp_error %llu\n", (unsigned long long)errors);
+    printf("icmp_error %llu\nabout_carrier %llu\n", (unsigned long long)errors, (unsigned long long)about_carriers);
     printf("glanced %llu\n", (unsigned long long)glanced_count);
     printf("joined %llu\noverlap %llu\nexpired %llu\nevicted %llu\n", (unsigned long long)joined,
            (unsigned long long)fragments.overlap, (unsigned long long)fragments.expired,
