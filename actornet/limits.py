@@ -102,6 +102,9 @@ RECONNECT_MS_MIN = 5
 RECONNECT_MS_MAX = 1_000
 """Pause of a backup between attempts to connect, doubled each time."""
 
+GREETING_MS = 2_000
+"""Silence after which a peer is given up that has connected, and does not say, or is not told, where its log stands."""
+
 PATIENCE_MS = 30_000
 """Silence after which a peer that is not in sync yet is given up: it may be restoring a snapshot."""
 

@@ -15,6 +15,7 @@ import pytest
 from actornet.errors import FencedError, LinkError
 from actornet.limits import (
     ACK_STALL_MS,
+    GREETING_MS,
     HEARTBEAT_MS,
     LINK_BATCH_RECORDS,
     LINK_WINDOW_RECORDS,
@@ -506,6 +507,34 @@ def test_not_in_sync_is_no_successor() -> None:
         if any(isinstance(action, Close) for action in machine.tick(T + wait_ms * MS)):
             break
     assert machine.state is State.ABSENT and wait_ms > PATIENCE_MS
+
+
+def test_a_greeting_that_was_lost_is_given_up_soon() -> None:
+    """G6: who holds connections and swallows what is said on them keeps a backup away no longer than he does that."""
+    for machine in (backup(), primary()):
+        if isinstance(machine, Backup):
+            machine.connected(NOWHERE, T)
+        else:
+            machine.connected(T)
+        assert machine.state is State.GREETING
+        for wait_ms in range(0, GREETING_MS + 20, 10):
+            if any(isinstance(action, Close) for action in machine.tick(T + wait_ms * MS)):
+                break
+        assert machine.state in (State.ABSENT, State.ALONE) and GREETING_MS < wait_ms < PATIENCE_MS
+
+
+def test_a_connection_made_while_claiming_does_not_outlive_the_claim() -> None:
+    """G6: its Welcome could come when the backup is absent, and would be lost."""
+    machine = Backup(IDENTITY, "applied", epoch=0, durable_lsn=0, now_ns=T, needs_lease=True)
+    machine.connected(NOWHERE, T)
+    machine.receive(Welcome(TERM, "tail", 0), T)
+    machine.receive(Sync(TERM, 0), T)
+    machine.disconnected("reset", T)
+    only(machine.disconnected("reset", T), Claim)
+    assert sent(machine.connected(NOWHERE, T))
+    actions = machine.denied("the primary holds the lease")
+    assert only(actions, Close) and machine.state is State.ABSENT
+    assert machine.receive(Welcome(TERM, "tail", 0), T) == []
 
 
 def test_operator_promotes() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from actornet.limits import HEARTBEAT_MS, PATIENCE_MS, SILENCE_MS, SNAPSHOT_BYTES_MAX, SNAPSHOT_CHUNK_BYTES
+from actornet.limits import GREETING_MS, HEARTBEAT_MS, PATIENCE_MS, SILENCE_MS, SNAPSHOT_BYTES_MAX, SNAPSHOT_CHUNK_BYTES
 from actornet.replication.messages import (
     VERSION,
     Ack,
@@ -166,6 +166,8 @@ class Backup:
         if self.state is State.CLAIMING:
             return []
         limit_ms = SILENCE_MS if self.state in _MAY_TAKE_OVER else PATIENCE_MS
+        if self.state is State.GREETING:
+            limit_ms = GREETING_MS
         if now_ns - self._heard_ns > limit_ms * _MS:
             reason = f"primary silent for {limit_ms} ms"
             if self.state in _MAY_TAKE_OVER:
@@ -199,7 +201,9 @@ class Backup:
         if self.state is not State.CLAIMING:
             return []
         self._move(Event.DENIED)
-        return [Note("takeover denied", f"{why}; this backup follows when it is let", alarm=True)]
+        # What was said on a connection made meanwhile is lost on who is ABSENT: it begins anew.
+        close = Close("this backup may not take over, and comes again")
+        return [close, Note("takeover denied", f"{why}; this backup follows when it is let", alarm=True)]
 
     def stop(self) -> list[BackupAction]:
         """Leave cleanly."""

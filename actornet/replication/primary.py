@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from actornet.errors import FencedError
 from actornet.limits import (
     ACK_STALL_MS,
+    GREETING_MS,
     HEARTBEAT_MS,
     LINK_BATCH_BYTES,
     LINK_BATCH_RECORDS,
@@ -258,6 +259,8 @@ class Primary:
         if slept:
             self._heard_ns = self._progress_ns = now_ns
         limit_ms = SILENCE_MS if self.state in _COUNTING else PATIENCE_MS
+        if self.state is State.GREETING:
+            limit_ms = GREETING_MS
         if now_ns - self._heard_ns > limit_ms * _MS:
             return self._drop(f"silent for {limit_ms} ms")
         if self._owed() and now_ns - self._progress_ns > ACK_STALL_MS * _MS:

@@ -7,6 +7,7 @@ import os
 import re
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from typing import Any, Literal, Self
 
 from actornet.errors import ActornetError
 from actornet.limits import LEASE_MS_DEFAULT
+from actornet.testing.fault_proxy import FaultProxy
 from actornet.testing.netns import Lab
 
 Name = Literal["a", "b"]
@@ -61,7 +63,7 @@ control = "127.0.0.1:740{primary_host}"
 
 [backup]
 log = "log-{backup}"
-link = "10.9.0.{primary_host}:7400"
+link = "{link}"
 listen = "10.9.0.{backup_host}:7400"
 control = "127.0.0.1:740{backup_host}"
 """
@@ -70,7 +72,8 @@ control = "127.0.0.1:740{backup_host}"
 class Pair:
     """Nodes `a` (primary) and `b` (backup) between `client` and `server` of a lab.
 
-    Files (deployment, key, logs, output of each node) are in `directory`.
+    Files (deployment, key, logs, output of each node) are in `directory`. `links` says where a node connects to as backup,
+    if not to the primary itself: see `fault_proxy`.
     """
 
     def __init__(
@@ -86,6 +89,7 @@ class Pair:
         lease_ms: int = LEASE_MS_DEFAULT,
         driver: str = "af_packet",
         poll: str = "adaptive",
+        links: Mapping[Name, str] | None = None,
     ) -> None:
         self.directory = directory
         self.cores = cores
@@ -97,8 +101,9 @@ class Pair:
         key = directory / "pair.key"
         key.touch(0o600)
         key.write_text(secrets.token_hex(32))
-        hosts = {"a": 1, "b": 2}
-        for primary, backup in (("a", "b"), ("b", "a")):
+        hosts: dict[Name, int] = {"a": 1, "b": 2}
+        orders: tuple[tuple[Name, Name], ...] = (("a", "b"), ("b", "a"))
+        for primary, backup in orders:
             text = _DEPLOYMENT.format(
                 nf=nf,
                 settings=settings,
@@ -111,10 +116,17 @@ class Pair:
                 poll=poll,
                 primary=primary,
                 backup=backup,
+                link=(links or {}).get(backup, f"10.9.0.{hosts[primary]}:7400"),
                 primary_host=hosts[primary],
                 backup_host=hosts[backup],
             )
             self.file(primary).write_text(text)
+
+    def fault_proxy(self, backup: Name, seed: int) -> FaultProxy:
+        """A proxy for the link of a backup whose `links` entry is 10.9.0.N:7399, N being 1 for `a` and 2 for `b`."""
+        here, there = ("10.9.0.2", "10.9.0.1") if backup == "b" else ("10.9.0.1", "10.9.0.2")
+        proxy = FaultProxy(self.lab.call(backup, socket.create_server, (here, 7399)), (there, 7400), seed)
+        return self.lab.call(backup, proxy.start)
 
     def file(self, primary: str) -> Path:
         """The deployment in which node `primary` is the primary."""
