@@ -236,10 +236,10 @@ def sleeps(pid: int) -> int:
     return sum(int(text.partition("\nvoluntary_ctxt_switches:")[2].split()[0]) for text in texts)
 
 
-def collected(sock: socket.socket, count: int) -> Frames:
-    """The NF's frames that arrive, until there are `count` and no more come for a moment."""
+def collected(sock: socket.socket, count: int, seconds: float = 2.0) -> Frames:
+    """The NF's frames that arrive, until there are `count` and no more come for a moment, or none for `seconds`."""
     found: Frames = []
-    sock.settimeout(2.0)
+    sock.settimeout(seconds)
     deadline = time.monotonic() + 5
     while time.monotonic() < deadline:
         try:
@@ -251,6 +251,47 @@ def collected(sock: socket.socket, count: int) -> Frames:
         if len(found) == count:
             sock.settimeout(0.02)
     return found
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("driver", ["af_packet", "af_xdp"])
+def test_a_nodes_flows_survive_what_happens_to_its_interface(tmp_path: Path, driver: str) -> None:
+    """The link flaps; the interface goes and another of its name comes. The node says so, and goes on with its flows."""
+    asked = frame((b"\x0a\0\0\2", 2000), (b"\xc6\x33\x64\1", 53), None, 1)
+    with Lab.single("10.0.0.2/24", "10.0.0.3/24", gateway=None) as lab:
+        lab.run("box", ["sysctl", "-qw", "net.ipv6.conf.default.disable_ipv6=1"])
+        deployment = DEPLOYMENT.format(cores=1, driver=driver, lan="lan0", wan="wan0", poll="adaptive")
+        node = launched(lab, tmp_path, deployment)
+        server = lab.call("server", raw_socket, "eth0")
+
+        def status() -> Any:
+            argv = [sys.executable, "-m", "actornet.cli.main", "status", str(tmp_path / "one.toml"), "--json"]
+            (found,) = json.loads(lab.run("box", argv).stdout)
+            return next(each["status"] for each in found["workers"] if each["name"] == "core-0")
+
+        def passes() -> bool:
+            client = lab.call("client", raw_socket, "eth0")
+            with client:
+                client.send(asked)
+                return bool(collected(server, 1, seconds=0.1))
+
+        until(passes)
+        lab.ip("box", "link set lan0 down")
+        until(lambda: status()["ports"]["lan"]["state"] == "down", seconds=5)
+        lab.ip("box", "link set lan0 up")
+        until(passes, seconds=5)
+        lab.ip("box", "link del lan0")
+        until(lambda: status()["ports"]["lan"]["state"] == "down", seconds=5)
+        assert status()["ports"]["wan"]["state"] == "up"
+        lab.ip("client", f"link add eth0 type veth peer name lan0 netns {lab.names['box']}")
+        for space, interface in (("client", "eth0"), ("box", "lan0")):
+            lab.ip(space, f"link set {interface} addrgenmode none", f"link set {interface} up")
+        until(passes, seconds=5)
+        found = status()
+        node.terminate()
+        node.wait(10)
+    server.close()
+    assert (found["counters"]["flows_opened"], found["ports"]["lan"]["link_lost"]) == (1, 2)
 
 
 def test_an_unknown_driver_is_named() -> None:

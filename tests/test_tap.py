@@ -136,6 +136,21 @@ def test_a_port_survives_that_its_link_goes_down_and_comes_back(lab: Lab) -> Non
     port.close()
 
 
+def test_a_new_mtu_holds_at_once(lab: Lab) -> None:
+    port = lab.call("box", TapPort, "host", "tap0")
+    port.activate()
+    host = lab.call("box", raw_socket, "tap0")
+    large = udp_frame(1, payload_bytes=8000)
+    with pytest.raises(OSError):
+        host.send(large)
+    lab.ip("box", "link set tap0 mtu 9000")
+    host.send(large)
+    assert take(port, 1) == [large]
+    assert send(port, [large]) == 1 and received(host, 1) == [large]
+    assert port.counters["link_lost"] == 0
+    port.close()
+
+
 def test_a_device_of_its_own_that_somebody_removes_is_made_again(lab: Lab) -> None:
     def removed() -> None:  # in the namespace throughout, as a core is
         port = TapPort("host", "tap0")
