@@ -26,6 +26,7 @@ bench: build packages
 	$(BIN)/python -m bench.owner
 	$(BIN)/python -m bench.failover
 	$(BIN)/python -m bench.forward
+	$(BIN)/python -m bench.receive
 
 # The compiled core under AddressSanitizer and UndefinedBehaviorSanitizer, built in a directory of its own.
 sanitize: build
