@@ -4,6 +4,7 @@ What a network function needs is here, and nothing else: `FlowActor` and its ver
 for what the operator may choose.
 """
 
+from actornet.chain import Chain
 from actornet.engine.direction import Direction
 from actornet.engine.five_tuple import FiveTuple
 from actornet.engine.packet import Packet
@@ -21,6 +22,7 @@ __all__ = [
     "FORWARD",
     "OFFLOADED",
     "REJECT",
+    "Chain",
     "Direction",
     "FiveTuple",
     "FlowActor",

@@ -21,10 +21,11 @@ from actornet.engine.flow_base import Ask
 from actornet.engine.port import Port
 from actornet.errors import UsageError
 from actornet.flow import FlowActor
-from actornet.journal import Journal, owners_of, restore_flow
+from actornet.journal import Journal, restore_flow
 from actornet.limits import FLOWS_MAX_DEFAULT
 from actornet.log.record import CloseBody, ControlBody
 from actornet.log.store import Log
+from actornet.owner import owners_of
 from actornet.setting import assign, resolve
 
 _encode = msgspec.msgpack.Encoder().encode

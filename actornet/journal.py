@@ -28,7 +28,7 @@ from actornet.log.record import (
 )
 from actornet.log.record import verify_chain as check_chain
 from actornet.log.store import Log
-from actornet.owner import OwnerReference
+from actornet.owner import owners_of
 from actornet.replication.replica import Replica
 
 _ASK, _FLOW = Kind.ASK, Kind.FLOW
@@ -151,23 +151,18 @@ class Journal:
             self._queue.append((record.lsn, data))
 
 
-def owners_of(nf: type[FlowActor]) -> dict[str, OwnerReference]:
-    """The owners that a network function's class refers to, by attribute."""
-    found: dict[str, OwnerReference] = {}
-    for base in reversed(nf.__mro__):
-        found.update({name: value for name, value in vars(base).items() if isinstance(value, OwnerReference)})
-    return found
-
-
 def path_of(nf: type[FlowActor]) -> str:
-    return f"{nf.__module__}:{nf.__qualname__}"
+    """How `load_nf` finds it: `module:Class`, or those of a chain's members joined by `+`."""
+    chained = getattr(nf, "chained", {})
+    return "+".join(map(path_of, chained.values())) or f"{nf.__module__}:{nf.__qualname__}"
 
 
 @cache
 def fingerprint(nf: type[FlowActor]) -> str:
     """Hash of the source files that decide what the replica does: the network function's and its owners' modules."""
     digest = hashlib.sha256()
-    modules = {nf.__module__} | {reference.owner.__module__ for reference in owners_of(nf).values()}
+    modules = {part.__module__ for part in (nf, *getattr(nf, "chained", {}).values())}
+    modules |= {reference.owner.__module__ for reference in owners_of(nf).values()}
     for module in sorted(modules):
         try:
             source = inspect.getsource(sys.modules[module])

@@ -252,3 +252,6 @@ it the oldest are forgotten."""
 STREAM_EDITS_MAX = 256
 STREAM_EDIT_BYTES_MAX = 1 << 18
 """Edits of one direction that are not acknowledged, and the bytes that they insert; beyond it `stream_full`."""
+
+CHAIN_MEMBERS_MAX = 16
+"""Network functions in one chain."""

@@ -10,16 +10,19 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
+from actornet.chain import Chain
 from actornet.errors import ActornetError, UsageError
 from actornet.flow import FlowActor
 
 
 def load_nf(spec: str) -> type[FlowActor]:
-    """The FlowActor class at `module:Class` or `path/file.py:Class`.
+    """The FlowActor class at `module:Class` or `path/file.py:Class`, or the chain of several joined by `+`.
 
     The file's directory, or that of its outermost package, joins `sys.path`: owners are found again by module name when
     a log is replayed. Raises UsageError if there is no such module or class, or if the module does not import.
     """
+    if "+" in spec:
+        return Chain(*(load_nf(part.strip()) for part in spec.split("+")))
     place, colon, name = spec.rpartition(":")
     if not colon:
         place, name = spec, ""

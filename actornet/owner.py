@@ -233,6 +233,14 @@ class _Sender(msgspec.Struct, gc=False):
         raise AttributeError(f"{owner.__qualname__} has no message {name!r}; its messages are: {known}")
 
 
+def owners_of(nf: type) -> dict[str, OwnerReference]:
+    """The owners that a network function's class refers to, by attribute."""
+    found: dict[str, OwnerReference] = {}
+    for base in reversed(nf.__mro__):
+        found.update({name: value for name, value in vars(base).items() if isinstance(value, OwnerReference)})
+    return found
+
+
 def create(owner_type: type[Owner[Any]], settings: Mapping[str, Any], moment: Moment) -> Owner[Any]:
     """A new owner with the state that its `start` gives. Raises UsageError if the settings do not fit."""
     where = f"owner of {path_of(owner_type)}"

@@ -41,6 +41,12 @@ class Setting:
     def __repr__(self) -> str:
         return f"setting({self.default!r}, {self.doc!r})"
 
+    def renamed(self, name: str) -> Setting:
+        """The same declaration under another name."""
+        other = Setting(self.default, self.doc)
+        other.name = name
+        return other
+
     @property
     def type_name(self) -> str:
         """The type in words, as error messages and help show it."""
@@ -82,24 +88,33 @@ def setting(default: T, doc: str = "") -> T:
 
 
 def settings_of(function: type) -> dict[str, Setting]:
-    """The settings that a network function's class and its bases declare, by name."""
+    """The settings that a network function's class and its bases declare, by name; of a chain, those of its members as
+    `Member.name`."""
     found: dict[str, Setting] = {}
     for base in reversed(function.__mro__):
         declared: dict[str, Setting] = base.__dict__.get("_settings_declared", {})
         attributes = {name: value for name, value in vars(base).items() if isinstance(value, Setting)}
         found.update(declared)
         found.update(attributes)
+    for label, part in _chained(function).items():
+        for name, declaration in settings_of(part).items():
+            found[f"{label}.{name}"] = declaration.renamed(f"{label}.{name}")
     return found
 
 
 def resolve(function: type, overrides: Mapping[str, object]) -> dict[str, Value]:
     """The value of each setting of the class: the override if there is one, else the default.
 
+    In a chain, a name without a member's is that of all members which have such a setting, but for those that are named.
     Raises UsageError that names the setting and its type.
     """
     settings = settings_of(function)
+    for label in _chained(function):
+        everyone = {f"{label}.{name}": value for name, value in overrides.items() if f"{label}.{name}" in settings}
+        overrides = everyone | dict(overrides)
+    shared = {name.partition(".")[2] for name in settings}
     for name in overrides:
-        if name not in settings:
+        if name not in settings and name not in shared:
             known = ", ".join(sorted(settings)) or "none"
             raise UsageError(f"{function.__name__} has no setting {name!r}; its settings are: {known}")
     return {
@@ -110,9 +125,19 @@ def resolve(function: type, overrides: Mapping[str, object]) -> dict[str, Value]
 
 def assign(function: type, values: Mapping[str, Value]) -> None:
     """Make resolved values those that instances of the class read; as plain class attributes, so reading is free."""
+    chained = _chained(function)
+    for part in chained.values():
+        type.__setattr__(part, "_settings_declared", settings_of(part))
     type.__setattr__(function, "_settings_declared", settings_of(function))
     for name, value in values.items():
-        type.__setattr__(function, name, value)
+        label, dot, attribute = name.rpartition(".")
+        type.__setattr__(chained[label] if dot else function, attribute, value)
+
+
+def _chained(function: type) -> Mapping[str, type]:
+    """The members of a chain by label, see `actornet.chain`; nothing for any other function."""
+    members: Mapping[str, type] = getattr(function, "chained", {})
+    return members
 
 
 def _all_text(values: list[Any]) -> bool:

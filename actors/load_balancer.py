@@ -219,6 +219,8 @@ class LoadBalancer(FlowActor):
         """SYN, FIN and RST, and what the client sends until it has answered the backend."""
         flags, client = packet.tcp_flags, packet.direction is Direction.ORIGINAL
         fin, acked = self.fin, self.acked
+        if not self.backend:
+            return FORWARD
         if flags & RST:
             fin = BOTH  # or so somebody says: it lives on while there are packets
         elif flags & SYN and not flags & ACK and client and fin == BOTH:
@@ -238,7 +240,9 @@ class LoadBalancer(FlowActor):
     async def _other(self, flow: FiveTuple) -> Verdict:
         if not self.pass_others or await self.balancer.serves(_name(flow.source, flow.source_port)):
             return DROP
+        self.bind(flow.reversed())
         self.offload(FORWARD)
+        self.offload(FORWARD, flow.reversed())
         return FORWARD
 
     def _there(self) -> Rewrite:

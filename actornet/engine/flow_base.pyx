@@ -230,6 +230,12 @@ cdef class FlowBase:
     def _revocations(self) -> int:
         return core_of(self).flows.revocations
 
+    def _port_names(self) -> list:
+        return core_of(self).port_names
+
+    def _now_ns(self) -> int:
+        return core_of(self).now_ns
+
     def _ask(self, reference, message, tuple args):
         """Send an owner message; called by the proxies that `Owner.named` makes."""
         cdef Core core = core_of(self)

@@ -25,14 +25,15 @@ cdef class Rewrite(Forward):
 
 cdef class Made:
     cdef bytes frame
-    cdef uint8_t flags, port
+    cdef uint8_t flags
+    cdef readonly uint8_t port
     cdef uint8_t vnet[12]
     cdef object time_ns
 
 
 cdef class Emit(Verdict):
-    cdef list frames
-    cdef int counter                 # of the packet that these replace; -1: none
+    cdef readonly list frames
+    cdef readonly int counter                 # of the packet that these replace; -1: none
 
 
 cdef enum:

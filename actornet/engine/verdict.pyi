@@ -43,6 +43,16 @@ class Rewrite(Forward):
         vlan: int | None = None,
     ) -> None: ...
 
+class Made:
+    @property
+    def port(self) -> int: ...
+
+class Emit(Verdict):
+    @property
+    def frames(self) -> list[Made]: ...
+    @property
+    def counter(self) -> int: ...
+
 DROP: Verdict
 REJECT: Verdict
 OFFLOADED: Verdict
