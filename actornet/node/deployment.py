@@ -166,7 +166,7 @@ def load_deployment(
         cpus=whole.cpus,
         poll=whole.poll,
         key_file=directory / whole.key_file,
-        settings=whole.settings,
+        settings=_flat(whole.settings),
         ports=whole.ports,
         durability=whole.replication.durability,
         without_backup=whole.replication.without_backup,
@@ -250,11 +250,19 @@ def _check_keys(table: Any, struct: type[msgspec.Struct], prefix: str, where: st
             raise UsageError(f"{where}: unknown key `{prefix}{key}`: {advice}")
 
 
+def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+    """A table `[settings.Member]` has the settings `Member.name` of a chain's member."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        flat |= {f"{name}.{inner}": each for inner, each in value.items()} if isinstance(value, dict) else {name: value}
+    return flat
+
+
 def _problem(whole: DeploymentFile, role: Role, table: RoleTable) -> str | None:
     """What is wrong with values that each have the right type, or None."""
     if whole.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", whole.name):
         return f"`name` = {whole.name!r}: use letters, digits, dots, dashes and underscores, at most 64"
-    if not re.fullmatch(r"[^:]+:[A-Za-z_]\w*", whole.nf):
+    if not all(re.fullmatch(r"\s*[^:]+:[A-Za-z_]\w*\s*", part) for part in whole.nf.split("+")):
         return f'`nf` = {whole.nf!r}: write "module:Class", say "actors.nat:SourceNAT"'
     if not 1 <= whole.cores <= CORES_MAX:
         return f"`cores` = {whole.cores}: choose 1 to {CORES_MAX}"
