@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from actornet.cli.load import load_of
+from actornet.cli.load import text as load_text
 from actornet.errors import NodeError, UsageError
 
 if TYPE_CHECKING:
@@ -164,7 +166,8 @@ def _status(args: argparse.Namespace) -> int:
     for control, key in _places(args):
         try:
             with NodeClient(control, key) as node:
-                statuses.append(node.status() | {"control": control})
+                status = node.status() | {"control": control}
+                statuses.append(status | {"load": load_of(status)})
         except NodeError as error:
             errors.append(str(error))
     if not statuses:
@@ -227,6 +230,8 @@ def _text(status: dict[str, Any]) -> str:
     lines += [
         "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     ]
+    if status["load"] is not None:
+        lines += load_text(status["load"])
     return "\n".join(lines)
 
 
