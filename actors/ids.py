@@ -116,9 +116,13 @@ class IDS(StreamActor):
             if found:
                 self._tail = b""
                 excerpt = text[max(0, found.start() - EXCERPT_CHARS // 2) :][:EXCERPT_CHARS]
+                self.on_alert(name, excerpt)
                 return REJECT if await self.sentinel.alert(name, self.flow, excerpt) else None
         self._tail = seen[-TAIL_BYTES:]
         self._searched += len(data)
         if self._searched >= self.depth_bytes:
             self.release()
         return None
+
+    def on_alert(self, rule: str, excerpt: str) -> None:
+        """A rule has matched; for subclasses that want to tell somebody."""
