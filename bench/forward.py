@@ -148,8 +148,7 @@ def udp(lab: Lab, directory: Path, subject: Subject, seconds: float, flows: int)
 
 
 def tcp(lab: Lab, server: str, seconds: float) -> float:
-    sink = lab.popen("server", ["iperf3", "-s", "-1"], stdout=subprocess.DEVNULL)
-    time.sleep(0.5)
+    sink = lab.serve("server", 5201, ["iperf3", "-s", "-1"])
     argv = ["iperf3", "-c", server, "-t", str(seconds), "--json"]
     result = json.loads(lab.run("client", argv, timeout_s=seconds + 15).stdout)
     sink.wait()

@@ -10,7 +10,6 @@ import struct
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -121,12 +120,6 @@ def until(condition: Callable[[], bool], seconds: float = 2.0) -> None:
 
 def reversed_frame(frame: bytes) -> bytes:
     return frame[:26] + frame[30:34] + frame[26:30] + frame[36:38] + frame[34:36] + frame[38:]
-
-
-def listens(port: int) -> bool:
-    """Whether a TCP socket of this namespace listens at the port."""
-    lines = Path("/proc/thread-self/net/tcp").read_text() + Path("/proc/thread-self/net/tcp6").read_text()
-    return any(f":{port:04X} " in line and " 0A " in line for line in lines.splitlines())
 
 
 def ping(host: str, count: int) -> list[float]:

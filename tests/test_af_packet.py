@@ -28,7 +28,6 @@ from tests.live_ports import (
     SERVER,
     VNET,
     gso_frame,
-    listens,
     new_lab,
     ping,
     raw_socket,
@@ -367,8 +366,7 @@ def test_a_download_passes_through_two_ports(lab: Lab, tmp_path: Path) -> None:
     content = Random(1).randbytes(20_000_000)
     (tmp_path / "file").write_bytes(content)
     with bridge(lab):
-        lab.popen("server", [sys.executable, "-m", "http.server", "-d", str(tmp_path), "80"], stdout=-3, stderr=-3)
-        until(lambda: lab.call("server", listens, 80), seconds=3.0)
+        lab.serve("server", 80, [sys.executable, "-m", "http.server", "-d", str(tmp_path), "80"])
         copy = tmp_path / "copy"
         curl = shlex.split("env -u LD_PRELOAD curl -sf")  # it hangs under a preloaded address sanitizer
         lab.run("client", [*curl, "-o", str(copy), "http://10.0.0.2/file"])
@@ -391,8 +389,7 @@ def test_tcp_passes_in_frames_of_64_kib_without_a_retransmission_storm(lab: Lab)
     thread = threading.Thread(target=box)
     thread.start()
     try:
-        lab.popen("server", ["iperf3", "-s", "-1"], stdout=-3)
-        until(lambda: lab.call("server", listens, 5201))
+        lab.serve("server", 5201, ["iperf3", "-s", "-1"])
         result = json.loads(lab.run("client", ["iperf3", "-c", "10.0.0.2", "-n", "200M", "--json"]).stdout)
     finally:
         done.set()

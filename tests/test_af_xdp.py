@@ -28,7 +28,6 @@ from tests.live_ports import (
     CLIENT,
     SERVER,
     gso_frame,
-    listens,
     new_lab,
     raw_socket,
     received,
@@ -188,8 +187,7 @@ def test_tcp_is_right_without_anybody_touching_ethtool(lab: Lab, native: bool) -
         thread = threading.Thread(target=box)
         thread.start()
         try:
-            lab.popen("server", ["iperf3", "-s", "-1"], stdout=-3)
-            until(lambda: lab.call("server", listens, 5201))
+            lab.serve("server", 5201, ["iperf3", "-s", "-1"])
             result = json.loads(lab.run("client", ["iperf3", "-c", "10.0.0.2", "-n", "200M", "--json"]).stdout)
         finally:
             done.set()

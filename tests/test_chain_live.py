@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -28,10 +27,7 @@ def test_curl_through_firewall_and_nat_survives_kill(tmp_path: Path) -> None:
     settings = 'address = "203.0.113.1"\n[settings.Firewall]\nrules = ["allow tcp on lan"]'
     with Pair(tmp_path / "pair", nf=nf, settings=settings) as pair:
         pair.start()
-        pair.lab.popen(
-            "server", [sys.executable, "-m", "http.server", "8000", "--directory", str(site)], stderr=subprocess.DEVNULL
-        )
-        time.sleep(0.7)
+        pair.lab.serve("server", 8000, [sys.executable, "-m", "http.server", "8000", "--directory", str(site)])
         got = tmp_path / "got"
         curl = pair.lab.popen(
             "client", ["curl", "-sS", "--limit-rate", "2M", "-o", str(got), f"http://{SERVER}:8000/file"]

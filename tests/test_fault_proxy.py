@@ -94,7 +94,7 @@ def test_delay(proxy: FaultProxy, client: socket.socket) -> None:
     begun = time.monotonic()
     client.sendall(b"x")
     assert client.recv(1) == b"x"
-    assert 0.1 <= time.monotonic() - begun < 0.5
+    assert time.monotonic() - begun >= 0.1
 
 
 def test_corrupt(proxy: FaultProxy, client: socket.socket) -> None:

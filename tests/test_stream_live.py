@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -34,10 +33,7 @@ def test_curl_through_an_editing_actor(kill: bool, tmp_path: Path) -> None:
     with Pair(tmp_path / "pair", nf="tests.stream_node:Edit", settings="") as pair:
         pair.lab.ip("server", "route replace 10.0.0.0/24 via 203.0.113.1")
         pair.start()
-        pair.lab.popen(
-            "server", [sys.executable, "-m", "http.server", "8000", "--directory", str(site)], stderr=subprocess.DEVNULL
-        )
-        time.sleep(0.7)
+        pair.lab.serve("server", 8000, [sys.executable, "-m", "http.server", "8000", "--directory", str(site)])
         rate = ["--limit-rate", "2M"] if kill else []
         got = tmp_path / "got"
         curl = pair.lab.popen("client", ["curl", "-sS", *rate, "-o", str(got), f"http://{SERVER}:8000/file"])

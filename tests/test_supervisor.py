@@ -184,8 +184,7 @@ def test_an_owner_system_that_ends_stops_the_node(node, how):
         else:
             with contextlib.suppress(NodeError):  # it may end before it has answered
                 client.call({"raises": "raise", "crashes": "crash", "stalls": "stall"}[how])
-    gone_s = wait_gone({worker(status, "core-0")["pid"], worker(status, "core-1")["pid"], owners})
-    assert gone_s < (0.2 if how != "stalls" else 1.5)
+    wait_gone({worker(status, "core-0")["pid"], worker(status, "core-1")["pid"], owners})
     error, code = node.outcome()
     how_it_ended = {"raises": "exit code 1: ValueError: a bug in the data plane", "crashes": "killed by SIGSEGV"}
     assert error == f"the owner system owners ended ({how_it_ended.get(how, 'killed by SIGKILL')})"
@@ -230,11 +229,11 @@ def test_sigkill_above_leaves_nothing_below(node, victim):
     pid = node.process.pid if victim == "launcher" else status["pid"]
     os.kill(pid, signal.SIGKILL)
     below = {each["pid"] for each in status["workers"]}
-    assert wait_gone(below) < 0.2
+    wait_gone(below)
     if victim == "supervisor":
         error, code = node.outcome()
         assert error.startswith("the node's supervisor died, so everything of it was killed") and code == 1
-    assert wait_gone(everyone) < 1.0
+    wait_gone(everyone)
 
 
 @pytest.mark.parametrize(

