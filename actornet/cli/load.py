@@ -24,7 +24,7 @@ def load_of(status: dict[str, Any]) -> Load | None:
     None of a node with one core, or if a core gives no answer.
     """
     workers = [worker for worker in status["workers"] if worker["name"].startswith("core-")]
-    if len(workers) < 2 or any(worker["status"] is None for worker in workers):
+    if len(workers) < 2 or any("counters" not in (worker["status"] or {}) for worker in workers):
         return None
     cores = []
     for worker in workers:
