@@ -73,6 +73,7 @@ def explain(schedule: Schedule) -> str:
     except Exception as error:
         trace.append(f"{type(error).__name__}: {error}")
     settings = f"durability {schedule.durability}, without backup {schedule.without_backup}, cores {schedule.cores}"
+    settings += ", with a witness" if schedule.witness else ""
     return "\n".join([f"seed {schedule.seed}: {settings}", *trace])
 
 

@@ -24,9 +24,11 @@ from actornet.replication.protocol import Durability, WithoutBackup
 from actornet.testing.simulation.disk import Disk, SimulatedLog
 from actornet.testing.simulation.network import ClientEnd, Network, ServerEnd
 from actornet.testing.simulation.ticketing import Ticketing
+from actornet.testing.simulation.witness import Register, RegisterLine
 
 NF = "actornet.testing.simulation.ticketing:Ticketing"
 RING_BYTES = 1 << 16
+LEASE_MS = 20
 
 CRASH_POINTS = (
     *("before append", "after append", "before flush", "after flush", "before sync", "after sync", "epoch raise"),
@@ -64,15 +66,19 @@ class Line(RingLine):
 class Page:
     """The control page with a crash point: forwards to the real one, which cores read."""
 
-    def __init__(self, page: ControlPage, at: Callable[[str], None]) -> None:
-        object.__setattr__(self, "_page", page)
-        object.__setattr__(self, "_at", at)
+    def __init__(self, node: Node) -> None:
+        object.__setattr__(self, "_node", node)
+        object.__setattr__(self, "_page", node.page)
+        object.__setattr__(self, "_at", node.at)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._page, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        setattr(self._page, name, value)
+        if name == "lease_until_ns":
+            self._node.lease_until_ns = value  # of the node's clock, not of this machine's
+        else:
+            setattr(self._page, name, value)
 
     def set_committed(self, core: int, sequence: int) -> None:
         self._page.set_committed(core, sequence)
@@ -168,6 +174,7 @@ class SimulatedCore:
     def turn(self, frames: list[bytes]) -> list[bytes]:
         """Take frames, and what else has come; returns the frames that left."""
         page = self.node.page
+        page.lease_until_ns = NO_LEASE if self.node.holds_lease else 0
         role = page.role
         if role == ACTIVE and self._role == PASSIVE and not page.committed(self.index):
             role = PASSIVE
@@ -222,6 +229,9 @@ class Node:
         self.crash_point: str | None = None
         self.flow_errors: list[str] = []
         self.syncs = True
+        self.register: Register | None = None
+        self.lease_until_ns = NO_LEASE
+        self.frozen_until_ns = {"owner": 0, "cores": 0}
         self._on_step = on_step
         self._on_emit = on_emit
         self._on_cut = on_cut
@@ -251,6 +261,14 @@ class Node:
         self._log.on_cut = lambda records: self._on_cut(self, records)
         return self._log
 
+    def open_witness(self) -> RegisterLine | None:
+        return RegisterLine(self.register, self.name) if self.register is not None else None
+
+    @property
+    def holds_lease(self) -> bool:
+        """Whether a core that looks at this very instant lets packets leave."""
+        return self.lease_until_ns == NO_LEASE or self.monotonic_ns() < self.lease_until_ns
+
     def open_syncer(self, log: Log) -> Syncer:
         self._syncer = Syncer(log)
         return self._syncer
@@ -276,7 +294,7 @@ class Node:
         page = self.page
         page.watermark = page.lsn_logged = page.lsn_applied = page.epoch = 0
         page.role = PASSIVE
-        page.lease_until_ns = NO_LEASE
+        self.lease_until_ns = NO_LEASE
         for ring in (*self.fabric.requests, *self.fabric.replies, *self.fabric.handoffs.values()):
             ring.clear()
         for core in range(len(self.cores)):
@@ -297,6 +315,8 @@ class Node:
             durability=self.durability,
             without_backup=self.without_backup,
             fabric=FabricSpec(-1, [], [], []),
+            witness="simulated" if self.register is not None else None,
+            lease_ms=LEASE_MS,
         )
         self.end = ""
         environment = _Environment(self)
@@ -348,8 +368,10 @@ class Node:
     def turn(self, frames: list[list[bytes]]) -> None:
         """One turn of every process. `frames`: what arrives for each core."""
         try:
+            now_ns = self.network.clock()
             self._turn_cores(frames)
-            self._step()
+            if now_ns >= self.frozen_until_ns["owner"]:
+                self._step()
             self._turn_cores([[] for _ in self.cores])
         except Killed as point:
             self.kill(f"killed at: {point}")
@@ -359,6 +381,8 @@ class Node:
                 self._close()
 
     def _turn_cores(self, frames: list[list[bytes]]) -> None:
+        if self.network.clock() < self.frozen_until_ns["cores"]:
+            return
         for core, arriving in zip(self.cores, frames, strict=True):
             if core is not None:
                 self._on_emit(self, core.turn(arriving))
@@ -414,7 +438,7 @@ class _Environment:
     """The node as its owner system sees it."""
 
     def __init__(self, node: Node) -> None:
-        self.page: Any = Page(node.page, node.at)
+        self.page: Any = Page(node)
         self.lines: Sequence[Any] = node.lines
         self.monotonic_ns = node.monotonic_ns
         self.time_ns = node.time_ns
@@ -426,7 +450,7 @@ class _Environment:
         self.dial_peer = node.dial
         self.set_aside_log = node.disk.set_aside
         self.boot_ns = node.monotonic_ns
-        self.open_witness: Callable[[], Any] = lambda: None
+        self.open_witness: Callable[[], Any] = node.open_witness
 
 
 _PAYLOAD = struct.Struct(">8sHI")

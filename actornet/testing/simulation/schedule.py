@@ -34,6 +34,7 @@ class Schedule(msgspec.Struct, frozen=True):
     without_backup: WithoutBackup
     cores: int
     events: tuple[Event, ...]
+    witness: bool = False
 
     def without(self, indices: set[int]) -> Schedule:
         """The schedule less some of its events."""
@@ -58,6 +59,10 @@ KINDS = {
     "damage": 1,
     "stop": 2,
     "promote": 1,
+    "freeze": 3,
+    "witness cut": 3,
+    "witness slow": 1,
+    "witness down": 1,
 }
 """Kinds of faults, and how often they come."""
 
@@ -98,7 +103,27 @@ def draw(seed: int) -> Schedule:
         events = [event for event in events if event.step < begin]
         events += [Event(begin, "kill", "b"), Event(end, "machine down", "a"), Event(end, "kill", "b")]
     events.sort(key=lambda event: event.step)
-    return Schedule(seed, durability, without_backup, random.choice((1, 1, 2)), tuple(events))
+    cores, witness = random.choice((1, 1, 2)), random.random() < 0.35
+    if witness and random.random() < 0.8:  # the nodes lose sight of each other, then the primary of the witness
+        begin = random.randrange(13, 22, 2)
+        lost = begin + random.randint(0, 25)
+        events = [event for event in events if event.step > lost + 20]
+        events += [
+            Event(begin, "witness slow", value=random.choice((0, 4, 8, 8))),
+            Event(begin, "block", "a"),
+            random.choice(
+                (
+                    Event(lost, "witness cut", "a", value=100),
+                    Event(lost, "freeze", "a", "owner", 100),
+                    Event(lost, "pause", "a", value=100),
+                    Event(lost, "leader down", value=STEPS),
+                )
+            ),
+        ]
+        without_backup = random.choice(("wait", "solo", "solo"))
+        durability = random.choice(("received", "durable", "applied"))
+        events.sort(key=lambda event: event.step)
+    return Schedule(seed, durability, without_backup, cores, tuple(events), witness)
 
 
 def _event(random: Random, step: int, kind: str) -> Event:
@@ -108,6 +133,12 @@ def _event(random: Random, step: int, kind: str) -> Event:
             text = random.choice(CRASH_POINTS)
         case "leader down":
             value = random.randint(2, 40)
+        case "freeze":
+            text, value = random.choice(("owner", "cores")), random.randint(5, 80)
+        case "witness cut":
+            value = random.randint(5, 80)
+        case "witness slow":
+            value = random.choice((0, 3, 12))
         case "pause":
             value = random.randint(5, 80)
         case "disturb":

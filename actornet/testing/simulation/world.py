@@ -17,6 +17,7 @@ from actornet.testing.simulation.network import MS, Network
 from actornet.testing.simulation.node import Fabric, Node, five_tuple, frame, read_frame
 from actornet.testing.simulation.schedule import STEPS, Event, Schedule
 from actornet.testing.simulation.ticketing import COUNTING, OFFLOADING, READING, TICKET_FIRST, Entry, Ticketing
+from actornet.testing.simulation.witness import Register
 
 HEAL_STEPS_MAX = 4000
 _COUNTING_STATES = (State.IN_SYNC, State.HANDOVER, State.STOPPED)
@@ -57,6 +58,9 @@ class World:
         self.network.on_send = self._tells
         self.announced: set[int] = set()  # epochs of which a primary has sent a message
         self._began: dict[int, Any] = {}  # by which machine
+        self.register = Register(lambda: self.now_ns)
+        if schedule.witness:
+            self.a.register = self.b.register = self.register
         self.leader_of: dict[int, str] = {}
         self.led_epoch = {"a": 0, "b": 0}
         self.told_epoch = {"a": 0, "b": 0}
@@ -107,6 +111,7 @@ class World:
         self.step += 1
         self.random.seed(self.schedule.seed << 20 | self.step)
         self.network.random.seed(self.schedule.seed << 20 | self.step | 1 << 60)
+        self.register.random.seed(self.schedule.seed << 20 | self.step | 1 << 61)
         self.now_ns += self.random.randint(MS // 4, 3 * MS)
         order = [self.a, self.b] if self.random.random() < 0.5 else [self.b, self.a]
         for node in order:
@@ -159,6 +164,7 @@ class World:
         machine, page = system.machine, node.page
         log: Any = system.log
         self.told_epoch[node.name] = max(self.told_epoch[node.name], self._heard_epoch[node.name])
+        self._one_emitter()
         self._demand(page.lsn_logged <= log.last_lsn, "G3: more is said to be logged than is")
         if isinstance(machine, Primary):
             self._lead(node, machine)
@@ -222,9 +228,8 @@ class World:
         machine, journal = node.system.machine, node.system.journal
         reason = node.system.takeover["reason"] if node.system.takeover else ""
         self.takeovers += 1
-        self._demand(
-            self.told_sync[node.name] or "operator" in reason, f"G6: {node.name} takes over, and was not told it may"
-        )
+        told = self.told_sync[node.name] or self.schedule.witness  # whose grant is good without
+        self._demand(told or "operator" in reason, f"G6: {node.name} takes over, and was not told it may")
         self.say(f"{node.name} took over: {reason}")
         if self.schedule.durability == "solo" or "forced" in reason:
             self._give_up_what_is_missing(node)
@@ -235,8 +240,9 @@ class World:
         for number, claim in list(self.claims.items()):
             if self._knows(journal.replica, number, claim):
                 continue
-            # Alone after its backup had left it, the old primary could promise this to nobody.
-            excused = claim.alone and claim.epoch > followed and claim.epoch // TERM_EPOCHS >= epoch // TERM_EPOCHS - 1
+            # Alone after its backup had left it, the old primary could promise this to nobody, where no witness did.
+            unpromised = claim.alone and not self.schedule.witness
+            excused = unpromised and claim.epoch > followed and claim.epoch // TERM_EPOCHS >= epoch // TERM_EPOCHS - 1
             self._demand(excused, f"G6: number {number} of flow {claim.flow}, LSN {claim.lsn}, is lost by the takeover")
             self._forget_claim(number)
 
@@ -276,8 +282,14 @@ class World:
         shared = [int.from_bytes(key, "big") for key, data in records.items() if theirs.get(key) == data]
         self._demand(not shared, f"G8: records {shared} are cut off a log that has them as the primary does")
 
+    def _one_emitter(self) -> None:
+        """With a witness no two nodes could let a packet leave in this instant, frozen or not (G7)."""
+        if self.schedule.witness:
+            self._demand(not all(node.leads and node.holds_lease for node in (self.a, self.b)), "G7: two emitters")
+
     def _seen(self, node: Node, frames: list[bytes]) -> None:
         """Packets came out of a node."""
+        self._one_emitter()
         for data in frames:
             self._claim(node, *read_frame(data))
             self.emitted += 1
@@ -295,6 +307,7 @@ class World:
         self._demand(kind == READING or entry.flow == flow, f"G5: flow {flow} left with {entry.flow}'s number {number}")
         newest = max(self.leader_of, default=0)
         stale = machine.epoch < newest and self.leader_of[newest] != node.name
+        self._demand(not (stale and self.schedule.witness), f"G7: epoch {machine.epoch} emits, {newest} has begun")
         known = self.claims.get(number)
         if known is not None and known.lsn == entry.lsn and known.owner_flow == entry.flow:
             self._ticket(flow, kind, number)
@@ -376,6 +389,14 @@ class World:
             case "damage":
                 if node.system is None and self._peer(node).leads:
                     node.disk.damage(event.text, event.value)
+            case "freeze":
+                node.frozen_until_ns[event.text] = self.now_ns + event.value * MS
+            case "witness cut":
+                self.register.cut_until_ns[node.name] = self.now_ns + event.value * MS
+            case "witness slow":
+                self.register.delay_ns = (MS // 20, max(1, event.value) * MS)
+            case "witness down":
+                self.register.restart()
             case "stop":
                 if node.system is not None:
                     node.system.leave()
@@ -439,7 +460,9 @@ class World:
         for node in (self.a, self.b):
             node.disk.full = False
             node.crash_point = None
-            node.paused_until_ns = 0
+            node.paused_until_ns = self.register.cut_until_ns[node.name] = 0
+            node.frozen_until_ns = {"owner": 0, "cores": 0}
+        self.register.delay_ns = (MS // 20, MS)
         emitted_in_sync = 0
         for step in range(HEAL_STEPS_MAX):
             before = self.emitted
