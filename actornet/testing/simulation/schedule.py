@@ -59,21 +59,23 @@ KINDS = {
     "damage": 1,
     "stop": 2,
     "promote": 1,
-    "freeze": 3,
-    "witness cut": 3,
-    "witness slow": 1,
-    "witness down": 1,
 }
 """Kinds of faults, and how often they come."""
 
 
-def draw(seed: int) -> Schedule:
+WITNESS_KINDS = {"freeze": 3, "witness cut": 3, "witness slow": 1, "witness down": 1}
+"""And those that come where there is a witness."""
+
+
+def draw(seed: int, witness: bool | None = None) -> Schedule:
     """The schedule of a seed. Some have a story that chance alone seldom tells."""
     random = Random(seed)
     durability: Durability = random.choice(("solo", "received", "durable", "applied", "applied"))
     without_backup: WithoutBackup = random.choice(("wait", "solo", "stop"))
     rate = random.choice((0.04, 0.1, 0.25))
-    kinds, weights = zip(*KINDS.items(), strict=True)
+    if witness is None:
+        witness = seed % 3 == 1
+    kinds, weights = zip(*(KINDS | WITNESS_KINDS if witness else KINDS).items(), strict=True)
     events = []
     for step in range(4, STEPS):
         if random.random() < rate:
@@ -103,7 +105,7 @@ def draw(seed: int) -> Schedule:
         events = [event for event in events if event.step < begin]
         events += [Event(begin, "kill", "b"), Event(end, "machine down", "a"), Event(end, "kill", "b")]
     events.sort(key=lambda event: event.step)
-    cores, witness = random.choice((1, 1, 2)), random.random() < 0.35
+    cores = random.choice((1, 1, 2))
     if witness and random.random() < 0.8:  # the nodes lose sight of each other, then the primary of the witness
         begin = random.randrange(13, 22, 2)
         lost = begin + random.randint(0, 25)

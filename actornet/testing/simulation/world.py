@@ -494,6 +494,9 @@ class World:
                 node.kill("no longer the primary")
             elif isinstance(machine, Backup) and machine.state is State.REFUSED and peer.leads:
                 node.kill("refused: it diverges")
+            elif isinstance(machine, Backup) and not peer.leads and "the witness" in peer.end:
+                node.kill("its peer was told to launch it as primary")
+                self._launch(node, "primary")
             elif isinstance(machine, Backup) and not peer.leads and self._is_best(node):
                 error = node.command("promote", {"force": True})
                 self.promotions += 1
