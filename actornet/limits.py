@@ -1,6 +1,6 @@
 """Every bound of actornet with its unit. A bound that is hit has a named counter or a typed error."""
 
-BURST_PACKETS = 32
+BURST_PACKETS = 64
 """Packets that a core takes from a port at once."""
 
 FRAME_BYTES_MAX = 65_535 + 18

@@ -38,7 +38,7 @@ cdef extern from "Python.h":
     PySendResult PyIter_Send(PyObject *iterator, PyObject *argument, PyObject **result)
 
 cdef enum:
-    BURST = 32     # limits.BURST_PACKETS
+    BURST = 64     # limits.BURST_PACKETS
     PORTS = 16     # limits.PORTS_MAX
     TX_BATCH = 64
 

@@ -7,9 +7,10 @@ from libc.string cimport memcpy
 from actornet.engine.ring cimport Ring
 from actornet.engine.types cimport AN_CSUM_PARTIAL, AN_HANDED, AN_REASSEMBLED, an_packet
 from actornet.errors import RingError
+from actornet.limits import BURST_PACKETS, FRAME_BYTES_MAX
 
-DEF BURST = 32
-DEF FRAME_BYTES_MAX = 65_553  # limits.FRAME_BYTES_MAX
+cdef int BURST = BURST_PACKETS
+cdef size_t FRAME_BYTES = FRAME_BYTES_MAX
 
 cdef packed struct Header:
     uint64_t time_ns
@@ -26,7 +27,7 @@ cdef class Handoff:
     def __cinit__(self, Ring outgoing not None, Ring incoming not None):
         self.outgoing = outgoing
         self.incoming = incoming
-        self.frames = <uint8_t *>malloc(BURST * FRAME_BYTES_MAX)
+        self.frames = <uint8_t *>malloc(BURST * FRAME_BYTES)
         if self.frames == NULL:
             raise MemoryError("hand-off buffers")
 
@@ -51,15 +52,15 @@ cdef class Handoff:
         cdef size_t length = 0
         cdef int n = 0
         cdef Header header
-        while n < limit:
+        while n < limit and n < BURST:
             message = self.incoming.peek(&length)
             if message == NULL:
                 break
-            if length < sizeof(Header) or length - sizeof(Header) > FRAME_BYTES_MAX:
+            if length < sizeof(Header) or length - sizeof(Header) > FRAME_BYTES:
                 self.incoming.advance()
                 raise RingError(f"hand-off ring: a message of {length} bytes is not a packet")
             memcpy(&header, message, sizeof(header))
-            packets[n].data = self.frames + n * FRAME_BYTES_MAX
+            packets[n].data = self.frames + n * FRAME_BYTES
             packets[n].length = <uint32_t>(length - sizeof(Header))
             memcpy(packets[n].data, message + sizeof(Header), packets[n].length)
             packets[n].time_ns = header.time_ns

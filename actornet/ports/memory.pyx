@@ -11,7 +11,7 @@ from actornet.errors import PortError
 from actornet.limits import BURST_PACKETS, FRAME_BYTES_MAX, MEMORY_FRAMES_MAX
 
 DEF CACHE_LINE = 64
-DEF RING_SLOTS = 128  # four bursts: what the core has just sent is not overwritten while it is still in the caches
+DEF RING_SLOTS = 128  # two bursts: what the core has just sent is not overwritten at once
 
 cdef extern from "<stdlib.h>":
     void *aligned_alloc(size_t alignment, size_t size)
