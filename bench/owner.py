@@ -129,6 +129,7 @@ def across_processes(flows: int, seconds: float, directory: str, *, replicated: 
         OwnerSpec(
             name="bench",
             role=role,
+            node=role,
             nf=NF,
             settings={},
             ports=["lan", "wan"],

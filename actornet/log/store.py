@@ -444,7 +444,8 @@ class Log:
         table = os.access(self.directory / "lock.mdb", os.W_OK)
         if not table and self._is_written():
             raise LogError(f"log {path} is being written and {path}/lock.mdb may not be: read it as the writer's user")
-        return lmdb.open(path, map_size=0, max_dbs=3, readonly=True, create=False, lock=table)  # 0: the writer's size
+        # Mapped as far as a writer may grow it meanwhile; a size of 0 would be that of its last commit.
+        return lmdb.open(path, map_size=self._map_bytes, max_dbs=3, readonly=True, create=False, lock=table)
 
     def _check_length(self) -> None:
         """A file that was cut short must be refused here: to touch a page that is not there kills the process."""
