@@ -168,13 +168,16 @@ SPIN_US = 60
 """How long a core, right after a packet, looks for the owner system's answer before it sleeps, and an owner system for what
 follows an answer: a flow's record, a backup's acknowledgement. To wake a sleeper takes 10 to 50 us, and a system call."""
 
+LINGER_US = 300
+"""How long an owner system, after it has answered flows, waits for their records before it logs and sends the answers."""
+
 OWNER_IDLE_MS = 20
 """How long an owner system without a peer sleeps: until then it hears neither of a command nor of the node's end."""
 
 OWNER_BUSY_MS = 5
-OWNER_REST_US = 300
-"""An owner system that did not sleep for so long rests a little: its thread is a real-time one, of which the kernel takes
-50 ms away in one go, more than `SILENCE_MS`, if it leaves less than 5 % of the time to others."""
+OWNER_REST_SHARE = 0.07
+"""An owner system that did not sleep for so long rests for this share of that time: its thread is a real-time one, of
+which the kernel takes 50 ms away in one go, more than `SILENCE_MS`, if it leaves less than 5 % of the time to others."""
 
 HANDOVER_S = 2.0
 """How long a primary that stops waits for its backup's last acknowledgement."""

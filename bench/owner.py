@@ -105,9 +105,8 @@ def rate(core: Core, flows: int, breathe: Callable[[], int], sleep: Callable[[],
     _turn_until(lambda: core.count()["tx_packets"] >= 2 * flows, breathe, sleep)
     begun, asked = time.perf_counter(), core.count()["asks"]
     while (elapsed := time.perf_counter() - begun) < seconds:
-        for _ in range(100):
-            if not breathe():
-                sleep()
+        if not breathe():
+            sleep()
     counts = core.count()
     assert counts["handler_error"] == 0 and counts["live_flows"] == flows, counts
     return (counts["asks"] - asked) / elapsed

@@ -113,7 +113,7 @@ def test_status_shows_every_worker(node):
         assert each["state"] == "running" and each["restarts"] == 0
         assert Path(f"/proc/{each['pid']}/comm").read_text().strip() == each["name"]
     core = worker(status, "core-0")
-    assert os.sched_getaffinity(core["pid"]) == {core["cpu"]}
+    assert os.sched_getaffinity(core["pid"]) == set(core["cpus"])
     assert core["status"]["key_bytes"] == len(KEY)  # reached it through memory
     for pid in node.processes():
         assert KEY not in Path(f"/proc/{pid}/cmdline").read_bytes() + Path(f"/proc/{pid}/environ").read_bytes()

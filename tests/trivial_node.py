@@ -29,7 +29,7 @@ def plan(argument):
             "owner" if name == "owners" else "core",
             "trivial_node:" + ("beat" if name == "owners" else argument.get("core", "beat")),
             {"beats": beats, "slot": slot, "directory": argument["directory"], "name": name},
-            None if name == "owners" else cpu,
+            () if name == "owners" else (cpu,),
         )
         for slot, name in enumerate(names)
     ]

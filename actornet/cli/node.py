@@ -220,7 +220,7 @@ def _text(status: dict[str, Any]) -> str:
             worker["name"],
             worker["state"],
             str(worker["pid"] or "-"),
-            "-" if worker["cpu"] is None else str(worker["cpu"]),
+            ",".join(map(str, worker["cpus"])) or "any",
             str(worker["restarts"]),
             "no answer" if worker["status"] is None else _in_line(worker["status"]),
         )

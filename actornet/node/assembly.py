@@ -20,7 +20,10 @@ def assemble(deployment: Deployment) -> NodePlan:
     """The node's plan; called in the supervisor's process, which keeps the memory. UsageError: no such NF or setting."""
     load_nf(deployment.nf, deployment.settings)
     fabric = Fabric.create(deployment.cores)
-    cpus = deployment.cpus or sorted(os.sched_getaffinity(0))
+    available = sorted(os.sched_getaffinity(0))
+    cpus = deployment.cpus or available
+    taken = [cpus[index % len(cpus)] for index in range(deployment.cores)]
+    spare = tuple(cpu for cpu in available if cpu not in taken)  # a real-time thread would hold up the core beside it
     owner = OwnerSpec(
         name=deployment.name,
         role=deployment.role,
@@ -39,8 +42,8 @@ def assemble(deployment: Deployment) -> NodePlan:
         lease_ms=deployment.lease_ms,
         keep_records=deployment.keep_records,
     )
-    workers = [WorkerPlan("owner-system", "owner", "actornet.node.owner_process:run", owner)]
-    for index in range(deployment.cores):
+    workers = [WorkerPlan("owner-system", "owner", "actornet.node.owner_process:run", owner, spare)]
+    for index, cpu in enumerate(taken):
         core = CoreSpec(
             index=index,
             nf=deployment.nf,
@@ -50,9 +53,7 @@ def assemble(deployment: Deployment) -> NodePlan:
             fabric=fabric.spec,
             poll=deployment.poll,
         )
-        workers.append(
-            WorkerPlan(f"core-{index}", "core", "actornet.node.core_worker:run", core, cpus[index % len(cpus)])
-        )
+        workers.append(WorkerPlan(f"core-{index}", "core", "actornet.node.core_worker:run", core, (cpu,)))
     return NodePlan(workers, "actornet.node.assembly:beats", (fabric.page.fd, deployment.cores), keep=fabric)
 
 

@@ -21,10 +21,11 @@ class Outlet:
     """Standard error, whose reader may go away: what cannot be written is lost, and nothing else happens.
 
     It has no buffer, so nothing is written twice by a forked process, and nothing unwritable is left for a later flush.
+    Its descriptor is its own: once standard error is closed, that number may be any other file's, say the log's.
     """
 
     def __init__(self) -> None:
-        self._fd = sys.stderr.fileno()
+        self._fd = os.dup(sys.stderr.fileno())
 
     def write(self, line: str | bytes) -> None:
         rest = memoryview(line.encode() if isinstance(line, str) else line)

@@ -16,7 +16,15 @@ from typing import Any
 
 from actornet.engine.ring import ControlPage
 from actornet.errors import ActornetError, LinkError, NodeError
-from actornet.limits import HEARTBEAT_MS, OWNER_BUSY_MS, OWNER_IDLE_MS, OWNER_REST_US, SPIN_US, WORKER_STOP_S
+from actornet.limits import (
+    HEARTBEAT_MS,
+    LINGER_US,
+    OWNER_BUSY_MS,
+    OWNER_IDLE_MS,
+    OWNER_REST_SHARE,
+    SPIN_US,
+    WORKER_STOP_S,
+)
 from actornet.log.store import Log, set_aside
 from actornet.node.core_line import RingLine
 from actornet.node.fabric import Fabric
@@ -122,25 +130,32 @@ class OwnerProcess:
         """Wait until there is something to do, for a heartbeat's time at most if a peer listens, and do it."""
         begun_ns = time.monotonic_ns()
         lines = self.machine.lines
-        if begun_ns - self._rested_ns > OWNER_BUSY_MS * 1_000_000:
-            time.sleep(OWNER_REST_US / 1e6)
+        busy_ns = begun_ns - self._rested_ns
+        if busy_ns > OWNER_BUSY_MS * 1_000_000:
+            time.sleep(busy_ns * OWNER_REST_SHARE / 1e9)
             self._rested_ns = time.monotonic_ns()
-        elif not (self.system.expects and self._spin(begun_ns)) and all(line.sleep_begin() for line in lines):
+        elif self.system.lingers:
+            self._spin(begun_ns, LINGER_US, lines_only=True)
+        elif (
+            not self.system.feeds
+            and not (self.system.expects and self._spin(begun_ns, SPIN_US))
+            and all(line.sleep_begin() for line in lines)
+        ):
             self.machine.epoll.poll((OWNER_IDLE_MS if self.system.rests else HEARTBEAT_MS) / 1000)
             now_ns = time.monotonic_ns()
-            if now_ns - begun_ns > OWNER_REST_US * 1000:
+            if now_ns - begun_ns > busy_ns * OWNER_REST_SHARE:
                 self._rested_ns = now_ns
         for line in lines:
             line.sleep_end()
         self._obey()
         self.system.step()
 
-    def _spin(self, begun_ns: int) -> bool:
+    def _spin(self, begun_ns: int, limit_us: int, *, lines_only: bool = False) -> bool:
         """Look for a moment whether what is about to come has come; others that want this CPU go first."""
         lines, poll = self.machine.lines, self.machine.epoll.poll
-        until_ns = begun_ns + SPIN_US * 1000
+        until_ns = begun_ns + limit_us * 1000
         while time.monotonic_ns() < until_ns:
-            if any(line.requested for line in lines) or poll(0):
+            if any(line.requested for line in lines) or (not lines_only and poll(0)):
                 return True
             os.sched_yield()
         return False

@@ -137,7 +137,12 @@ class OwnerSystem:
         self.left = False
         self._left_until_ns = 0
         self._served = False
+        self._only_asked = False  # what this step served were asks
+        self.lingers = False
+        """Flows just got their answers, and their records are about to come: the next step, due in LINGER_US at most, logs
+        and sends both at once."""
         self._drained = False  # nothing of the cores is served any more
+        self._read: Read | None = None  # what the backup is to get from the log next
         self._begun = False  # an epoch of which the peer has not been told, and the disk may not know
         self._was_welcome = False
         self._disconnected = ""
@@ -162,27 +167,32 @@ class OwnerSystem:
         Raises what ends the node in error.
         """
         self.page.owner_beat += 1
-        self._served = False
+        self._served = self._only_asked = False
         if not self._drained:
             for core, line in enumerate(self.lines):
                 if not line.waiting and (messages := line.requests(REQUESTS_PER_TURN)):
-                    self._serve(core, line, messages)
+                    only_asked = self._serve(core, line, messages)
+                    self._only_asked = only_asked and (self._only_asked or not self._served)
                     self._served = True
                 line.flush()
+            self.lingers = self._only_asked and not self.lingers
+            if self.lingers:
+                return
             self._commit()
         self._hear_peer()
         if self.lease is not None:
             self._heed(self.lease)
         self._hear_rival()
         self._act(self.machine.tick(self._now_ns()))
-        self._keep_up()
         if self.left:
             self._go_on_leaving()
-        if self.link is not None:
-            self.link.flush()
         self._publish()
         for line in self.lines:
             line.flush()
+        self._feed_backup()
+        self._keep_up()
+        if self.link is not None:
+            self.link.flush()
         if self.syncer.error is not None:
             raise self.syncer.error
 
@@ -192,6 +202,11 @@ class OwnerSystem:
         a flow that has just got its answer."""
         waits = isinstance(self.machine, Primary) and self.machine.watermark < self.log.last_lsn
         return self._served or (waits and self.machine.state is State.IN_SYNC)
+
+    @property
+    def feeds(self) -> bool:
+        """Whether a backup is to get more from the log: the next step is due at once."""
+        return self._read is not None
 
     @property
     def rests(self) -> bool:
@@ -266,15 +281,19 @@ class OwnerSystem:
 
     # -- requests of the cores --------------------------------------------------------------------------------------
 
-    def _serve(self, core: int, line: CoreLine, messages: list[bytes]) -> None:
+    def _serve(self, core: int, line: CoreLine, messages: list[bytes]) -> bool:
+        """Execute a core's requests; whether all were asks."""
         ask, now_ns = self.journal.ask, self.environment.time_ns()
+        asks = 0
         for message in messages:
             if is_ask(message):
                 line.reply(ask(core, message, now_ns))
+                asks += 1
             else:
                 self._request(core, line, exchange.decode_request(message), now_ns)
         line.pending.append((self.journal.lsn, line.sequence))
         self._tell_revocations()
+        return asks == len(messages)
 
     def _tell_revocations(self) -> None:
         """Tell the cores if an owner has revoked the offloads."""
@@ -555,6 +574,18 @@ class OwnerSystem:
             if self.link is not link:
                 return  # the role changed
 
+    def _feed_backup(self) -> None:
+        """Read for a backup that catches up: one batch a step, so that cores and heartbeats do not wait for all."""
+        action, self._read = self._read, None
+        if action is None or not isinstance(self.machine, Primary):
+            return
+        try:
+            records = read_batch(self.log, action)
+        except LogDamagedError as error:
+            self._act(self.machine.damaged(str(error)))
+        else:
+            self._act(self.machine.tail(records, self._now_ns()))
+
     def _note_disconnected(self, link: Link, reason: str) -> None:
         """A backup that waits for its primary says why, once; what waiting cannot mend ends it."""
         if not isinstance(self.machine, Backup) or self._was_welcome:
@@ -607,13 +638,8 @@ class OwnerSystem:
                 self._commit()
                 lsn, chain, data = self.journal.snapshot()
                 self._act(machine.snapshot(Position(lsn, chain, self.journal.epoch), data, now_ns))
-            case Read() if isinstance(machine, Primary):
-                try:
-                    records = read_batch(self.log, action)
-                except LogDamagedError as error:
-                    self._act(machine.damaged(str(error)))
-                else:
-                    self._act(machine.tail(records, now_ns))
+            case Read():
+                self._read = action
             case NewEpoch():
                 self._begin_epoch(action.epoch, f"going on alone: {action.reason}")
                 if self.lease is not None:
@@ -748,6 +774,7 @@ class OwnerSystem:
 
     def command(self, command: str, arguments: dict[str, Any]) -> Any:
         """Carry out an operator's command, between two steps. NodeError: it is not known, or not possible now."""
+        self._commit()  # of a step that lingered
         if command != "promote":
             raise NodeError(f"the owner system knows no command {command!r}")
         if self.launching:

@@ -23,14 +23,15 @@ class WorkerPlan(msgspec.Struct, frozen=True):
     """One worker: a process whose data plane is `run`, "module:function", called as function(spec, stop_event, report).
 
     `spec` is whatever it needs, pickled on the way (descriptors go as numbers). A core is restarted when it ends, with
-    the same spec; the owner system is not: the node stops, and its peer takes over.
+    the same spec; the owner system is not: the node stops, and its peer takes over. `cpus` are those that it may run on;
+    none: any.
     """
 
     name: str
     kind: Kind
     run: str
     spec: Any = None
-    cpu: int | None = None
+    cpus: tuple[int, ...] = ()
 
 
 class NodePlan(msgspec.Struct):

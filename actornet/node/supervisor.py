@@ -161,8 +161,8 @@ class WorkerActor(SteadyActor):
         events.configure(node=message.node, role=message.role, worker=plan.name)
         Path("/proc/self/comm").write_text(plan.name)  # what `top` shows
         faulthandler.enable(file=2)  # a crash in compiled code shows where Python was, then takes its default course
-        if plan.cpu is not None:
-            _pin(plan.name, plan.cpu)
+        if plan.cpus:
+            _pin(plan.name, plan.cpus)
         self.signal = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.watch = ThespianWatch([self.signal])
         self.report = Report(self._myRef.transport.key, lambda: os.eventfd_write(self.signal, 1))
@@ -373,7 +373,7 @@ class NodeActor(SteadyActor):
             return
         worker.state = "running"
         worker.was_ready = True
-        log.info("worker ready", name=message.name, pid=message.pid, cpu=worker.plan.cpu, restarts=worker.restarts)
+        log.info("worker ready", name=message.name, pid=message.pid, cpus=worker.plan.cpus, restarts=worker.restarts)
         if self.state == "starting" and all(each.was_ready for each in self.workers.values()):
             self.state = "running"
             self.send(self.launcher, NodeReady(len(self.plan.workers)))
@@ -511,7 +511,7 @@ class NodeActor(SteadyActor):
                     "kind": worker.plan.kind,
                     "state": worker.state,
                     "pid": worker.process.pid if worker.process and worker.has_process else None,
-                    "cpu": worker.plan.cpu,
+                    "cpus": worker.plan.cpus,
                     "restarts": worker.restarts,
                     "status": values.get(worker.plan.name),
                 }
@@ -569,12 +569,13 @@ class NodeActor(SteadyActor):
         self.send(self.myAddress, ActorExitRequest())
 
 
-def _pin(name: str, cpu: int) -> None:
+def _pin(name: str, cpus: tuple[int, ...]) -> None:
     available = sorted(os.sched_getaffinity(0))
     try:
-        os.sched_setaffinity(0, {cpu})
+        os.sched_setaffinity(0, cpus)
     except OSError:
-        raise UsageError(f"{name} cannot be pinned to CPU {cpu}: choose from {available} in `cpus`") from None
+        named = ", ".join(map(str, cpus))
+        raise UsageError(f"{name} cannot be pinned to CPU {named}: choose from {available} in `cpus`") from None
 
 
 def _die(error: BaseException, last_words: int) -> NoReturn:

@@ -396,6 +396,9 @@ class Node:
             if self.system is None:
                 return
         system.step()
+        if system.lingers:  # the next step comes sooner than the simulator's next turn
+            self._turn_cores([[] for _ in self.cores])
+            system.step()
         self._on_step(self)
         if system.ending is not None:
             self._close()

@@ -522,7 +522,7 @@ class World:
                 if node.system is not None:
                     node.turn([[] for _ in node.cores])
             systems = [node.system for node in (self.a, self.b)]
-            if all(systems) and len({system.log.last_lsn for system in systems if system}) == 1 and self.in_sync:
+            if all(systems) and len({system.journal.lsn for system in systems if system}) == 1 and self.in_sync:
                 break
         self._demand(self.in_sync, "liveness: the pair fell apart at rest")
         assert self.a.system is not None and self.b.system is not None
