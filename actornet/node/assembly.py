@@ -41,6 +41,7 @@ def assemble(deployment: Deployment) -> NodePlan:
         witness=deployment.witness,
         lease_ms=deployment.lease_ms,
         keep_records=deployment.keep_records,
+        spins=bool(spare),
     )
     workers = [WorkerPlan("owner-system", "owner", "actornet.node.owner_process:run", owner, spare)]
     for index, cpu in enumerate(taken):

@@ -39,6 +39,9 @@ OWNER_PID_COUNTER = 31
 
 NEVER = 1 << 30
 
+PRIORITY = 2
+"""Above that of a core that sets up, stands by or has just become active: the peer counts on signs of life meanwhile."""
+
 
 class Machine:
     """The environment of an owner system that is for real: shared memory, sockets, files and clocks of this machine."""
@@ -101,6 +104,7 @@ class OwnerProcess:
         self.machine.page.owner_count(OWNER_PID_COUNTER, os.getpid())
         self.system = OwnerSystem(spec, self.machine)
         self._rested_ns = time.monotonic_ns()
+        self._spins = spec.spins
         self._commands: deque[tuple[str, dict[str, Any], Future[Any]]] = deque()
 
     def run(self, ready: Callable[[], None]) -> None:
@@ -134,14 +138,8 @@ class OwnerProcess:
         if busy_ns > OWNER_BUSY_MS * 1_000_000:
             time.sleep(busy_ns * OWNER_REST_SHARE / 1e9)
             self._rested_ns = time.monotonic_ns()
-        elif self.system.lingers:
-            self._spin(begun_ns, LINGER_US, lines_only=True)
-        elif (
-            not self.system.feeds
-            and not (self.system.expects and self._spin(begun_ns, SPIN_US))
-            and all(line.sleep_begin() for line in lines)
-        ):
-            self.machine.epoll.poll((OWNER_IDLE_MS if self.system.rests else HEARTBEAT_MS) / 1000)
+        elif not self.system.feeds and not self._has_come(begun_ns) and all(line.sleep_begin() for line in lines):
+            self.machine.epoll.poll(self._sleep_s())
             now_ns = time.monotonic_ns()
             if now_ns - begun_ns > busy_ns * OWNER_REST_SHARE:
                 self._rested_ns = now_ns
@@ -150,15 +148,24 @@ class OwnerProcess:
         self._obey()
         self.system.step()
 
-    def _spin(self, begun_ns: int, limit_us: int, *, lines_only: bool = False) -> bool:
+    def _has_come(self, begun_ns: int) -> bool:
         """Look for a moment whether what is about to come has come; others that want this CPU go first."""
+        lingers = self.system.lingers
+        limit_us = LINGER_US if lingers else SPIN_US if self.system.expects else 0
+        if not self._spins or not limit_us:
+            return False
         lines, poll = self.machine.lines, self.machine.epoll.poll
         until_ns = begun_ns + limit_us * 1000
         while time.monotonic_ns() < until_ns:
-            if any(line.requested for line in lines) or (not lines_only and poll(0)):
+            if any(line.requested for line in lines) or (not lingers and poll(0)):
                 return True
             os.sched_yield()
-        return False
+        return lingers
+
+    def _sleep_s(self) -> float:
+        if self.system.lingers:
+            return LINGER_US / 1e6
+        return (OWNER_IDLE_MS if self.system.rests else HEARTBEAT_MS) / 1e3
 
     def command(self, command: str, arguments: dict[str, Any]) -> Any:
         """Called from the control thread: have the loop carry out a command, within OWNER_IDLE_MS, and answer."""
@@ -178,7 +185,7 @@ class OwnerProcess:
 def run(spec: OwnerSpec, stop: threading.Event, report: Any) -> None:
     """The owner system's data plane; see `actornet.node.plan.WorkerPlan`."""
     own_descriptors()
-    run_first()
+    run_first(PRIORITY)
     process = OwnerProcess(spec, report.key, stop)
     report.on_status(process.system.status)
     report.on_command(process.command)

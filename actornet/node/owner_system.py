@@ -86,7 +86,8 @@ class OwnerSpec(msgspec.Struct, frozen=True):
     """What the owner system needs to know. A backup connects to `link`; whoever is primary listens at `listen`.
 
     `node` says which of the deployment's two this is, `peer` where the other one listens when it leads. `witness` and
-    `keep_records` as in the deployment file.
+    `keep_records` as in the deployment file. `spins`: there are CPUs on which it takes nothing from a core when it looks for
+    what is about to come.
     """
 
     name: str
@@ -105,6 +106,7 @@ class OwnerSpec(msgspec.Struct, frozen=True):
     witness: str | None = None
     lease_ms: int = LEASE_MS_DEFAULT
     keep_records: int = LOG_KEEP_RECORDS_DEFAULT
+    spins: bool = True
 
 
 class OwnerSystem:

@@ -41,14 +41,15 @@ def leave_sockets() -> None:
                 os.close(int(name))
 
 
-def run_first() -> None:
+def run_first(priority: int = 1) -> None:
     """Let this thread run before all that is not real-time, as far as this process may; threads that it starts do not.
 
+    Of two real-time threads on one CPU, that of the higher priority runs; one of the same would wait up to 100 ms.
     A thread that runs so must sleep 5 % of the time: beyond that the kernel stops it for 50 ms.
     """
     sys.setswitchinterval(_SWITCH_INTERVAL_S)  # how long another thread may keep the interpreter
     try:
-        os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(1))
+        os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(priority))
     except OSError:
         run_early()
 

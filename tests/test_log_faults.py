@@ -1,0 +1,137 @@
+"""The pair while its logs' disks are full, and while somebody reads a log and is killed: live, in namespaces of its own."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from actornet.testing.pair import Name, Pair
+from actornet.testing.traffic import TcpTransfer, UdpStream
+from tests.test_takeover import churn, verify_log
+
+pytestmark = pytest.mark.root
+
+DISK_BYTES = 4 << 20
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[Pair]:
+    with Pair(tmp_path / "pair") as made:
+        yield made
+
+
+@pytest.fixture
+def small_disks(pair: Pair) -> Iterator[Pair]:
+    """Each node's log is on a small disk of its own."""
+    mounted: list[Path] = []
+    try:
+        for directory in (pair.log("a"), pair.log("b")):
+            directory.mkdir()
+            subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "none", directory], check=True)
+            mounted.append(directory)
+        yield pair
+    finally:
+        pair.lab.close()  # what still runs there first
+        for directory in mounted:
+            subprocess.run(["umount", "--lazy", directory], check=True)
+
+
+def fill(pair: Pair, node: Name) -> Path:
+    """Leave nothing of the disk on which the node's log is; delete the file to give it back."""
+    filler = pair.log(node) / "filler"
+    with filler.open("wb", buffering=0) as file:
+        for size in (1 << 16, 4096):
+            try:
+                while file.write(bytes(size)):
+                    pass
+            except OSError:
+                pass
+    return filler
+
+
+def last_words(pair: Pair, node: Name) -> str:
+    """New flows, each to be logged, until the node has ended; what it said."""
+    for seed in range(20):
+        churn(pair, 100, random.Random(seed))
+        with suppress(subprocess.TimeoutExpired):
+            pair.nodes[node].wait(0.5)
+            return pair.printed(node)
+    raise AssertionError(f"node {node} goes on without a disk:\n{pair.printed(node)[-2000:]}")
+
+
+def test_a_primary_whose_disk_is_full_gives_way(small_disks: Pair) -> None:
+    """G3, G6, G8: what it cannot log it does not send; the backup takes over, and both logs are whole."""
+    pair = small_disks
+    pair.start()
+    with UdpStream(pair.lab) as stream, TcpTransfer(pair.lab) as transfer:
+        time.sleep(0.3)
+        filler = fill(pair, "a")
+        assert "is full: its disk" in last_words(pair, "a")
+        pair.wait_takeover("b")
+        before = len(stream.received)
+        time.sleep(0.5)
+        assert len(stream.received) > before
+    assert transfer.outcome()
+    filler.unlink()
+    verify_log(pair, "a")
+    pair.stop("b")
+    verify_log(pair, "b")
+
+
+def test_a_backup_whose_disk_is_full_leaves_and_comes_again(small_disks: Pair) -> None:
+    """G8: the primary goes on without it; with room it catches up, and may take over."""
+    pair = small_disks
+    pair.start()
+    with UdpStream(pair.lab) as stream, TcpTransfer(pair.lab) as transfer:
+        filler = fill(pair, "b")
+        assert "is full: its disk" in last_words(pair, "b")
+        assert pair.nodes["a"].poll() is None
+        pair.wait_for("a", r'"event":"going on without a backup"')
+        filler.unlink()
+        pair.launch("b", "backup")
+        pair.wait_in_sync("b")
+        pair.kill("a")
+        pair.wait_takeover("b")
+        before = len(stream.received)
+        time.sleep(0.5)
+        assert len(stream.received) > before
+    assert transfer.outcome()
+    pair.stop("b")
+    verify_log(pair, "b")
+
+
+def test_who_reads_a_log_and_is_killed_leaves_no_trace(pair: Pair) -> None:
+    """G8: a reader pins the pages of a record or two for as long as it lives, and no longer."""
+    pair.start()
+    chance = random.Random(3)
+    log = pair.log("a")
+    churn(pair, 500, chance)
+    for _ in range(8):
+        reader = subprocess.Popen(
+            [sys.executable, "-m", "actornet.cli.main", "replay", "verify", str(log)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        churn(pair, 200, chance)
+        time.sleep(chance.uniform(0.1, 0.6))
+        reader.kill()
+        reader.wait()
+    time.sleep(1.5)  # the next sync of the log looks for readers that are gone
+    assert pair.nodes["a"].poll() is None
+    shown = subprocess.run(
+        [sys.executable, "-m", "lmdb", "readers", "-e", str(log)], capture_output=True, text=True, timeout=10
+    )
+    pids = {line.split()[0] for line in shown.stdout.splitlines() if line.split() and line.split()[0].isdigit()}
+    assert pids <= {str(pair.process("a", "owner-system"))}, shown.stdout
+    pair.stop("a")
+    pair.wait_takeover("b")
+    pair.stop("b")
+    verify_log(pair, "a")
+    verify_log(pair, "b")
