@@ -532,7 +532,7 @@ def test_a_connection_made_while_claiming_does_not_outlive_the_claim() -> None:
     machine.disconnected("reset", T)
     only(machine.disconnected("reset", T), Claim)
     assert sent(machine.connected(NOWHERE, T))
-    actions = machine.denied("the primary holds the lease")
+    actions = machine.denied(TERM, "the primary holds the lease")
     assert only(actions, Close) and machine.state is State.ABSENT
     assert machine.receive(Welcome(TERM, "tail", 0), T) == []
 
@@ -572,9 +572,19 @@ def test_a_takeover_waits_for_the_witness() -> None:
 def test_a_claim_that_is_denied() -> None:
     """G7, G8: the primary has gone on alone; this backup lacks what it committed, and has to follow."""
     machine = claiming()
-    assert only(machine.denied("the primary went on in epoch 100001"), Note).alarm
-    assert machine.state is State.ABSENT
+    assert only(machine.denied(TERM + 1, "the primary went on"), Note).alarm
+    assert machine.state is State.ABSENT and machine.epoch == TERM + 1
     assert machine.tick(T + 10**12) == [] and machine.disconnected("refused", T) == []
+
+
+def test_force_after_a_denied_claim_begins_a_later_term() -> None:
+    """G7, G10: a node may be granted a term and die before it logs that; nobody would ever lead again."""
+    machine = following()
+    machine.needs_lease = True
+    assert only(machine.promote(force=True), Claim) == Claim(2 * TERM, None)
+    assert only(machine.denied(2 * TERM, "a dead process holds the lease"), Remember) == Remember(2 * TERM)
+    assert only(machine.promote(force=True), Claim) == Claim(3 * TERM, None)
+    assert only(machine.granted(3 * TERM), Promote).epoch == 3 * TERM
 
 
 def test_a_claim_ends_when_the_primary_answers() -> None:

@@ -252,6 +252,11 @@ def claim_of_any_epoch(patch: Patch) -> None:
     patch(Lease, "_may_follow", lambda self, epoch: epoch < self._claimed)
 
 
+def denied_epoch_forgotten(patch: Patch) -> None:
+    original = Backup.denied
+    patch(Backup, "denied", lambda self, epoch, why: original(self, 0, why))
+
+
 def commits_alone_without_a_grant(patch: Patch) -> None:
     def raise_watermark(self: Primary) -> None:
         self.granted_epoch = self.epoch
@@ -276,6 +281,7 @@ WITNESSED = [
     lease_counted_from_the_answer,
     lease_taken_without_waiting,
     claim_of_any_epoch,
+    denied_epoch_forgotten,
     commits_alone_without_a_grant,
     clocks_drift_beyond_the_guard,
 ]

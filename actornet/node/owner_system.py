@@ -440,7 +440,7 @@ class OwnerSystem:
         elif isinstance(self.machine, Primary):
             self._act(self.machine.fenced(entry.epoch))
         else:
-            self._act(self.machine.denied(why))
+            self._act(self.machine.denied(entry.epoch, why))
 
     def _hear_rival(self) -> None:
         probe = self.probe

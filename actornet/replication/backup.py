@@ -196,14 +196,20 @@ class Backup:
             return []
         return self._lead(Event.GRANTED, epoch, self._claim_reason)
 
-    def denied(self, why: str) -> list[BackupAction]:
-        """The witness stands against the claim for good: the primary has gone on without this backup."""
+    def denied(self, epoch: int, why: str) -> list[BackupAction]:
+        """The witness, which is of `epoch`, stands against the claim for good: the primary has gone on without this backup,
+        or somebody was granted that epoch and died before it was logged. A forced promotion after this begins a later one.
+        """
         if self.state is not State.CLAIMING:
             return []
         self._move(Event.DENIED)
+        heard: list[BackupAction] = []
+        if epoch > self.epoch:
+            self.epoch = epoch
+            heard = [Remember(epoch)]
         # What was said on a connection made meanwhile is lost on who is ABSENT: it begins anew.
         close = Close("this backup may not take over, and comes again")
-        return [close, Note("takeover denied", f"{why}; this backup follows when it is let", alarm=True)]
+        return [*heard, close, Note("takeover denied", f"{why}; this backup follows when it is let", alarm=True)]
 
     def stop(self) -> list[BackupAction]:
         """Leave cleanly."""

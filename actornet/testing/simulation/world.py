@@ -427,7 +427,7 @@ class World:
             self._wipe(node)
         last = max(self.leader_of, default=0)
         empty = not node.disk.end()[1]
-        own = self.leader_of.get(last) == node.name and not empty
+        own = self.leader_of.get(last) == node.name and not empty and "the witness" not in node.end
         if not empty and not peer.leads and (own or self.random.random() < 0.15):
             self._launch(node, "primary")
         elif peer.leads or not own:
@@ -494,9 +494,6 @@ class World:
                 node.kill("no longer the primary")
             elif isinstance(machine, Backup) and machine.state is State.REFUSED and peer.leads:
                 node.kill("refused: it diverges")
-            elif isinstance(machine, Backup) and not peer.leads and "the witness" in peer.end:
-                node.kill("its peer was told to launch it as primary")
-                self._launch(node, "primary")
             elif isinstance(machine, Backup) and not peer.leads and self._is_best(node):
                 error = node.command("promote", {"force": True})
                 self.promotions += 1
