@@ -242,7 +242,7 @@ class Pair:
         victims = self.processes(node)
         # All at once: otherwise those that die first take the CPUs from who is about to kill the others.
         with suppress(OSError):
-            os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(2))
+            os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(3))
         began_ns = time.monotonic_ns()
         for pid in victims:
             with suppress(ProcessLookupError):  # with its parent
