@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # Programs that only tests, benchmarks or the demonstration use: the command, and Debian's package of it.
-PACKAGES := iperf3:iperf3 curl:curl nft:nftables redis-server:redis-server etcd:etcd-server
+PACKAGES := iperf3:iperf3 curl:curl nft:nftables redis-server:redis-server etcd:etcd-server spin:spin
 
 .PHONY: demo test check build packages sanitize bench clean
 

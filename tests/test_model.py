@@ -45,7 +45,9 @@ def test_no_order_of_events_breaks_a_guarantee(tmp_path: Path) -> None:
     assert int(states) > 1_000_000
     unreached = re.findall(r"pair\.pml:(\d+), state \d+, \"(.*?)\"", said)
     # A connection that breaks is emptied at several places, at some of which one of its queues always is empty.
-    assert [step for step in unreached if step[1] != "-end-" and "?_" not in step[1]] == [], "the model never comes there"
+    assert [step for step in unreached if step[1] != "-end-" and "?_" not in step[1]] == [], (
+        "the model never comes there"
+    )
 
 
 @pytest.mark.parametrize("bug", PLANTED)
