@@ -139,7 +139,6 @@ class OwnerSystem:
         self.left = False
         self._left_until_ns = 0
         self._served = False
-        self._only_asked = False  # what this step served were asks
         self.lingers = False
         """Flows just got their answers, and their records are about to come: the next step, due in LINGER_US at most, logs
         and sends both at once."""
@@ -169,15 +168,15 @@ class OwnerSystem:
         Raises what ends the node in error.
         """
         self.page.owner_beat += 1
-        self._served = self._only_asked = False
+        self._served = False
         if not self._drained:
+            only_asked = True
             for core, line in enumerate(self.lines):
                 if not line.waiting and (messages := line.requests(REQUESTS_PER_TURN)):
-                    only_asked = self._serve(core, line, messages)
-                    self._only_asked = only_asked and (self._only_asked or not self._served)
+                    only_asked &= self._serve(core, line, messages)
                     self._served = True
                 line.flush()
-            self.lingers = self._only_asked and not self.lingers
+            self.lingers = self._served and only_asked and not self.lingers
             if self.lingers:
                 return
             self._commit()
