@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from actornet.replay import History
-from actornet.testing.checker import UDP, Checker, Endpoint, Mapped, mappings, overlaps
+from actornet.testing.checker import LATE_NS, UDP, Checker, Endpoint, Mapped, mappings, overlaps
 from actornet.testing.pair import Pair
 from actornet.testing.traffic import SERVER, Churn, TcpTransfer, UdpStream
 from actornet.testing.wiretap import Frame, Wiretap
@@ -83,6 +83,20 @@ def test_a_flipped_bit_is_found(at: int, said: str) -> None:
     data[at] ^= 1
     found = problems([OUT[0], Frame(20, "a", "wan", bytes(data))])
     assert any(said in line for line in found)
+
+
+SECOND_OUT = frame(12, "client", "lan", INSIDE, REMOTE, b"y"), frame(45, "a", "wan", OUTSIDE, REMOTE, b"y")
+
+
+def test_what_was_sent_before_a_takeover_may_be_seen_a_little_later() -> None:
+    """G7: it is of a packet that had come before the other node sent anything; everything else is a second emitter's."""
+    taken_over = [*OUT, BACK[0], frame(40, "b", "lan", REMOTE, INSIDE)]
+    sent, late = SECOND_OUT
+    assert problems([taken_over[0], sent, *taken_over[1:], late], takeovers=1) == []
+    after = msgspec.structs.replace(sent, time_ns=42)
+    assert "by turns" in problems([*taken_over, after, late], takeovers=1)[0]
+    too_late = msgspec.structs.replace(late, time_ns=40 + LATE_NS + 1)
+    assert "by turns" in problems([taken_over[0], sent, *taken_over[1:], too_late], takeovers=1)[0]
 
 
 def test_what_two_hosts_sent_alike_may_be_of_either() -> None:

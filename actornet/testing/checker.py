@@ -27,6 +27,9 @@ from actornet.testing.wiretap import SECOND, Frame
 ICMP, TCP, UDP = 1, 6, 17
 WAITS_S = 15.0
 """A packet may be held in a node for so long; a mapping may be seen that much after its end, if its last packet waited."""
+LATE_NS = 20_000_000
+"""What a node sent before the other took over may be seen that much after the other's first frame: a frame waits in the
+queue of the CPU that sent it, and each CPU empties its own when it comes to that."""
 EVER_NS = 1 << 62
 PROBLEMS_MAX = 1000
 
@@ -87,7 +90,7 @@ class Checker:
         self.external = external
         self.problems: list[str] = []
         self.senders: list[Sender] = []
-        self.frames = {"host": 0, "node": 0, "translated": 0}
+        self.frames = {"host": 0, "node": 0, "translated": 0, "late": 0}
         self._inputs: dict[tuple[str, Endpoint, int], Inputs] = {}
         self._seen: dict[Endpoint, list[Seen]] = defaultdict(list)
         self._swept_ns = 0
@@ -102,22 +105,9 @@ class Checker:
         for frame in frames:
             from_node = frame.sender in ("a", "b")
             self.frames["node" if from_node else "host"] += 1
+            came_ns = self._read(frame, from_node)
             if from_node:
-                self._note_sender(frame)
-            try:
-                ethernet = dpkt.ethernet.Ethernet(frame.data)
-            except dpkt.UnpackError as error:
-                self._problem(frame, f"is no Ethernet frame: {error}")
-                continue
-            if not isinstance(ethernet.data, dpkt.ip.IP):
-                continue  # ARP
-            if from_node and (wrong := wrong_checksum(frame, ethernet.data)):
-                self._problem(frame, wrong)
-            for packet in _translated(ethernet.data):
-                if from_node:
-                    self._explain(frame, *packet)
-                else:
-                    self._remember(frame, *packet)
+                self._note_sender(frame, came_ns)
             self._sweep(frame.time_ns)
 
     def check(self, mapped: Sequence[Mapped], takeovers: int) -> list[str]:
@@ -140,8 +130,32 @@ class Checker:
             self.problems.append(f"nodes sent by turns, with {takeovers} takeovers: {turns}")
         return self.problems
 
-    def _note_sender(self, frame: Frame) -> None:
+    def _read(self, frame: Frame, from_node: bool) -> int:
+        """Look at one frame. Returns when the packet came that a node's frame is of; 0 if it is of none."""
+        try:
+            ethernet = dpkt.ethernet.Ethernet(frame.data)
+        except dpkt.UnpackError as error:
+            self._problem(frame, f"is no Ethernet frame: {error}")
+            return 0
+        if not isinstance(ethernet.data, dpkt.ip.IP):
+            return 0  # ARP
+        if from_node and (wrong := wrong_checksum(frame, ethernet.data)):
+            self._problem(frame, wrong)
+        came_ns = 0
+        for packet in _translated(ethernet.data):
+            if from_node:
+                came_ns = self._explain(frame, *packet)
+            else:
+                self._remember(frame, *packet)
+        return came_ns
+
+    def _note_sender(self, frame: Frame, came_ns: int) -> None:
         if not self.senders or self.senders[-1].node != frame.sender:
+            if len(self.senders) > 1:
+                began_ns = self.senders[-1].first_ns
+                if came_ns <= began_ns and frame.time_ns - began_ns <= LATE_NS:
+                    self.frames["late"] += 1  # of a packet that had come before the other sent anything
+                    return
             self.senders.append(Sender(frame.sender, frame.time_ns, frame.time_ns))
         self.senders[-1].last_ns = frame.time_ns
 
@@ -151,15 +165,17 @@ class Checker:
         inputs = self._inputs.setdefault((side, remote, content), Inputs(deque()))
         inputs.came.append((frame.time_ns, inside))
 
-    def _explain(self, frame: Frame, source: Endpoint, target: Endpoint, content: int) -> None:
+    def _explain(self, frame: Frame, source: Endpoint, target: Endpoint, content: int) -> int:
+        """Find the packet that this frame is of; returns when it came, 0 if there is none."""
         remote, near = (target, source) if frame.side == "wan" else (source, target)
         if frame.side == "wan" and near.address != self.external:
             self._problem(frame, f"leaves with the address of {near}")
-            return
+            return 0
         inputs = self._inputs.get((frame.side, remote, content))
         if inputs is None or inputs.left == len(inputs.came):
             self._problem(frame, f"{source} > {target}: " + ("it was sent once" if inputs else "nobody sent that"))
-            return
+            return 0
+        came_ns = inputs.came[inputs.left][0]
         inputs.left += 1
         self.frames["translated"] += 1
         others = {endpoint for _, endpoint in inputs.came}
@@ -169,6 +185,7 @@ class Checker:
             self._see(others.pop(), {near}, frame.time_ns)
         elif not any(seen.inside == {near} for other in others for seen in self._seen[other][-1:]):
             self._problem(frame, f"{source} > {target}: that was sent to others, {', '.join(map(str, others))}")
+        return came_ns
 
     def _see(self, outside: Endpoint, inside: set[Endpoint], time_ns: int) -> None:
         runs = self._seen[outside]
