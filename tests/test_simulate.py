@@ -27,7 +27,9 @@ from actornet.replication.primary import Primary
 from actornet.replication.protocol import Match, Position, State
 from actornet.replication.replica import Replica
 from actornet.testing.simulate import explain, fails, main, quiet, shrink, simulate
+from actornet.testing.simulation.node import frame
 from actornet.testing.simulation.schedule import Event, Schedule, draw
+from actornet.testing.simulation.ticketing import COUNTING
 from actornet.testing.simulation.world import World
 
 SIMULATIONS = int(os.environ.get("ACTORNET_SIMULATIONS", "600"))
@@ -384,6 +386,41 @@ def test_a_backup_whose_end_is_damaged_on_the_primary_gets_a_snapshot() -> None:
         a.disk.damage("flip", b.disk.end()[1] - 1)
         world.heal()
         assert world.in_sync and a.leads and b.system is not None and not b.system.resyncs
+    finally:
+        world.a.kill("the end")
+        world.b.kill("the end")
+
+
+def test_a_node_whose_log_was_cut_serves_once_it_leads_again() -> None:
+    """G6: a core that was sent the flows of the longer log waits for no record that is no more."""
+    world = World(Schedule(9, "applied", "solo", 1, ()))
+    try:
+        a, b = world.a, world.b
+        a.launch("primary")
+        b.launch("backup")
+        while not world.in_sync:
+            world.go()
+        world.network.blocked.add(("a", "b"))
+        for sequence in range(100):
+            a.turn([[frame(1, COUNTING, sequence)]])
+        a.kill("killed")
+        ended = a.disk.end()[1]
+        world.keep_down(a, 1000)
+        while not b.leads:
+            world.go()
+        world.network.blocked.clear()
+        a.launch("backup")
+        while not world.in_sync:
+            world.go()
+        b.kill("killed")
+        world.keep_down(b, 1000)
+        while not a.leads:
+            world.go()
+        assert a.disk.end()[1] < ended, "its log is shorter than the one that it was launched with"
+        emitted = world.emitted
+        for _ in range(10):
+            world.go()
+        assert world.emitted > emitted
     finally:
         world.a.kill("the end")
         world.b.kill("the end")

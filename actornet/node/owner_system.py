@@ -737,6 +737,8 @@ class OwnerSystem:
         """State and protocol begin anew with what the log holds now."""
         self.journal = Journal(self.log, self.environment.random_bits)
         self.upkeep = Upkeep(self.journal, self.environment, self.spec.keep_records)
+        for line in self.lines:  # what a core was sent depends on no record that is no more: nobody will ever commit it
+            line.pending = deque((min(lsn, self.journal.lsn), sequence) for lsn, sequence in line.pending)
         self._restore_flows()
         self._follow(wants_snapshot=wants_snapshot)
 
