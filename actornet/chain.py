@@ -233,6 +233,10 @@ class ChainActor(FlowActor):
         for part in cls.chained.values():
             part.prepare()
 
+    @classmethod
+    def moves(cls) -> bool:
+        return cls.forgettable
+
     async def on_open(self, packet: Packet) -> Any:
         """Members open as the packet comes to them. If one refuses it, those before it close, and nothing is left."""
         try:

@@ -164,6 +164,11 @@ class FlowActor(FlowBase, metaclass=FlowMeta):
         return rss.keys_for(tuple(rss.declared(cls.shards_by).items())) if cls.shards_by else None
 
     @classmethod
+    def moves(cls) -> bool:
+        """Whether a flow may go on on another core: not where some of it is known to this process alone."""
+        return not any(name.startswith("_") for name, _ in cls.field_defaults)
+
+    @classmethod
     def suspends(cls, handler: str) -> bool:
         """Whether the handler is `async def`."""
         return inspect.iscoroutinefunction(getattr(cls, handler))

@@ -258,3 +258,15 @@ STREAM_EDIT_BYTES_MAX = 1 << 18
 
 CHAIN_MEMBERS_MAX = 16
 """Network functions in one chain."""
+
+BALANCE_S = 1.0
+BALANCE_BUSY = 0.6
+BALANCE_GAP = 0.25
+"""Twice, once in this time each, one core was busy for at least this share of it, and by this much more than another: then
+it gives flows away."""
+
+MOVE_SAMPLE_PACKETS = 4096
+MOVE_FLOWS_MAX = 64
+MOVE_TURNS_MAX = 10_000
+"""Packets by which a core chooses the flows that go, how many go at a time, and for how many turns of its loop it waits for
+those to come to rest."""

@@ -345,6 +345,18 @@ def test_a_core_that_restarts_emits_nothing_uncommitted() -> None:
     assert not fails(Schedule(3, "received", "stop", 2, events))
 
 
+def test_an_epoch_that_could_not_be_logged_is_not_led() -> None:
+    """G7: the log is full as an operator has the primary go on alone: that ends it, and no epoch begins twice."""
+    events = (
+        Event(20, "kill at", "b", "before sync"),
+        Event(38, "disk full", "a", value=6),
+        Event(40, "promote", "a"),
+        Event(43, "kill at", "b", "committed"),
+        Event(46, "reset", "b"),
+    )
+    assert not fails(Schedule(2420, "durable", "stop", 1, events))
+
+
 @pytest.mark.parametrize("how", ["flip", "misplace"])
 @pytest.mark.parametrize("back", [1, 4, 12])
 def test_a_primary_streams_no_damaged_records(how: str, back: int) -> None:

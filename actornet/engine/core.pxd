@@ -6,6 +6,7 @@ from actornet.engine.flow_base cimport FlowBase
 from actornet.engine.fragments cimport Fragments
 from actornet.engine.flows cimport Flows
 from actornet.engine.held cimport Held
+from actornet.engine.moves cimport Moves
 from actornet.engine.neighbors cimport Neighbors, an_adjacency
 from actornet.engine.packet cimport Packet
 from actornet.engine.parked cimport an_parked
@@ -60,6 +61,7 @@ cdef class Core:
     cdef Flows flows
     cdef Neighbors neighbors
     cdef Held output             # that waits for the watermark
+    cdef Moves moves
     cdef readonly uint64_t now_ns
     cdef uint64_t *counters
     cdef an_packet burst[BURST]

@@ -22,7 +22,7 @@ from libc.stdlib cimport free
 from libc.string cimport memcmp, memcpy, memset
 
 from actornet.engine.counters cimport *
-from actornet.engine.flow_base cimport MARK_CLOSING, MARK_DIRTY, MARK_SAVED
+from actornet.engine.flow_base cimport MARK_CLOSING, MARK_DIRTY, MARK_LEAVING, MARK_SAVED
 from actornet.engine.flows cimport an_addresses, an_revoked, an_terms_conform, an_terms_expired, an_terms_mirror
 from actornet.engine.handoff cimport Handoff
 from actornet.engine.parked cimport an_park
@@ -45,7 +45,7 @@ from actornet.engine.verdict import DROP, FORWARD, OFFLOADED, REJECT
 from actornet.engine.wire import TUNNELS
 from actornet.errors import UsageError
 from actornet.limits import (
-    BURST_PACKETS, FLOWS_MAX_DEFAULT, MAILBOX_PACKETS_MAX, PORTS_MAX,
+    BURST_PACKETS, FLOWS_MAX_DEFAULT, MAILBOX_PACKETS_MAX, MOVE_SAMPLE_PACKETS, PORTS_MAX,
 )
 
 cdef extern from "link.h" nogil:
@@ -111,6 +111,8 @@ cdef class Core:
         self.output.core = <void *>self
         self.flows = Flows()
         self.flows.core = <void *>self
+        self.moves = Moves()
+        self.moves.core = <void *>self
         self.nf = nf
         self.flows.open(flows_max)
         self.idle_ns_default = <uint64_t>(nf.idle_default_s * 1e9)
@@ -209,6 +211,7 @@ cdef class Core:
 
     cdef int _turn(self) except -1:
         cdef int i, taken = 0
+        cdef uint64_t begun_ns = an_steady_ns() if self.cores > 1 else 0
         if not self.virtual_time:
             self.now_ns = an_now_ns()
         for i in range(self.port_count):
@@ -217,6 +220,8 @@ cdef class Core:
             for sibling in self.siblings:
                 if sibling is not None:
                     taken += self._burst((<Handoff>sibling).rx(self.burst, BURST))
+            if self.moves.due:
+                self.moves.turn()
         if taken == 0:
             self._hear()
             an_table_back(&self.flows.table)
@@ -227,6 +232,8 @@ cdef class Core:
         if self.waits_first != NULL:
             self._end_waits()
         self.exhale()
+        if taken and self.cores > 1 and not self.virtual_time:
+            self.counters[<int>C_BUSY_NS] += an_steady_ns() - begun_ns
         return taken
 
     cdef int _end_waits(self) except -1:
@@ -296,6 +303,8 @@ cdef class Core:
             an_table_prefetch(table, hashes[i])
         for i in range(n):
             probed[i] = an_table_probe(table, hashes[i])
+        if self.moves.due:
+            self.moves.look(n, probed)
         if self.has_packet:
             for i in range(n):
                 an_prefetch_actor(table, probed[i])
@@ -776,7 +785,7 @@ cdef class Core:
         return 0
 
     cdef int begin_close(self, FlowBase flow, str reason) except -1:
-        if flow.core == NULL:
+        if flow.core == NULL or flow.marks & MARK_LEAVING:
             return 0
         flow.marks |= MARK_CLOSING
         if flow.reason is None:
@@ -1010,6 +1019,14 @@ cdef class Core:
     def redirect(self, flow, str port, int core) -> None:
         """Packets of this key belong to a flow on core `core`: hand them over."""
         self.flows.redirect(flow, port, core)
+
+    def give_away(self, double share, int to, int packets=MOVE_SAMPLE_PACKETS) -> None:
+        """Let flows that have about this share of the next so many packets go to core `to`; see `actornet.engine.moves`.
+
+        For each that can, `link.leaving(flow, to)` is called.
+        """
+        assert 0 <= to < self.cores and to != self.index
+        self.moves.share, self.moves.to, self.moves.packets, self.moves.due = share, to, packets, True
 
     def redirect_end(self, flow, str port) -> None:
         """The flow on the other core has closed."""

@@ -14,6 +14,7 @@ cdef enum:
     C_ASKS
     C_HELD
     C_HANDED_OFF
+    C_FLOWS_MOVED
     C_ANSWERED
     C_RESUMED
     C_REASSEMBLED
@@ -59,4 +60,5 @@ cdef enum:
     C_TX_PACKETS
     C_TX_BYTES
     C_LIVE_FLOWS
+    C_BUSY_NS
     C_COUNT

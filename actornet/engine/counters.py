@@ -15,6 +15,7 @@ COUNTERS = (
     "asks",
     "held",
     "handed_off",
+    "flows_moved",
     "answered",
     "resumed",
     "reassembled",
@@ -60,8 +61,12 @@ COUNTERS = (
     "tx_packets",
     "tx_bytes",
     "live_flows",
+    "busy_ns",
 )
-"""Names of a core's counters, in the order of its counter block. Counts of packets unless the name says otherwise."""
+"""Names of a core's counters, in the order of its counter block. Counts of packets unless the name says otherwise.
+
+`busy_ns`, of a node with several cores: what turns took in which packets came.
+"""
 
 DROPS = COUNTERS[COUNTERS.index("malformed") : COUNTERS.index("tx_failed") + 1]
 """The counters that count packets dropped."""

@@ -10,6 +10,7 @@ cdef enum:
     MARK_DIRTY = 0x01     # replicated state changed since it was last saved
     MARK_CLOSING = 0x02   # close when the handler has completed
     MARK_SAVED = 0x04     # the log knows this flow
+    MARK_LEAVING = 0x08   # for another core; its packets wait
 
 
 cdef class Ask:

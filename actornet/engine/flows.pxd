@@ -50,6 +50,7 @@ cdef class Flows:
     ) except -1
     cdef int forget(self, object flow, str port) except -1
     cdef int redirect(self, object flow, str port, int to) except -1
+    cdef int pass_on(self, const an_key *key, int to) except -1
     cdef int redirect_end(self, object flow, str port) except -1
     cdef list actors(self)
 

@@ -10,7 +10,7 @@ from libc.string cimport memcpy, memset
 
 from actornet.engine.core cimport Core
 from actornet.engine.counters cimport C_FLOW_TABLE_FULL, C_FLOWS_EVICTED, C_FLOWS_RESTORED, C_LIVE_FLOWS
-from actornet.engine.flow_base cimport MARK_CLOSING, MARK_SAVED
+from actornet.engine.flow_base cimport MARK_CLOSING, MARK_LEAVING, MARK_SAVED
 from actornet.engine.types cimport (
     AN_BUSY, AN_DECREMENT_TTL, AN_DROP, AN_FORWARD, AN_HELD, AN_NONE, AN_PRIMARY, AN_PUNT_TCP, AN_REDIRECT,
     AN_LINK_DESTINATION, AN_LINK_SOURCE, AN_LINK_VLAN, AN_SET_DESTINATION, AN_SET_DESTINATION_PORT, AN_SET_DSCP,
@@ -486,18 +486,24 @@ cdef class Flows:
 
     cdef int redirect(self, object flow, str port, int to) except -1:
         """Packets of this key belong to a flow on core `to`: hand them over."""
-        cdef Core core = <Core>self.core
         cdef an_key key
+        cdef FlowBase holder
         cdef uint32_t index
-        key_of(flow, core.port_index(port), &key)
+        key_of(flow, (<Core>self.core).port_index(port), &key)
         index = self.find(&key)
+        if index != AN_NONE and self.table.entries[index].actor != NULL:
+            holder = <FlowBase>self.table.entries[index].actor
+            return (<Core>self.core).moves.depart(holder, to) if holder.marks & MARK_LEAVING else 0
+        return self.pass_on(&key, to)
+
+    cdef int pass_on(self, const an_key *key, int to) except -1:
+        """Hand packets of this key, which no flow here holds, over to core `to`."""
+        cdef uint32_t index = self.find(key)
         if index == AN_NONE:
-            index = self._insert(&key)
+            index = self._insert(key)
             if index == AN_NONE:
-                core.counters[<int>C_FLOW_TABLE_FULL] += 1
+                (<Core>self.core).counters[<int>C_FLOW_TABLE_FULL] += 1
                 return 0
-        elif self.table.entries[index].actor != NULL:
-            return 0  # a flow of our own holds it
         self.table.entries[index].rewrite.action = AN_REDIRECT
         self.table.entries[index].rewrite.out_port = to
         return 0

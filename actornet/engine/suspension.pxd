@@ -37,3 +37,6 @@ cdef class Suspension:
 
     cdef int _wait(self, object waiting_on) except -1
     cdef int _resume(self) except -1
+
+
+cdef int refuse(object reply, str why=*) except -1

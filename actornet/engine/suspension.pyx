@@ -212,15 +212,16 @@ cdef class Suspension:
         return drain(self, core)
 
     cdef int abandon(self) except -1:
-        """The flow goes while its handler waits, because the log knows better (G6): nothing of it may leave."""
+        """The flow goes while its packets wait, because the log knows better (G6): nothing of it may leave."""
         cdef Core core = <Core>self.flow.core
         cdef Suspension alive = self  # the flow's reference, which goes below, may be the last
-        core.suspended -= 1
-        core.on_loop -= self.on_loop
-        self.on_loop = False
-        self._unqueue(core)
-        self.view.p = NULL
-        self.view = self.coroutine = self.task = self.waiting_on = None
+        if self.view is not None:
+            core.suspended -= 1
+            core.on_loop -= self.on_loop
+            self.on_loop = False
+            self._unqueue(core)
+            self.view.p = NULL
+            self.view = self.coroutine = self.task = self.waiting_on = None
         self.flow.suspension = None
         if self.packet != NULL:
             core.drop(&self.packet.p, C_HELD_FENCED)
@@ -261,8 +262,8 @@ cdef int drain(Suspension s, Core core) except -1:
     return 0
 
 
-cdef int refuse(object reply) except -1:
+cdef int refuse(object reply, str why="the flow has closed") except -1:
     """Tell who waits for a message's answer that there is nobody to give it."""
     if reply is not None:
-        reply(UsageError("the flow has closed"))
+        reply(UsageError(why))
     return 0

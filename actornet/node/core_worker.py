@@ -39,6 +39,8 @@ from actornet.node.exchange import (
     CloseRequest,
     Detach,
     Forget,
+    GiveAway,
+    Leaving,
     Redirect,
     Restore,
     Resume,
@@ -113,6 +115,10 @@ class RingLink(OwnerLink):
     def close(self, actor: FlowActor, reason: str) -> int:
         return self.push(exchange.encode(CloseRequest(actor.flow, actor.port_index, actor.incarnation, reason)))
 
+    def leaving(self, actor: FlowActor, to: int) -> None:
+        """A flow is ready to live on core `to`."""
+        self.push(exchange.encode(Leaving(actor.flow, actor.port_index, to)), counted=False)
+
     def heard(self, data: bytes) -> None:
         core = self.core
         assert core is not None
@@ -126,6 +132,8 @@ class RingLink(OwnerLink):
                 core.revoke(message.count)
             case Forget() if self.attached:  # before Attached only flows count; this is for a process before this one
                 core.forget(message.flow, core.ports[message.port].name)
+            case GiveAway() if self.attached:
+                core.give_away(message.share, message.to)
             case Resume() if self.attached:
                 self.resumed.append(message)
             case Attached() if message.pid == self.pid:

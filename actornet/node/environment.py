@@ -27,6 +27,8 @@ class Page(Protocol):
 
     def set_committed(self, core: int, sequence: int) -> None: ...
 
+    def core_counters(self, core: int) -> list[int]: ...
+
 
 class Link(Protocol):
     """One end of the link; see `actornet.node.link`."""

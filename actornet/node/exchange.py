@@ -42,6 +42,14 @@ class Detach(msgspec.Struct, array_like=True, tag=4):
     """A core stops: it takes no more packets, and this is its last request."""
 
 
+class Leaving(msgspec.Struct, array_like=True, tag=5, gc=False):
+    """A flow of the core is to live on core `to`; its packets wait until a Redirect says that it is there."""
+
+    flow: FiveTuple
+    port: int
+    to: int
+
+
 class Attached(msgspec.Struct, array_like=True, tag=10):
     """All flows have been sent; new ones take incarnations from `incarnation_first` on."""
 
@@ -83,8 +91,15 @@ class Revoked(msgspec.Struct, array_like=True, tag=16, gc=False):
     count: int
 
 
-Request = Attach | SaveRequest | CloseRequest | Detach
-Answer = Attached | Restore | Resume | Forget | Redirect | Revoked
+class GiveAway(msgspec.Struct, array_like=True, tag=17):
+    """Flows with about this share of the core's packets are to live on core `to`."""
+
+    share: float
+    to: int
+
+
+Request = Attach | SaveRequest | CloseRequest | Detach | Leaving
+Answer = Attached | Restore | Resume | Forget | Redirect | Revoked | GiveAway
 
 encode = msgspec.msgpack.Encoder().encode
 _decode_request: Callable[[bytes], Request] = msgspec.msgpack.Decoder(Request).decode

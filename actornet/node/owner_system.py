@@ -20,6 +20,7 @@ import msgspec
 import structlog
 
 from actornet.engine.asks import is_ask
+from actornet.engine.counters import COUNTERS
 from actornet.engine.five_tuple import flow_key
 from actornet.engine.ring import ACTIVE, FENCED, PASSIVE
 from actornet.errors import DivergenceError, FencedError, LinkError, LogDamagedError, LogError, NodeError
@@ -36,9 +37,22 @@ from actornet.limits import (
 from actornet.log.record import CHAIN_START, CloseBody, ControlBody, FlowBody, chain_of, decode, verify_chain
 from actornet.log.store import Log
 from actornet.node import exchange
+from actornet.node.balance import Balance
 from actornet.node.core_line import CoreLine
 from actornet.node.environment import Environment, Link
-from actornet.node.exchange import Attach, Attached, CloseRequest, Detach, Request, Resume, Revoked, SaveRequest
+from actornet.node.exchange import (
+    Attach,
+    Attached,
+    CloseRequest,
+    Detach,
+    Forget,
+    GiveAway,
+    Leaving,
+    Request,
+    Resume,
+    Revoked,
+    SaveRequest,
+)
 from actornet.node.fabric import FabricSpec
 from actornet.node.lease_keeper import LeaseKeeper
 from actornet.node.network_function import load_nf
@@ -77,6 +91,8 @@ from actornet.replication.protocol import (
 )
 
 _log = structlog.get_logger()
+
+_BUSY_NS = COUNTERS.index("busy_ns")
 
 NO_PRIMARY = ("key", "version", "garbage")
 """Counters of a link that say: what answers there is not this deployment's primary."""
@@ -119,6 +135,7 @@ class OwnerSystem:
         self.lines = environment.lines
         self.nf, self.settings = load_nf(spec.nf, spec.settings)
         self.placement = Placement(self.lines, spec.ports, self.nf.rss_keys())
+        self.balance = Balance(self._now_ns()) if len(self.lines) > 1 and self.nf.moves() else None
         self.log, self.journal = self._open_log()
         self._revocations = self.journal.replica.revocations
         self.upkeep = Upkeep(self.journal, environment, spec.keep_records)
@@ -176,6 +193,7 @@ class OwnerSystem:
                     only_asked &= self._serve(core, line, messages)
                     self._served = True
                 line.flush()
+            self.placement.settle()
             self.lingers = self._served and only_asked and not self.lingers
             if self.lingers:
                 return
@@ -321,6 +339,8 @@ class OwnerSystem:
                 self._attach(core, line, request.pid)
             case Detach():
                 line.detached = True
+            case Leaving():
+                self._move(line, request)
 
     def _attach(self, core: int, line: CoreLine, pid: int) -> None:
         """A core has (re)started: send its flows."""
@@ -336,10 +356,18 @@ class OwnerSystem:
         line.flush()
         _log.info("core attached", core=core, pid=pid, flows=flows)
 
+    def _move(self, line: CoreLine, leaving: Leaving) -> None:
+        """A flow of the core is ready to live on another."""
+        body = self.journal.replica.flows.get(flow_key(leaving.flow, leaving.port))
+        if body is None:  # never, unless the log has closed it without the core
+            line.send(Forget(leaving.flow, leaving.port))
+        else:
+            self.placement.move(body, leaving.to)
+
     def _resume(self, core: int) -> None:
         """Have this core's flows that asked and were not saved begin anew."""
         for flow, port, packet in self.journal.replica.orphans():
-            if self.placement.home(flow, port) == core:
+            if self.placement.core_of(flow, port) == core:
                 self.lines[core].send(Resume(port, packet))
 
     # -- log, watermark ---------------------------------------------------------------------------------------------
@@ -376,7 +404,17 @@ class OwnerSystem:
         except DivergenceError as error:
             self._resync(error)
 
-    # -- launch as primary, lease -----------------------------------------------------------------------------------
+        # -- launch as primary, lease -----------------------------------------------------------------------------------
+        if leads and self.balance is not None and self.balance.due(now_ns := self._now_ns()):
+            busy_ns = [self.page.core_counters(core)[_BUSY_NS] for core in range(len(self.lines))]
+            if shift := self.balance.turn(now_ns, busy_ns):
+                self.give_away(*shift)
+
+    def give_away(self, hot: int, cold: int, share: float) -> None:
+        """Have core `hot` give flows with `share` of its packets to core `cold`."""
+        _log.info("moving flows", core=hot, to=cold, share=round(share, 3))
+        self.lines[hot].send(GiveAway(share, cold))
+        self.lines[hot].flush()
 
     def _launch(self) -> None:
         """Lead as soon as the other node and the witness have nothing against it."""
@@ -776,7 +814,17 @@ class OwnerSystem:
     # -- operators --------------------------------------------------------------------------------------------------
 
     def command(self, command: str, arguments: dict[str, Any]) -> Any:
-        """Carry out an operator's command, between two steps. NodeError: it is not known, or not possible now."""
+        """Carry out an operator's command, between two steps. NodeError: it is not known, or not possible now.
+
+        Other errors end the node: what it was about to do is begun, and not logged.
+        """
+        try:
+            return self._command(command, arguments)
+        except LogError as error:
+            self.fail(error)
+            raise
+
+    def _command(self, command: str, arguments: dict[str, Any]) -> Any:
         self._commit()  # of a step that lingered
         if command != "promote":
             raise NodeError(f"the owner system knows no command {command!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Sequence
 
 from actornet.engine.five_tuple import FiveTuple
@@ -16,9 +17,9 @@ FlowKey = tuple[FiveTuple, int]
 
 
 class Placement:
-    """The flows of a node on its cores: each lives where its packets come to.
+    """The flows of a node on its cores: each lives where its packets come to, unless it has moved.
 
-    A bound key's packets may come to another core than their flow's; that core is told where to pass them on to.
+    Where a key's packets come to another core than their flow's, that core is told where to pass them on to.
     """
 
     def __init__(
@@ -28,6 +29,8 @@ class Placement:
         self._ports = list(ports)
         self._rss_keys = rss_keys
         self._redirects: dict[FlowKey, list[tuple[FiveTuple, int, int]]] = {}
+        self._moved: dict[FlowKey, int] = {}
+        self._arriving: deque[tuple[int, FlowBody]] = deque()
 
     def home(self, flow: FiveTuple, port: int) -> int:
         """The core that the five-tuple's packets come to, which arrive at the port with this index."""
@@ -36,22 +39,42 @@ class Placement:
         keys = self._rss_keys
         return rss_core(flow, len(self._lines), None if keys is None else keys[":" in flow.source].key(port))
 
+    def core_of(self, flow: FiveTuple, port: int) -> int:
+        """The core that the flow lives on which was opened with this key."""
+        moved = self._moved.get((flow, port))
+        return self.home(flow, port) if moved is None else moved
+
     def restore(self, body: FlowBody) -> None:
         """Put a flow, as the log has it, onto its core."""
-        self._lines[self.home(body.flow, body.port)].send(Restore(body))
+        self._lines[self.core_of(body.flow, body.port)].send(Restore(body))
         self.redirect(body)
+
+    def move(self, body: FlowBody, to: int) -> None:
+        """Put a flow, as the log has it, onto core `to`; its home, where it waits, hears of it once it is there."""
+        self._moved[body.flow, body.port] = to
+        self._lines[to].send(Restore(body))
+        self._arriving.append((to, body))
+
+    def settle(self) -> None:
+        """Pass on the packets of flows that have arrived: in a core's ring, not behind it, are the messages before."""
+        while self._arriving and not self._lines[self._arriving[0][0]].waiting:
+            to, body = self._arriving.popleft()
+            if self._moved.get((body.flow, body.port)) == to:
+                self.redirect(body)
 
     def forget(self, flow: FiveTuple, port: int) -> None:
         """The log says that the flow has closed."""
+        core = self.core_of(flow, port)
         self.redirect_end(flow, port)
-        self._lines[self.home(flow, port)].send(Forget(flow, port))
+        self._lines[core].send(Forget(flow, port))
 
     def redirect(self, body: FlowBody) -> None:
         """Tell the cores that the flow's bound keys come to, before their packets can come."""
         if len(self._lines) == 1:
             return
-        flow_core = self.home(body.flow, body.port)
-        bound = [(key, self._ports.index(port)) for key, port in FlowActor.bound_keys(body.state)]
+        flow_core = self.core_of(body.flow, body.port)
+        bound = [(body.flow, body.port)]
+        bound += [(key, self._ports.index(port)) for key, port in FlowActor.bound_keys(body.state)]
         keys = [(key, port, self.home(key, port)) for key, port in bound]
         keys = [entry for entry in keys if entry[2] != flow_core]
         known = self._redirects.pop((body.flow, body.port), [])
@@ -66,17 +89,20 @@ class Placement:
 
     def redirect_end(self, flow: FiveTuple, port: int) -> None:
         """The flow has closed."""
+        self._moved.pop((flow, port), None)
         for key, port_index, home in self._redirects.pop((flow, port), ()):
             self._lines[home].send(Redirect(key, port_index, -1))
 
     def attach(self, core: int, flows: Iterable[FlowBody]) -> int:
         """Send a core that has (re)started what is its own of `flows`; returns how many flows."""
         line, count = self._lines[core], 0
+        while self._arriving:  # this core may be where they waited, and has not kept their packets
+            self.redirect(self._arriving.popleft()[1])
         for body in flows:
-            if self.home(body.flow, body.port) == core:
+            if self.core_of(body.flow, body.port) == core:
                 line.send(Restore(body))
                 count += 1
             for key, port, home in self._redirects.get((body.flow, body.port), ()):
                 if home == core:
-                    line.send(Redirect(key, port, self.home(body.flow, body.port)))
+                    line.send(Redirect(key, port, self.core_of(body.flow, body.port)))
         return count

@@ -31,8 +31,8 @@ class UdpStream:
     `received` has (number, arrival in monotonic ns) of the echoes, in order of arrival.
     """
 
-    def __init__(self, lab: Lab, port: int = 9000, spacing_s: float = 0.001) -> None:
-        self._client = lab.call("client", udp_socket, "10.0.0.2")
+    def __init__(self, lab: Lab, port: int = 9000, spacing_s: float = 0.001, source_port: int = 0) -> None:
+        self._client = lab.call("client", udp_socket, "10.0.0.2", source_port)
         self._server = lab.call("server", udp_socket, SERVER, port)
         self._to = (SERVER, port)
         self._spacing_ns = int(spacing_s * SECOND)

@@ -125,7 +125,16 @@ def draw(seed: int, witness: bool | None = None) -> Schedule:
         without_backup = random.choice(("wait", "solo", "solo"))
         durability = random.choice(("received", "durable", "applied"))
         events.sort(key=lambda event: event.step)
+    if cores > 1:
+        events += _moves(Random(f"{seed} moves"), cores)
+        events.sort(key=lambda event: event.step)
     return Schedule(seed, durability, without_backup, cores, tuple(events), witness)
+
+
+def _moves(random: Random, cores: int) -> list[Event]:
+    """Flows move from core to core now and then."""
+    steps = [step for step in range(4, STEPS) if random.random() < 0.1]
+    return [Event(step, "give away", random.choice("ab"), value=random.randrange(cores)) for step in steps]
 
 
 def _event(random: Random, step: int, kind: str) -> Event:

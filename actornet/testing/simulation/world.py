@@ -69,6 +69,7 @@ class World:
         self.claims: dict[int, Claim] = {}
         self.tickets: dict[int, int] = {}  # of each offloaded flow that was seen outside and not closed since
         self.closed: set[int] = set()
+        self.newest: dict[int, tuple[Any, int]] = {}  # the packet of each flow that left last, and in whose life
         self.wiped = False  # a disk has lost what was safe on it as the mode understands that
         self.sent = self.emitted = self.takeovers = self.rewinds = self.promotions = 0
         self.reached: set[str] = set()
@@ -298,6 +299,10 @@ class World:
         system = node.system
         assert system is not None
         machine = system.machine
+        since, newest_sent = self.newest.get(flow, (None, -1))
+        ordered = sequence > newest_sent or since is not system
+        self._demand(ordered, f"G1: packet {sequence} of flow {flow} leaves after {newest_sent}")
+        self.newest[flow] = system, sequence
         self._demand(node.page.role != FENCED, "G7: a fenced node emits")
         self._demand(isinstance(machine, Primary), "G7: a backup emits")
         assert isinstance(machine, Primary)
@@ -367,6 +372,10 @@ class World:
                     self.leader_of = {e: name for e, name in self.leader_of.items() if e <= epoch or name != node.name}
             case "kill core":
                 node.kill_core(event.value % len(node.cores))
+            case "give away":
+                hot = event.value
+                if (core := node.cores[hot]) is not None:
+                    core.core.give_away(0.8, (hot + 1) % len(node.cores), packets=5)
             case "reset":
                 self.network.reset()
             case "block":
