@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # Programs that only tests, benchmarks or the demonstration use: the command, and Debian's package of it.
-PACKAGES := iperf3:iperf3 curl:curl nft:nftables redis-server:redis-server etcd:etcd-server spin:spin
+PACKAGES := iperf3:iperf3 curl:curl nft:nftables redis-server:redis-server etcd:etcd-server spin:spin keepalived:keepalived conntrackd:conntrackd
 
 .PHONY: demo test check build packages sanitize bench clean
 
@@ -25,6 +25,7 @@ bench: build packages
 	$(BIN)/python -m bench.opens
 	$(BIN)/python -m bench.owner
 	$(BIN)/python -m bench.failover
+	$(BIN)/python -m bench.failover_peers
 	$(BIN)/python -m bench.forward
 	$(BIN)/python -m bench.receive
 

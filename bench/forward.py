@@ -245,11 +245,8 @@ def main() -> None:
             ours["Mpps / C loop"] = ours["UDP Mpps"] / floor["UDP Mpps"]
         if ours and "nftables masquerade" in rows:
             ours["Mpps / nftables"] = ours["UDP Mpps"] / rows["nftables masquerade"]["UDP Mpps"]
-    lines = table(list(rows.values())).splitlines()
-    heads = ["| subject ", "|:--", *(f"| {name} " for name in rows)]
-    width = max(map(len, heads))
-    print("\n".join(head.ljust(width) + line for head, line in zip(heads, lines, strict=True)))
-    print(write_json("forward", list(rows.values())), "rows:", "; ".join(rows))
+    print(table(list(rows.values()), list(rows)))
+    print(write_json("forward", list(rows.values()), list(rows)))
 
 
 if __name__ == "__main__":

@@ -53,9 +53,12 @@ class UdpStream:
         self._client.close()
         self._server.close()
 
-    def outage_ms(self, since_ns: int) -> float:
-        """The longest time without an echo after `since_ns` (monotonic), less the spacing."""
-        times = [since_ns] + [at for _, at in self.received if at > since_ns]
+    def outage_ms(self, since_ns: int, until_ns: int | None = None) -> float:
+        """The longest time without an echo after `since_ns` (monotonic), less the spacing.
+
+        To the last echo; or to `until_ns`, so that a stream that never came back counts all that time.
+        """
+        times = _between([at for _, at in self.received], since_ns, until_ns)
         gaps = [later - earlier for earlier, later in pairwise(times)]
         return max(0, max(gaps) - self._spacing_ns) / 1e6 if gaps else float("inf")
 
@@ -124,9 +127,9 @@ class TcpTransfer:
             raise self._errors[0]
         return self._digests.get("sent") == self._digests.get("received") is not None
 
-    def outage_ms(self, since_ns: int) -> float:
-        """The longest time without progress at the receiver after `since_ns` (monotonic)."""
-        times = [since_ns] + [at for _, at in self.progress if at > since_ns]
+    def outage_ms(self, since_ns: int, until_ns: int | None = None) -> float:
+        """The longest time without progress at the receiver after `since_ns` (monotonic), to `until_ns` if that is given."""
+        times = _between([at for _, at in self.progress], since_ns, until_ns)
         return max((later - earlier for earlier, later in pairwise(times)), default=10**12) / 1e6
 
     def _guard(self, run: Callable[[], None]) -> None:
@@ -256,6 +259,13 @@ class Churn:
         with sock, suppress(OSError):  # the client sees it, too
             while data := sock.recv(4096):
                 sock.sendall(data)
+
+
+def _between(times: Sequence[int], since_ns: int, until_ns: int | None) -> list[int]:
+    """The times in that interval, and its ends."""
+    if until_ns is None:
+        return [since_ns, *(at for at in times if at > since_ns)]
+    return [since_ns, *(at for at in times if since_ns < at < until_ns), until_ns]
 
 
 def _thread(run: Callable[..., None], *args: object) -> threading.Thread:

@@ -1,0 +1,174 @@
+"""How long does a failover interrupt traffic, beside what Linux users have: keepalived with conntrackd?
+
+    python -m bench.failover_peers [--rounds 10] [--connections 200] [--subjects NAME,...]
+
+The same namespaces and traffic for all (root): a UDP stream of a datagram per millisecond, a TCP transfer and TCP connections
+that send now and then, through a source NAT that is a pair. Each round on a fresh pair, the primary
+
+- *dies*: actornet by kill -9 of all its processes. For the kernel's pair that alone would change nothing, as the dead
+  programs' kernel goes on forwarding: there keepalived and conntrackd get kill -9, and the host's interfaces go down;
+- is *cut off*: the host's interfaces all go down in one instant, for both.
+
+`keepalived 1 s` has VRRP's default advertisement interval, `keepalived 0.01 s` the smallest there is, with a backup that
+keeps its kernel's table warm (bench/kernel_pair.py has the configuration). Neither pair has a witness. An outage is
+the longest time without an echo, or without a byte of the transfer, from the failure to the end of the round. `early`
+counts takeovers before there was any failure, `for good` the rounds after which the stream or the transfer stood still.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from actornet.errors import ActornetError
+from actornet.testing.pair import Pair
+from actornet.testing.torture import Connections
+from actornet.testing.traffic import SECOND, TcpTransfer, UdpStream
+from bench.kernel_pair import KernelPair
+from bench.report import Row, table, write_json
+
+CONNECTIONS_S = 1.0
+RECOVERY_S = 20.0
+STILL_NS = SECOND // 10
+"""Traffic of which nothing has arrived for so long stands still."""
+
+PUBLISHED = """\
+As published in the papers' abstracts, on other machines and by other measures:
+  FTMB (Sherry et al., SIGCOMM 2015): reconstructs lost state in 40 to 275 ms; adds 30 us to the median latency
+  StatelessNF (Kablan et al., NSDI 2017): failover "does not disrupt ongoing traffic"; adds 100 to 500 us
+  REINFORCE (Kulkarni et al., CoNEXT 2018): failover of chains across servers within 10 ms; adds 400 us on average"""
+
+Subject = Callable[[Path], Pair | KernelPair]
+SUBJECTS: dict[str, Subject] = {
+    "actornet": Pair,
+    "keepalived 1 s": lambda directory: KernelPair(directory, advert_s=1, warm=False),
+    "keepalived 0.01 s": lambda directory: KernelPair(directory, advert_s=0.01, warm=True),
+}
+
+
+def die(pair: Pair | KernelPair) -> None:
+    pair.kill("a")
+    if isinstance(pair, KernelPair):
+        cut_off(pair)
+
+
+def cut_off(pair: Pair | KernelPair) -> None:
+    pair.lab.ip("a", "link set group 1 down")
+
+
+FAILURES = {"dies": die, "cut off": cut_off}
+
+
+def round_(pair: Pair | KernelPair, fail: Callable[[Pair | KernelPair], None], connections: int, seed: int) -> Row:
+    """One failure under traffic."""
+    pair.start()
+    pair.lab.ip("a", *(f"link set {interface} group 1" for interface in ("lan0", "wan0", "link0")))
+    with Connections(pair.lab, connections, seed) as held:
+        with UdpStream(pair.lab) as stream, TcpTransfer(pair.lab) as transfer:
+            time.sleep(CONNECTIONS_S)
+            early = isinstance(pair, KernelPair) and pair.states("b") != ["backup"]
+            messages = held.exchanges
+            failed_ns = time.monotonic_ns()
+            fail(pair)
+            time.sleep(2 * STILL_NS / SECOND)
+            while not moving(stream, transfer, time.monotonic_ns()) and not passed(failed_ns, RECOVERY_S):
+                time.sleep(0.05)
+            time.sleep(CONNECTIONS_S)
+            until_ns = time.monotonic_ns()
+    return outcome(stream, transfer, held, messages, failed_ns, until_ns) | {"early": float(early)}
+
+
+def outcome(
+    stream: UdpStream, transfer: TcpTransfer, held: Connections, messages: int, failed_ns: int, until_ns: int
+) -> Row:
+    """What became of the traffic, of which `messages` had passed on the connections before the failure.
+
+    Raises ActornetError if a part of it did not pass before the failure: then there was nothing to interrupt.
+    """
+    if not messages or not moving(stream, transfer, failed_ns):
+        raise ActornetError(
+            f"traffic did not pass before the failure: {len(stream.received)} echoes of {stream.sent}, "
+            f"{transfer.progress[-1:]} of the transfer, {messages} messages on {held.count} connections"
+        )
+    try:
+        whole = transfer.outcome()
+    except OSError:
+        whole = False
+    dead = held.failures["TimeoutError"]
+    return {
+        "udp_ms": stream.outage_ms(failed_ns, until_ns),
+        "udp_lost": float(stream.sent - len(stream.received)),
+        "tcp_ms": transfer.outage_ms(failed_ns, until_ns),
+        "for good": float(not moving(stream, transfer, until_ns)),
+        "broken transfer": float(not whole),
+        "connections": float(held.count),
+        "reset": float(sum(held.failures.values()) - dead),
+        "dead": float(dead),
+    }
+
+
+def moving(stream: UdpStream, transfer: TcpTransfer, at_ns: int) -> bool:
+    """Whether both the stream and the transfer have arrived just before then."""
+    arrivals = [at for _, at in stream.received], [at for _, at in transfer.progress]
+    return all(any(at_ns - STILL_NS < at <= at_ns for at in reversed(times)) for times in arrivals)
+
+
+def passed(since_ns: int, seconds: float) -> bool:
+    return time.monotonic_ns() - since_ns > seconds * SECOND
+
+
+def summary(rows: list[Row]) -> Row:
+    """Of one subject's rounds with one failure."""
+    found: Row = {"rounds": len(rows)}
+    for kind in ("udp", "tcp"):
+        outages = [row[f"{kind}_ms"] for row in rows]
+        found |= {f"{kind} median ms": statistics.median(outages), f"{kind} worst ms": max(outages)}
+    found["udp median lost"] = statistics.median(row["udp_lost"] for row in rows)
+    for name in ("for good", "broken transfer", "connections", "reset", "dead", "early"):
+        found[name] = sum(row[name] for row in rows)
+    return found
+
+
+def measure(names: Sequence[str], rounds: int, connections: int) -> dict[str, Row]:
+    """Each subject with each failure. Raises ActornetError if a subject cannot run here, before any is measured."""
+    found: dict[str, Row] = {}
+    with tempfile.TemporaryDirectory() as directory:
+        for name in names:
+            SUBJECTS[name](Path(directory) / "none")
+        for name in names:
+            for failure, fail in FAILURES.items():
+                rows = []
+                for number in range(rounds):
+                    with SUBJECTS[name](Path(directory) / f"{len(found)}-{number}") as pair:
+                        rows.append(round_(pair, fail, connections, number))
+                    told = ", ".join(f"{key} {value:.3g}" for key, value in rows[-1].items())
+                    print(f"{name}, {failure}: {told}", flush=True)
+                found[f"{name}, {failure}"] = summary(rows)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--connections", type=int, default=200)
+    parser.add_argument("--subjects", default=",".join(SUBJECTS), help="separated by commas; all by default")
+    arguments = parser.parse_args()
+    names = arguments.subjects.split(",")
+    if unknown := set(names) - set(SUBJECTS):
+        parser.error(f"no subject {', '.join(sorted(unknown))}; there are {', '.join(SUBJECTS)}")
+    try:
+        found = measure(names, arguments.rounds, arguments.connections)
+    except ActornetError as error:
+        sys.exit(f"failover_peers: {error}")
+    print(table(list(found.values()), list(found)))
+    print(PUBLISHED)
+    print(write_json("failover_peers", list(found.values()), list(found)))
+
+
+if __name__ == "__main__":
+    main()
