@@ -49,6 +49,8 @@ class Journal:
         self.log = log
         self._random_bits = random_bits
         self.replica, self.chain = _recovered(log)
+        if log is not None:
+            log.proved()
         self._queue: Batch = []
 
     @property
@@ -191,4 +193,9 @@ def _recovered(log: Log | None) -> tuple[Replica, int]:
         record = decode(data, lsn)
         chain = check_chain(data, chain)
         replica.apply(record)
+    if replica.lsn != log.last_lsn:  # LMDB may pass over what hangs on a damaged page
+        raise LogDamagedError(
+            f"log {log.directory} ends at LSN {log.last_lsn}, but its records can be read up to {replica.lsn} only; "
+            "restore from the other node"
+        )
     return replica, chain

@@ -68,6 +68,10 @@ MEMORY_FRAMES_MAX = 1 << 20
 LOG_CHUNK_BYTES = 1 << 18
 """One chunk of a snapshot in the log, written in a transaction of its own while traffic runs (0.3 ms)."""
 
+LOG_VERIFY_BYTES = 1 << 24
+"""A log's file of up to this size is looked through at each start, page by page (0.7 s at most); a larger one only if whoever
+opened it last did not live to see its end."""
+
 LOG_PAGE_RECORDS = 1024
 """Records that one read transaction of a scan takes: a reader never pins the log's pages for longer."""
 

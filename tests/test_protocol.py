@@ -7,7 +7,7 @@ import os
 import random
 from collections import deque
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import pytest
@@ -43,6 +43,7 @@ from actornet.replication.messages import (
 from actornet.replication.primary import Primary
 from actornet.replication.protocol import (
     TRANSITIONS,
+    Adopt,
     Apply,
     Claim,
     Close,
@@ -80,8 +81,11 @@ T = 1_000_000_000
 NOWHERE = Position()
 
 
-def primary(durability: Durability = "applied", policy: WithoutBackup = "wait", *, logged: int = 3) -> Primary:
-    machine = Primary(IDENTITY, durability, policy, epoch=TERM, first_lsn=1, logged_lsn=0, takeover=False, now_ns=T)
+def primary(
+    durability: Durability = "applied", policy: WithoutBackup = "wait", *, logged: int = 3, history: str = ""
+) -> Primary:
+    me = msgspec.structs.replace(IDENTITY, history=history)
+    machine = Primary(me, durability, policy, epoch=TERM, first_lsn=1, logged_lsn=0, takeover=False, now_ns=T)
     assert machine.logged([b"r"] * logged, T) == []
     return machine
 
@@ -334,6 +338,29 @@ def test_hello_of_a_higher_epoch_fences() -> None:
         machine = primary("applied", "solo")
         machine.connected(T)
         assert Fenced(2 * TERM) in machine.receive(hello(epoch=2 * TERM, role=role), T)
+
+
+@pytest.mark.parametrize("role", ["primary", "backup"])
+def test_another_history_does_not_fence(role: Literal["primary", "backup"]) -> None:
+    """G7, G8: epochs of other logs say nothing of this one's; a log without a history, or with this one, is heard."""
+    for history in ("", "mine"):
+        machine = primary(history="mine")
+        machine.connected(T)
+        assert Fenced(5 * TERM) in machine.receive(hello(epoch=5 * TERM, role=role, history=history), T)
+    machine = primary(history="mine")
+    machine.connected(T)
+    refuse = only(sent(machine.receive(hello(epoch=5 * TERM, role=role, lsn=9, history="theirs"), T)), Refuse)
+    assert "diverges" in refuse.reason and machine.state is State.ALONE
+
+
+def test_a_backup_has_the_history_of_its_primary() -> None:
+    """G8."""
+    machine = backup()
+    machine.connected(NOWHERE, T)
+    assert Adopt("mine") in machine.receive(Welcome(TERM, "tail", 3, "mine"), T)
+    machine.disconnected("closed", T)
+    assert only(sent(machine.connected(NOWHERE, T)), Hello).history == "mine"
+    assert not [action for action in machine.receive(Welcome(TERM, "tail", 3, "mine"), T) if isinstance(action, Adopt)]
 
 
 def test_a_stranger_does_not_fence() -> None:

@@ -1,5 +1,6 @@
 """The log on disk: what is appended is there, in order and whole, whatever happens to writer, disk or file."""
 
+import faulthandler
 import os
 import random
 import resource
@@ -7,13 +8,16 @@ import shutil
 import signal
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from port_log import exit_code, flip, in_child, table
 
 from actornet.errors import FencedError, LogDamagedError, LogError, LogFullError, LogLockedError
+from actornet.journal import Journal
 from actornet.limits import LOG_CHUNK_BYTES, LOG_PAGE_RECORDS, LOG_PRUNE_RECORDS
+from actornet.log import store
 from actornet.log.record import ControlBody, Kind, Record, decode, encode, verify_chain
 from actornet.log.store import Log
 
@@ -457,3 +461,65 @@ def test_a_closed_log_says_so(tmp_path):
     log.close()
     with pytest.raises(LogError, match="closed"):
         fill(log, 1)
+
+
+def opened_in_a_child(directory: Path) -> str:
+    """What becomes of a process that rebuilds the state from a log, and logs one more record."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        faulthandler.disable()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # LMDB's last words
+        try:
+            with Log(directory) as log:
+                journal = Journal(log)
+                journal.execute(ControlBody("note", "one more"), 0, 1)
+                journal.commit()
+            said = "sound"
+        except BaseException as error:
+            said = type(error).__name__
+        os.write(writer, said.encode())
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as pipe:
+        said = pipe.read()
+    status = os.waitpid(pid, 0)[1]
+    return f"signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else said
+
+
+@pytest.mark.parametrize("file", ["small", "large"])
+def test_a_flipped_bit_anywhere_is_damage_or_harmless(
+    tmp_path: Path, file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """G8: LMDB can die of a damaged page, or pass over what hangs on it. In a small file that is seen before; where a
+    large one ends its writer, the next one sees it."""
+    seed = int(os.environ.get("FAULT_SEED", "0")) or random.SystemRandom().getrandbits(32)
+    chance = random.Random(f"{seed} {file}")
+    if file == "large":
+        monkeypatch.setattr(store, "LOG_VERIFY_BYTES", 0)
+    good = tmp_path / "good"
+    with Log(good) as log:
+        journal = Journal(log)
+        for number in range(600):
+            journal.execute(ControlBody("note", f"{number:060}"), 0, number)
+            journal.commit()
+    data = (good / "data.mdb").read_bytes()
+    outcomes = Counter[str]()
+    for attempt in range(120):
+        damaged = bytearray(data)
+        pages = range(2 * 4096, len(data), 4096) if attempt % 2 else [chance.randrange(0, len(data), 4096)]
+        for page in pages:
+            damaged[page + chance.randrange(100)] ^= 1 << chance.randrange(8)
+        directory = tmp_path / str(attempt)
+        directory.mkdir()
+        (directory / "data.mdb").write_bytes(damaged)
+        outcome = opened_in_a_child(directory)
+        if file == "large" and outcome.startswith("signal"):
+            outcomes["died"] += 1
+            outcome = opened_in_a_child(directory)
+            assert outcome == "LogDamagedError", f"seed {seed}, attempt {attempt}"
+        outcomes[outcome] += 1
+        shutil.rmtree(directory)
+    assert outcomes["sound"] + outcomes["LogDamagedError"] + outcomes["LogError"] == 120, f"seed {seed}: {outcomes}"
+    assert outcomes["sound"] and outcomes["LogDamagedError"] > 60, f"seed {seed}: {outcomes}"
+    assert file == "large" or not outcomes["LogError"], f"seed {seed}: {outcomes}"

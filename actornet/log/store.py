@@ -4,7 +4,8 @@ Tables, and what holds between them:
 
 - `records`: LSN -> encoded record. Without gaps; begins at LSN 1, or no later than right after a snapshot.
 - `snapshots`: (LSN, chunk number) -> chunk. All chunks of a snapshot are written in one transaction.
-- `meta`: format, identity, deployment name, NF, highest epoch seen, last epoch led, the boot in which the log was written.
+- `meta`: format, identity, history, deployment name, NF, highest epoch seen, last epoch led, the boot in which the log was
+  written.
 
 Keys are big-endian, so LMDB's order is the LSNs' order. What a transaction wrote survives the death of the process;
 `sync` makes it survive the machine. No read transaction outlives a call: a pinned one would make the file grow.
@@ -28,7 +29,7 @@ import lmdb
 import lmdb.verify
 
 from actornet.errors import FencedError, LogDamagedError, LogError, LogFullError, LogLockedError
-from actornet.limits import LOG_MAP_BYTES, LOG_PAGE_RECORDS, LOG_PRUNE_RECORDS
+from actornet.limits import LOG_MAP_BYTES, LOG_PAGE_RECORDS, LOG_PRUNE_RECORDS, LOG_VERIFY_BYTES
 from actornet.log.record import CHAIN_START, chain_of, decode, lsn_of
 from actornet.log.snapshot import Snapshot, cut, cut_pieces, join
 
@@ -41,7 +42,12 @@ _key = _LSN.pack
 _LOCK_TRIES = 5
 _LOCK_PAUSE_S = 0.002
 _DISK_FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
-_FILE_DAMAGED = (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError, lmdb.PanicError, lmdb.BadTxnError)
+_FILE_DAMAGED = (
+    *(lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError, lmdb.PanicError, lmdb.BadTxnError),
+    *(lmdb.CursorFullError, lmdb.BadDbiError, lmdb.IncompatibleError, lmdb.VersionMismatchError, lmdb.PageFullError),
+)
+_OPENING = "opening"
+"""File of a log whose writer has not got as far as `proved`: a damaged page can kill the process that reads it."""
 
 
 class Log:
@@ -75,6 +81,7 @@ class Log:
             if not readonly:
                 self._lock_fd = self._lock()
                 opened.callback(os.close, self._lock_fd)
+                self._check_structure()
             with self._errors():
                 self._env = opened.enter_context(self._open())
                 self._check_length()
@@ -241,6 +248,11 @@ class Log:
                     self._delete(txn, self._snapshots, _CHUNK.pack(lsn, 0), _CHUNK.pack(lsn + 1, 0))
             return self._delete(txn, self._records, _key(first), _key(before_lsn))
 
+    def proved(self) -> None:
+        """The state could be rebuilt from here: the next writer need not look for damage first."""
+        with suppress(OSError):
+            (self.directory / _OPENING).unlink(missing_ok=True)
+
     def sync(self) -> None:
         """Bring what was appended to the disk: then it survives the machine. May be called from another thread."""
         with self._errors():
@@ -352,6 +364,15 @@ class Log:
         """Random letters that tell this log, and copies of it, from all others."""
         return self._note("identity")
 
+    @property
+    def history(self) -> str:
+        """The identity of the log that this one continues or copies: the deployment's first; empty before any epoch."""
+        return self._note("history")
+
+    def adopt(self, history: str) -> None:
+        """Remember which history this log tells."""
+        self._set_notes(history=history)
+
     def lead(self, epoch: int) -> None:
         """As `epoch_raise`, and remember that this node is its primary; it is `sync` that brings this to the disk."""
         if epoch < self.epoch:
@@ -447,6 +468,19 @@ class Log:
         # Mapped as far as a writer may grow it meanwhile; a size of 0 would be that of its last commit.
         return lmdb.open(path, map_size=self._map_bytes, max_dbs=3, readonly=True, create=False, lock=table)
 
+    def _check_structure(self) -> None:
+        """LMDB trusts what it reads, up to SIGBUS and SIGABRT: look at each page before, where that takes no time or the
+        last writer died of it. A damaged one may as well hide records, and their number with them."""
+        file, opening = self.directory / "data.mdb", self.directory / _OPENING
+        if file.is_file() and (opening.exists() or file.stat().st_size <= LOG_VERIFY_BYTES):
+            problems = self.problems()
+            if problems:
+                raise LogDamagedError(
+                    f"log {self.directory}: its file is damaged ({problems[0]}); keep it and restore from the other node"
+                )
+        with suppress(OSError):  # a full disk: the mark only helps
+            opening.touch()
+
     def _check_length(self) -> None:
         """A file that was cut short must be refused here: to touch a page that is not there kills the process."""
         bytes_used = (self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"]
@@ -500,6 +534,7 @@ class Log:
         with suppress(LogFullError), self._errors():
             self._env.sync(True)
             self._set_notes(boot="")
+            self.proved()
 
     # ---------------------------------------------------------------------------------------------- inside
 

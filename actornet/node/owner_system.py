@@ -64,6 +64,7 @@ from actornet.replication.lease import Denied, Entry, Lease
 from actornet.replication.messages import VERSION, Fence, Hello
 from actornet.replication.primary import Primary
 from actornet.replication.protocol import (
+    Adopt,
     Apply,
     Claim,
     Close,
@@ -146,7 +147,7 @@ class OwnerSystem:
         """Is to be the primary, and asks the other node and the witness before."""
         self.resyncs: deque[int] = deque()
         self._launch_until_ns = 0
-        self.identity = Identity(spec.name, path_of(self.nf), fingerprint(self.nf))
+        self.identity = Identity(spec.name, path_of(self.nf), fingerprint(self.nf), self.log.history)
         self.link: Link | None = None
         self.machine: Primary | Backup
         self.takeover: dict[str, Any] | None = None
@@ -508,7 +509,8 @@ class OwnerSystem:
 
     def _primary_hello(self, epoch: int) -> Hello:
         me = self.identity
-        return Hello(epoch, VERSION, me.deployment, me.nf, me.fingerprint, "primary", self.log.last_lsn, 0, epoch)
+        lsn = self.log.last_lsn
+        return Hello(epoch, VERSION, me.deployment, me.nf, me.fingerprint, "primary", lsn, 0, epoch, history=me.history)
 
     def _known_epoch(self) -> int:
         return max(self.journal.epoch, self.log.epoch)
@@ -525,6 +527,8 @@ class OwnerSystem:
 
     def _lead(self, epoch: int, reason: str, *, takeover: bool) -> None:
         """Become the primary of `epoch`."""
+        if not self.identity.history:
+            self._adopt(self.log.identity)
         self.machine = Primary(
             self.identity,
             self.spec.durability,
@@ -543,6 +547,10 @@ class OwnerSystem:
             self._resume(core)
             line.flush()
             line.wake()
+
+    def _adopt(self, history: str) -> None:
+        self.log.adopt(history)
+        self.identity = msgspec.structs.replace(self.identity, history=history)
 
     def _begin_epoch(self, epoch: int, reason: str) -> None:
         self.log.lead(epoch)
@@ -694,6 +702,8 @@ class OwnerSystem:
                 self._act(machine.applied(self.journal.lsn, now_ns))
             case Remember():
                 self.log.epoch_raise(action.epoch)
+            case Adopt():
+                self._adopt(action.history)
             case Promote():
                 self._promote(action)
             case Fenced():
@@ -806,6 +816,7 @@ class OwnerSystem:
         _log.warning("older log set aside", directory=str(aside))
         self.log = self.environment.open_log(path_of(self.nf))
         self.log.epoch_raise(epoch)
+        self.log.adopt(self.identity.history)
         self.journal.log = self.log
         if self.lease is not None:
             self.lease.lease.holder = f"{self.spec.node}/{self.log.identity}"

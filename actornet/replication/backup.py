@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from actornet.limits import GREETING_MS, HEARTBEAT_MS, PATIENCE_MS, SILENCE_MS, SNAPSHOT_BYTES_MAX, SNAPSHOT_CHUNK_BYTES
 from actornet.replication.messages import (
     VERSION,
@@ -19,6 +21,7 @@ from actornet.replication.messages import (
 )
 from actornet.replication.protocol import (
     TRANSITIONS,
+    Adopt,
     Apply,
     BackupAction,
     Claim,
@@ -112,6 +115,7 @@ class Backup:
             end.chain,
             end.epoch,
             self.wants_snapshot,
+            me.history,
         )
         return [Send(hello)]
 
@@ -250,12 +254,16 @@ class Backup:
         self.primary_lsn = welcome.lsn
         note = Note("catching up", f"by {welcome.how}, from LSN {self.applied_lsn} to {welcome.lsn}")
         claimed = self.state is State.CLAIMING
+        adopted: list[BackupAction] = []
+        if welcome.history != self.identity.history:
+            self.identity = msgspec.structs.replace(self.identity, history=welcome.history)
+            adopted = [Adopt(welcome.history)]
         if welcome.how == "tail":
             self._move(Event.NEEDS_TAIL)
         else:
             self._move(Event.NEEDS_SNAPSHOT)
             self.received_lsn = self.applied_lsn = 0
-        return [Unclaim(), note] if claimed else [note]
+        return [Unclaim(), *adopted, note] if claimed else [*adopted, note]
 
     def _records(self, message: Records, now_ns: int) -> list[BackupAction]:
         if message.first_lsn != self.received_lsn + 1:

@@ -27,7 +27,8 @@ class Hello(Message, frozen=True, tag=1):
     """A node introduces itself: a backup that wants to follow, or a primary that asks whether it is the only one.
 
     `lsn`, `chain` and `log_epoch` are those of the last record in its log (0 when the log is empty). Who has found that
-    records decide otherwise here than on the primary wants a `snapshot`: those records would do so again.
+    records decide otherwise here than on the primary wants a `snapshot`: those records would do so again. `history` names the
+    log that this one continues or copies; empty: none yet.
     """
 
     version: Count
@@ -39,13 +40,18 @@ class Hello(Message, frozen=True, tag=1):
     chain: Chain
     log_epoch: Epoch
     snapshot: bool = False
+    history: str = ""
 
 
 class Welcome(Message, frozen=True, tag=2):
-    """The primary takes the backup; it catches up from its log's tail or by a snapshot. `lsn`: the primary's last."""
+    """The primary takes the backup; it catches up from its log's tail or by a snapshot. `lsn`: the primary's last.
+
+    `history`: of the primary's log, and from now on of the backup's.
+    """
 
     how: Literal["tail", "snapshot"]
     lsn: Lsn
+    history: str = ""
 
 
 class Refuse(Message, frozen=True, tag=3):

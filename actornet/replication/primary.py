@@ -302,7 +302,16 @@ class Primary:
         """What to say to a node that may believe to be the primary, too; its answer goes to `rival`."""
         me = self.identity
         return Hello(
-            self.epoch, VERSION, me.deployment, me.nf, me.fingerprint, "primary", self.logged_lsn, 0, self.epoch
+            self.epoch,
+            VERSION,
+            me.deployment,
+            me.nf,
+            me.fingerprint,
+            "primary",
+            self.logged_lsn,
+            0,
+            self.epoch,
+            history=me.history,
         )
 
     def rival(self, answer: AnyMessage) -> list[PrimaryAction]:
@@ -322,6 +331,11 @@ class Primary:
             return self._refuse(
                 f"it is of deployment {hello.deployment!r}, version {hello.version}; "
                 f"this primary is of {me.deployment!r}, version {VERSION}"
+            )
+        if hello.history and me.history and hello.history != me.history:
+            return self._refuse(
+                f"its log ({hello.lsn} records, epoch {hello.epoch}) diverges from the primary's from the first record on: "
+                "keep the log that you want, and give the other node an empty log directory"
             )
         if hello.epoch > self.epoch:
             return self._fence(hello.epoch)
@@ -344,14 +358,18 @@ class Primary:
         self._sent_lsn = lsn
         self.ack = Ack(self.epoch, lsn, 0, lsn)
         note = Note("backup catches up", f"by LSN {lsn + 1} to {self.logged_lsn}")
-        return [Send(Welcome(self.epoch, "tail", self.logged_lsn)), note, *self._pump(self._heard_ns)]
+        return [
+            Send(Welcome(self.epoch, "tail", self.logged_lsn, self.identity.history)),
+            note,
+            *self._pump(self._heard_ns),
+        ]
 
     def _feed_snapshot(self, why: str) -> list[PrimaryAction]:
         self._move(Event.NEEDS_SNAPSHOT)
         self._sent_lsn = self.first_lsn - 1  # keeps the log from there until the snapshot's LSN is known
         self.ack = Ack(self.epoch, 0, 0, 0)
         note = Note("backup catches up", f"by snapshot: its log {why}")
-        return [Send(Welcome(self.epoch, "snapshot", self.logged_lsn)), note, TakeSnapshot()]
+        return [Send(Welcome(self.epoch, "snapshot", self.logged_lsn, self.identity.history)), note, TakeSnapshot()]
 
     def _refuse(self, reason: str, fork: Position | None = None) -> list[PrimaryAction]:
         self._move(Event.REFUSED)

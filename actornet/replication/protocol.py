@@ -195,11 +195,13 @@ def epoch_of_takeover(epoch: int) -> int:
 
 
 class Identity(msgspec.Struct, frozen=True):
-    """What primary and backup must have in common: deployment, network function, and the fingerprint of its code."""
+    """What primary and backup must have in common: deployment, network function, the fingerprint of its code, and the
+    history that their logs tell (empty: none yet). Epochs of different histories cannot be compared."""
 
     deployment: str
     nf: str
     fingerprint: str
+    history: str = ""
 
 
 class Position(msgspec.Struct, frozen=True):
@@ -335,6 +337,12 @@ class Remember(msgspec.Struct, frozen=True):
     epoch: int
 
 
+class Adopt(msgspec.Struct, frozen=True):
+    """The log becomes a copy of the primary's: keep the `history` that it belongs to in its metadata."""
+
+    history: str
+
+
 class Refused(msgspec.Struct, frozen=True):
     """The primary does not take this backup, or the operator's promotion is unsafe; `reason` says what to do."""
 
@@ -358,4 +366,6 @@ class Promote(msgspec.Struct, frozen=True):
 
 
 PrimaryAction = Send | Close | Note | StopNode | Compare | TakeSnapshot | Read | NewEpoch | Fenced
-BackupAction = Send | Close | Note | Apply | InstallSnapshot | Remember | Refused | Rewind | Promote | Claim | Unclaim
+BackupAction = (
+    Send | Close | Note | Apply | InstallSnapshot | Remember | Adopt | Refused | Rewind | Promote | Claim | Unclaim
+)

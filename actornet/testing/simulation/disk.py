@@ -236,7 +236,11 @@ class SimulatedLog(Log):
     def _open(self) -> Any:
         return _Environment(self.disk)
 
+    def _check_structure(self) -> None: ...
+
     def _check_length(self) -> None: ...
+
+    def proved(self) -> None: ...
 
     def holds_epoch(self, epoch: int) -> bool:
         """Whether the log has a record of the epoch, or a later one (its first records may be pruned)."""
