@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -26,9 +27,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from actornet.errors import ActornetError
+from actornet.testing.netns import Lab
 from actornet.testing.pair import Pair
 from actornet.testing.torture import Connections
-from actornet.testing.traffic import SECOND, TcpTransfer, UdpStream
+from actornet.testing.traffic import SECOND, Opens, TcpTransfer, UdpStream
 from bench.kernel_pair import KernelPair
 from bench.report import Row, table, write_json
 
@@ -51,36 +53,52 @@ SUBJECTS: dict[str, Subject] = {
 }
 
 
-def die(pair: Pair | KernelPair) -> None:
+class Cut:
+    """Takes a node's interfaces down in one instant: all that takes time, a process above all, is prepared."""
+
+    def __init__(self, lab: Lab, node: str) -> None:
+        lab.ip(node, *(f"link set {interface} group 1" for interface in ("lan0", "wan0", "link0")))
+        self._ip = lab.popen(node, ["ip", "-batch", "-"], stdin=subprocess.PIPE)
+
+    def __call__(self) -> None:
+        self._ip.communicate(b"link set group 1 down\n")
+        if self._ip.returncode:
+            raise ActornetError(f"the interfaces did not go down: ip ended with {self._ip.returncode}")
+
+
+def die(pair: Pair | KernelPair, cut: Cut) -> None:
     pair.kill("a")
     if isinstance(pair, KernelPair):
-        cut_off(pair)
+        cut()
 
 
-def cut_off(pair: Pair | KernelPair) -> None:
-    pair.lab.ip("a", "link set group 1 down")
+def cut_off(_pair: Pair | KernelPair, cut: Cut) -> None:
+    cut()
 
 
-FAILURES = {"dies": die, "cut off": cut_off}
+Failure = Callable[[Pair | KernelPair, Cut], None]
+FAILURES: dict[str, Failure] = {"dies": die, "cut off": cut_off}
 
 
-def round_(pair: Pair | KernelPair, fail: Callable[[Pair | KernelPair], None], connections: int, seed: int) -> Row:
+def round_(pair: Pair | KernelPair, fail: Failure, connections: int, seed: int) -> Row:
     """One failure under traffic."""
     pair.start()
-    pair.lab.ip("a", *(f"link set {interface} group 1" for interface in ("lan0", "wan0", "link0")))
+    cut = Cut(pair.lab, "a")
     with Connections(pair.lab, connections, seed) as held:
-        with UdpStream(pair.lab) as stream, TcpTransfer(pair.lab) as transfer:
+        with UdpStream(pair.lab) as stream, TcpTransfer(pair.lab) as transfer, Opens(pair.lab) as opens:
             time.sleep(CONNECTIONS_S)
             early = isinstance(pair, KernelPair) and pair.states("b") != ["backup"]
             messages = held.exchanges
+            opens.end()
             failed_ns = time.monotonic_ns()
-            fail(pair)
+            fail(pair, cut)
             time.sleep(2 * STILL_NS / SECOND)
             while not moving(stream, transfer, time.monotonic_ns()) and not passed(failed_ns, RECOVERY_S):
                 time.sleep(0.05)
             time.sleep(CONNECTIONS_S)
             until_ns = time.monotonic_ns()
-    return outcome(stream, transfer, held, messages, failed_ns, until_ns) | {"early": float(early)}
+            fresh: Row = {"opened": len(opens.opened), "lost": opens.lost()}
+    return outcome(stream, transfer, held, messages, failed_ns, until_ns) | fresh | {"early": float(early)}
 
 
 def outcome(
@@ -129,7 +147,7 @@ def summary(rows: list[Row]) -> Row:
         outages = [row[f"{kind}_ms"] for row in rows]
         found |= {f"{kind} median ms": statistics.median(outages), f"{kind} worst ms": max(outages)}
     found["udp median lost"] = statistics.median(row["udp_lost"] for row in rows)
-    for name in ("for good", "broken transfer", "connections", "reset", "dead", "early"):
+    for name in ("for good", "broken transfer", "connections", "reset", "dead", "opened", "lost", "early"):
         found[name] = sum(row[name] for row in rows)
     return found
 

@@ -16,7 +16,6 @@ import argparse
 import asyncio
 import os
 import random
-import resource
 import signal
 import socket
 import statistics
@@ -35,7 +34,7 @@ import msgspec
 from actornet.replay import History, verify
 from actornet.testing.netns import Lab
 from actornet.testing.pair import Name, Pair
-from actornet.testing.traffic import SERVER, TcpTransfer, UdpStream
+from actornet.testing.traffic import SERVER, TcpTransfer, UdpStream, allow_files
 
 PORT = 9200
 MESSAGE_BYTES = 16
@@ -54,8 +53,7 @@ class Connections:
     """
 
     def __init__(self, lab: Lab, count: int, seed: int) -> None:
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 2 * count + 1000)), hard))
+        allow_files(2 * count)
         self.count = count
         self.exchanges = 0
         self.failures: Counter[str] = Counter()

@@ -9,6 +9,8 @@ import errno
 import hashlib
 import os
 import random
+import resource
+import selectors
 import socket
 import threading
 import time
@@ -65,7 +67,8 @@ class UdpStream:
     def _send(self) -> None:
         due = time.monotonic_ns()
         while not self._ended.is_set():
-            self._client.sendto(self.sent.to_bytes(8, "big"), self._to)
+            with suppress(TimeoutError):  # nobody takes it, so it is lost
+                self._client.sendto(self.sent.to_bytes(8, "big"), self._to)
             self.sent += 1
             due += self._spacing_ns
             time.sleep(max(0, due - time.monotonic_ns()) / SECOND)
@@ -159,6 +162,90 @@ class TcpTransfer:
             total += len(data)
             self.progress.append((total, time.monotonic_ns()))
         self._digests["received"] = digest.hexdigest()
+
+
+class Opens:
+    """TCP connections from client to server, opened one after another; each exchanges a byte and stays open.
+
+    `opened` has (socket, monotonic ns of the byte's return) of each until the `end`, in order.
+    """
+
+    COUNT_MAX = 5000
+
+    def __init__(self, lab: Lab, port: int = 9003, spacing_s: float = 0.001) -> None:
+        allow_files(2 * self.COUNT_MAX)
+        self._listener = lab.call("server", socket.create_server, (SERVER, port), backlog=128)
+        self._to = (SERVER, port)
+        self._spacing_s = spacing_s
+        self._ended = threading.Event()
+        self._closed = threading.Event()
+        self.opened: list[tuple[socket.socket, int]] = []
+        self._threads = [_thread(self._echo), _thread(lab.call, "client", self._open)]
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+        self._threads[1].join(TCP_PATIENCE_S)
+        self._closed.set()
+        self._threads[0].join(2)
+        for sock, _at in self.opened:
+            sock.close()
+        self._listener.close()
+
+    def end(self) -> None:
+        """Open no more, from now on."""
+        self._ended.set()
+
+    def lost(self, patience_s: float = 5.0) -> int:
+        """How many of those opened return no byte now."""
+        self._threads[1].join(TCP_PATIENCE_S)
+        waiting = {sock for sock, _at in self.opened}
+        with selectors.DefaultSelector() as selector:
+            for sock in tuple(waiting):
+                with suppress(OSError):  # it was reset: lost
+                    sock.sendall(b"?")
+                    selector.register(sock, selectors.EVENT_READ)
+            end = time.monotonic() + patience_s
+            while selector.get_map() and (left_s := end - time.monotonic()) > 0:
+                for key, _events in selector.select(left_s):
+                    selector.unregister(key.fileobj)
+                    with suppress(OSError):
+                        if key.fileobj in waiting and os.read(key.fd, 2) == b"?":
+                            waiting.discard(key.fileobj)
+        return len(waiting)
+
+    def _open(self) -> None:
+        while not self._ended.is_set() and len(self.opened) < self.COUNT_MAX:
+            with suppress(OSError):  # not opened, so nothing to lose
+                sock = socket.create_connection(self._to, TCP_PATIENCE_S)
+                sock.sendall(b"!")
+                if sock.recv(1) and not self._ended.is_set():
+                    self.opened.append((sock, time.monotonic_ns()))
+            time.sleep(self._spacing_s)
+
+    def _echo(self) -> None:
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._listener, selectors.EVENT_READ)
+            while not self._closed.is_set():
+                for key, _events in selector.select(0.2):
+                    if key.fileobj is self._listener:
+                        selector.register(self._listener.accept()[0], selectors.EVENT_READ)
+                        continue
+                    sock = key.fileobj
+                    assert isinstance(sock, socket.socket)
+                    with suppress(OSError):
+                        if data := sock.recv(64):
+                            sock.sendall(data)
+                            continue
+                    selector.unregister(sock)
+                    sock.close()
+            for key in tuple(selector.get_map().values()):
+                if isinstance(key.fileobj, socket.socket) and key.fileobj is not self._listener:
+                    key.fileobj.close()
 
 
 class Churn:
@@ -259,6 +346,12 @@ class Churn:
         with sock, suppress(OSError):  # the client sees it, too
             while data := sock.recv(4096):
                 sock.sendall(data)
+
+
+def allow_files(count: int) -> None:
+    """Let this process have so many more files open than it usually has, as far as it may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, count + 1000)), hard))
 
 
 def _between(times: Sequence[int], since_ns: int, until_ns: int | None) -> list[int]:
