@@ -7,7 +7,8 @@ that send now and then, through a source NAT that is a pair. Each round on a fre
 
 - *dies*: actornet by kill -9 of all its processes. For the kernel's pair that alone would change nothing, as the dead
   programs' kernel goes on forwarding: there keepalived and conntrackd get kill -9, and the host's interfaces go down;
-- is *cut off*: the host's interfaces all go down in one instant, for both.
+- is *cut off*: the host's interfaces all go down in one instant, for both;
+- is *stopped*, as for an upgrade: `actornet stop`, or SIGTERM for keepalived, which tells its peer.
 
 `keepalived 1 s` has VRRP's default advertisement interval, `keepalived 0.01 s` the smallest there is, with a backup that
 keeps its kernel's table warm (bench/kernel_pair.py has the configuration). Neither pair has a witness. An outage is
@@ -76,8 +77,13 @@ def cut_off(_pair: Pair | KernelPair, cut: Cut) -> None:
     cut()
 
 
+def stop(pair: Pair | KernelPair, _cut: Cut) -> None:
+    pair.stop("a")
+    pair.wait_takeover("b")
+
+
 Failure = Callable[[Pair | KernelPair, Cut], None]
-FAILURES: dict[str, Failure] = {"dies": die, "cut off": cut_off}
+FAILURES: dict[str, Failure] = {"dies": die, "cut off": cut_off, "stopped": stop}
 
 
 def round_(pair: Pair | KernelPair, fail: Failure, connections: int, seed: int) -> Row:
@@ -120,7 +126,7 @@ def outcome(
     dead = held.failures["TimeoutError"]
     return {
         "udp_ms": stream.outage_ms(failed_ns, until_ns),
-        "udp_lost": float(stream.sent - len(stream.received)),
+        "udp_lost": float(lost(stream, until_ns)),
         "tcp_ms": transfer.outage_ms(failed_ns, until_ns),
         "for good": float(not moving(stream, transfer, until_ns)),
         "broken transfer": float(not whole),
@@ -128,6 +134,13 @@ def outcome(
         "reset": float(sum(held.failures.values()) - dead),
         "dead": float(dead),
     }
+
+
+def lost(stream: UdpStream, until_ns: int) -> int:
+    """How many datagrams never came back; if the stream goes on by then, of those before the last one that is back."""
+    arrived = [number for number, at in stream.received if until_ns - STILL_NS < at <= until_ns]
+    last = max(arrived, default=stream.sent)
+    return last - sum(number < last for number, _ in stream.received)
 
 
 def moving(stream: UdpStream, transfer: TcpTransfer, at_ns: int) -> bool:

@@ -4,7 +4,8 @@ Set up as the conntrack-tools' own test case says (http://conntrack-tools.netfil
 what belongs to no connection and does not open one, source NAT to an address that moves with the primary (masquerade would
 take the node's own address, which dies with it), conntrackd in FTFW mode on the dedicated link, and keepalived calling the
 commands of conntrackd's primary-backup.sh at each transition. VRRP is version 3 (RFC 5798) on both sides, in one sync group,
-without pre-emption.
+without pre-emption. No TCP or UDP may enter the node itself: a new primary has the address a moment before it has the
+connections, and its kernel would answer what comes for them by a reset.
 """
 
 from __future__ import annotations
@@ -42,6 +43,10 @@ table ip filter {
         ct state established,related accept
         iifname lan0 tcp flags & (fin|syn|rst|ack) == syn ct state new accept
         iifname lan0 ip protocol { udp, icmp } ct state new accept
+    }
+    chain input {
+        type filter hook input priority filter; policy accept;
+        iifname { lan0, wan0 } ip protocol { tcp, udp } drop
     }
 }
 """
@@ -202,6 +207,12 @@ class KernelPair:
         for pid in victims:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+
+    def stop(self, node: str) -> None:
+        """End keepalived cleanly: it tells its peer, and gives the addresses up."""
+        keeper = self._processes[node][0]
+        keeper.terminate()
+        keeper.wait(READY_S)
 
     def _start(self, node: str) -> None:
         own, files = HOSTS[node], self.directory / node
