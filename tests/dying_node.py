@@ -6,6 +6,7 @@ into the owner system's process, and there puts itself around what it wants to i
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import os
 import signal
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import actors.nat
+from actornet import Packet, Verdict
 from actornet.log.store import Log
 from actornet.node.owner_system import OwnerSystem
 from actornet.replication import backup, primary
@@ -25,8 +27,20 @@ FILE = os.environ.get("ACTORNET_TEST_POINT", "")
 """Where a test writes the name of the point; it is gone once the node has died there."""
 
 
+HESITATES_S = 0.8
+
+
 class SourceNAT(actors.nat.SourceNAT):
     """The same."""
+
+
+class HesitatingNAT(actors.nat.SourceNAT):
+    """What a flow was given is logged long before the flow is saved."""
+
+    async def on_open(self, packet: Packet) -> Verdict | None:
+        verdict = await super().on_open(packet)
+        await asyncio.sleep(HESITATES_S)
+        return verdict
 
 
 def here(point: str) -> None:

@@ -104,6 +104,15 @@ class RingLink(OwnerLink):
         self.push(exchange.encode(Attach(self.pid)))
         self.flush()
 
+    def take_up(self, lsn: int) -> None:
+        """This core is active from `lsn` on: what was sent to it before is here, and its flows are newer than any before.
+
+        That they are counts for one that had asked in another node's time and was not saved: an older one is refused (G5).
+        """
+        self.poll()
+        assert self.core is not None
+        self.core.incarnation_next = max(self.core.incarnation_next, exchange.first_incarnation(lsn))
+
     def detach(self) -> None:
         self.push(exchange.encode(Detach()), counted=False)
         self.flush()
@@ -263,7 +272,7 @@ class CoreWorker:
 
     def _change_role(self, role: int) -> None:
         if role == ACTIVE:
-            self.link.poll()  # every flow that was sent before the role changed is here before its packets (G6)
+            self.link.take_up(self.page.lsn_applied)  # every flow that was sent is here before its packets (G6)
             self.core.siblings = self._siblings
             for port in self.ports:
                 port.activate()

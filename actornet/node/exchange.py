@@ -57,6 +57,11 @@ class Attached(msgspec.Struct, array_like=True, tag=10):
     incarnation_first: int
 
 
+def first_incarnation(lsn: int) -> int:
+    """Of flows that are opened from this LSN on: above those of all flows before, which left a record each."""
+    return (lsn << 20) + 1
+
+
 class Restore(msgspec.Struct, array_like=True, tag=12, gc=False):
     """A flow of this core, as the log has it."""
 

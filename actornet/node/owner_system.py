@@ -351,7 +351,7 @@ class OwnerSystem:
         line.send(Revoked(self.journal.replica.revocations))
         flows = self.placement.attach(core, self.journal.replica.flows.values())
         line.pending.append((self.journal.lsn if flows else 0, 1))  # the flows depend on all that is logged now (G3)
-        line.send(Attached(pid, (self.journal.lsn << 20) + 1))
+        line.send(Attached(pid, exchange.first_incarnation(self.journal.lsn)))
         if self.page.role == ACTIVE:
             self._resume(core)
         line.flush()
@@ -541,6 +541,7 @@ class OwnerSystem:
             needs_lease=self.lease is not None,
         )
         self._begin_epoch(epoch, reason)
+        self.page.lsn_applied = self.journal.lsn
         self.page.role = ACTIVE
         self._publish()
         for core, line in enumerate(self.lines):

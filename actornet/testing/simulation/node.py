@@ -180,7 +180,7 @@ class SimulatedCore:
             role = PASSIVE
         if role != self._role and self.link.attached:
             if role == ACTIVE:
-                self.link.poll()
+                self.link.take_up(page.lsn_applied)
                 self.core.siblings = self._siblings
             elif role == FENCED or self._role == ACTIVE:
                 self.core.drop_held()

@@ -537,6 +537,8 @@ class World:
         self._demand(a.replica.state_hash() == b.replica.state_hash(), "G4: the states differ at rest")
         for number, claim in self.claims.items():
             self._demand(self._knows(a.replica, number, claim), f"G6: number {number} of flow {claim.flow} is lost")
+        orphans = [flow for flow, _, _ in a.replica.orphans()]
+        self._demand(not orphans, f"G5: {orphans} were given something, and nobody knows them")
         tickets: Any = a.replica.owners["tickets"].state
         held: dict[int, list[int]] = {}
         for number, entry in tickets.given.items():
