@@ -235,3 +235,40 @@ def test_a_leading_node_is_disturbed_by_no_launch(tmp_path: Path) -> None:
     verify_log(pair, "a")
     verify_log(pair, "b")
     assert judge(tap.take(), pair.log("a"), takeovers=2) == [], f"seed {SEED}"
+
+
+def test_what_was_committed_alone_is_not_cut(tmp_path: Path) -> None:
+    """G7, G8: a primary that had gone on alone is not told to forget that, whatever an operator has led since."""
+    chance = random.Random(f"{SEED} alone")
+    with Pair(tmp_path / "pair", witness=f"file:{tmp_path}/witness", lease_ms=150) as pair:
+        pair.start()
+        pair.lab.ip("a", "link set link0 down")
+        pair.wait_for("b", r'"event":"takeover denied"')
+        churn(pair, 50, chance)
+        status = pair.worker("a", "owner-system")["status"]
+        assert status["epoch"] == 100_001 and status["watermark"] == status["lsn"], "it commits alone"
+        pair.kill("a")
+        alone = records_of(pair.log("a"))
+        pair.lab.ip("a", "link set link0 up")
+        pair.command("promote", "b", "--force")
+        assert pair.wait_takeover("b")["epoch"] == 200_000
+        churn(pair, 50, chance)
+        said = launch(pair, "a", "backup", str(pair.file("a")), "--node", "primary")
+        assert "its log diverges" in said and "keep the log that you want" in said, said
+        assert records_of(pair.log("a")) == alone
+
+
+def test_a_good_backup_does_not_follow_an_empty_primary(tmp_path: Path) -> None:
+    """G8: both were down, and the primary's directory is a new one. The good log is not touched."""
+    chance = random.Random(f"{SEED} empty")
+    with Pair(tmp_path / "pair") as pair:
+        pair.start()
+        churn(pair, 50, chance)
+        pair.kill("b")
+        pair.kill("a")
+        good = records_of(pair.log("b"))
+        shutil.rmtree(pair.log("a"))
+        pair.launch("a", "primary")
+        said = launch(pair, "b", "backup", str(pair.file("a")))
+        assert "diverges" in said and "keep the log that you want" in said, said
+        assert records_of(pair.log("b")) == good

@@ -329,6 +329,8 @@ def test_the_command_line_runs_a_node(tmp_path, monkeypatch, capfd):
         assert lines[0].startswith("edge primary: running, up ") and lines[2].split()[:2] == ["core-0", "running"]
         assert main(["promote", str(file), "--role", "primary"]) == 0
         assert "did=promote" in capfd.readouterr().out
+        assert main(["promote", str(file), "--role", "primary", "--force"]) == 0
+        assert "did=promote force=True" in capfd.readouterr().out
         key_file.write_bytes(KEY[::-1])
         assert main(["status", str(file)]) == 1
         error = capfd.readouterr().err

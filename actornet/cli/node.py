@@ -69,6 +69,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
             "--control", metavar="ADDRESS:PORT", help="a node anywhere, with --key-file instead of FILE"
         )
         parser.add_argument("--key-file", type=Path, metavar="FILE", help="file with the deployment's key")
+        if name == "promote":
+            text = "even a backup that is not in sync: what the primary committed without it is given up"
+            parser.add_argument("--force", action="store_true", help=text)
         if name == "status":
             parser.add_argument("--json", action="store_true", help="print a JSON list with one object per node")
 
@@ -184,7 +187,7 @@ def _promote(args: argparse.Namespace) -> int:
 
     for control, key in _places(args, "backup"):
         with NodeClient(control, key) as node:
-            print(f"{control}: {_in_line(node.promote()) or 'promoted'}")
+            print(f"{control}: {_in_line(node.promote(force=args.force)) or 'promoted'}")
     return 0
 
 

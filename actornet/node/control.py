@@ -123,9 +123,9 @@ class NodeClient:
         status: dict[str, Any] = self.call("status")
         return status | {"refused": self.refused}
 
-    def promote(self) -> Any:
-        """Make this node the primary; what the owner system answers."""
-        return self.call("promote")
+    def promote(self, *, force: bool = False) -> Any:
+        """Make this node the primary, with `force` even one that may lack committed records; the owner system's answer."""
+        return self.call("promote", force=True) if force else self.call("promote")
 
     def stop(self) -> None:
         """Stop the node in order: cores, then the owner system. NodeError if something had to be killed."""

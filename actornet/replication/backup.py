@@ -192,7 +192,12 @@ class Backup:
             return self._promote(Event.OPERATOR, f"operator, forced while {self.state.value}")
         if self.state is State.CLAIMING:
             return [Refused("this backup waits for the witness to grant it the lease already: see its status")]
-        return [Refused(f"this backup is {self.state.value}, not in sync: it may lack committed records; force it")]
+        return [
+            Refused(
+                f"this backup is {self.state.value}, not in sync: it may lack committed records; "
+                "promote it with --force if those may be given up"
+            )
+        ]
 
     def granted(self, epoch: int) -> list[BackupAction]:
         """The witness has granted the claim: the primary commits nothing any more (G7)."""
