@@ -27,9 +27,10 @@ from actornet.replication.primary import Primary
 from actornet.replication.protocol import Match, Position, State
 from actornet.replication.replica import Replica
 from actornet.testing.simulate import explain, fails, main, quiet, shrink, simulate
+from actornet.testing.simulation.network import MS
 from actornet.testing.simulation.node import frame
 from actornet.testing.simulation.schedule import Event, Schedule, draw
-from actornet.testing.simulation.ticketing import COUNTING
+from actornet.testing.simulation.ticketing import COUNTING, READING
 from actornet.testing.simulation.world import World
 
 SIMULATIONS = int(os.environ.get("ACTORNET_SIMULATIONS", "600"))
@@ -433,6 +434,40 @@ def test_a_node_whose_log_was_cut_serves_once_it_leads_again() -> None:
         for _ in range(10):
             world.go()
         assert world.emitted > emitted
+    finally:
+        world.a.kill("the end")
+        world.b.kill("the end")
+
+
+def test_a_flow_that_begins_again_on_the_other_node_is_newer() -> None:
+    """G5: it asked, was not saved, and its primary died: the next one saves it, and does not take it for a stale one."""
+    world = World(Schedule(10, "applied", "solo", 1, ()))
+    world._traffic = lambda node: [[] for _ in node.cores]  # type: ignore[method-assign]
+    try:
+        a, b = world.a, world.b
+        a.launch("primary")
+        b.launch("backup")
+        while not world.in_sync:
+            world.go()
+        assert a.system is not None
+        for flow in (1, 2, 3):
+            a.turn([[frame(flow, READING, flow)]])  # refused, and nothing is left of it
+        a._turn_cores([[frame(100, COUNTING, 0)]])
+        for _ in range(2):
+            a.system.step()  # the ask is logged and sent; its core does not hear of it any more
+        asked = [flow.source_port for flow, _, _ in a.system.journal.replica.orphans()]
+        assert asked == [100]
+        world.now_ns += MS
+        b.turn([[]])
+        a.kill("killed")
+        world.keep_down(a, 1000)
+        while not b.leads:
+            world.go()
+        for _ in range(5):
+            world.go()
+        assert b.system is not None
+        replica = b.system.journal.replica
+        assert not list(replica.orphans()) and 100 in [body.flow.source_port for body in replica.flows.values()]
     finally:
         world.a.kill("the end")
         world.b.kill("the end")
