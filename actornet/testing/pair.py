@@ -180,9 +180,9 @@ class Pair:
         taken: dict[str, Any] = json.loads(line)
         return taken
 
-    def wait_for(self, node: Name, pattern: str) -> str:
+    def wait_for(self, node: Name, pattern: str, timeout_s: float = READY_S) -> str:
         """Wait for a line in what the node printed since it was launched; returns what matched."""
-        deadline = time.monotonic() + READY_S
+        deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             ended = self.nodes[node].poll() is not None
             found = re.search(pattern, self.printed(node), re.MULTILINE)
