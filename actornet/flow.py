@@ -129,6 +129,7 @@ class FlowActor(FlowBase, metaclass=FlowMeta):
     deadline_s: ClassVar[float] = AWAIT_DEADLINE_S
     fail: ClassVar[Verdict] = DROP
     volatile: ClassVar[bool] = False
+    _replicated: ClassVar[tuple[str, ...]] = ()
     _read_fields: ClassVar[Any] = None
     _field_types: ClassVar[msgspec.msgpack.Decoder[Any]]
 
@@ -181,7 +182,7 @@ class FlowActor(FlowBase, metaclass=FlowMeta):
     @classmethod
     def prepare(cls) -> None:
         """Resolve the fields' types; called once before the first flow. Raises UsageError for one the log cannot keep."""
-        names = cls.replicated_fields()
+        names = cls._replicated = cls.replicated_fields()
         try:
             hints = typing.get_type_hints(cls)
         except NameError as error:
@@ -203,7 +204,7 @@ class FlowActor(FlowBase, metaclass=FlowMeta):
         if cls._read_fields is not None:
             fields: Any = cls._read_fields(self)
         else:
-            fields = [getattr(self, name) for name in cls.replicated_fields()]
+            fields = [getattr(self, name) for name in cls._replicated]
         return _encode((fields, self._keys(), int(self.idle_s * 1e9), self._revocations()))
 
     @classmethod
@@ -217,7 +218,7 @@ class FlowActor(FlowBase, metaclass=FlowMeta):
             values = cls._field_types.decode(saved.fields)
         except msgspec.MsgspecError as error:
             raise UsageError(f"a flow record does not fit {cls.__name__}: {error}; the log is of other code") from None
-        return list(zip(cls.replicated_fields(), values, strict=True)), saved.keys, saved.idle_ns, saved.generation
+        return list(zip(cls._replicated, values, strict=True)), saved.keys, saved.idle_ns, saved.generation
 
     @staticmethod
     def bound_keys(state: bytes) -> list[tuple[FiveTuple, str]]:

@@ -274,3 +274,6 @@ MOVE_FLOWS_MAX = 64
 MOVE_TURNS_MAX = 10_000
 """Packets by which a core chooses the flows that go, how many go at a time, and for how many turns of its loop it waits for
 those to come to rest."""
+
+FLOWS_PER_FEED = 1024
+"""Flows that an owner system sends to cores that begin, at a step."""

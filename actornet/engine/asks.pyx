@@ -208,10 +208,12 @@ cdef class OwnerLink:
         """Called once per burst: wake the owner system if it sleeps."""
         self.requests.wake()
 
-    def poll(self):
-        """Treat what the owner system sent."""
+    def poll(self, bint all=True):
+        """Treat what the owner system sent; if not `all` of it, as much as takes a few milliseconds."""
         cdef list messages
-        while True:
+        cdef bint more = True
+        while more:
+            more = all
             messages = self.backlog or self.replies.pop_many(POLL_MESSAGES)
             if not messages:
                 return

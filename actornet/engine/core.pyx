@@ -223,7 +223,7 @@ cdef class Core:
             if self.moves.due:
                 self.moves.turn()
         if taken == 0:
-            self._hear()
+            self._hear(False)
             an_table_back(&self.flows.table)
         self.neighbors.tick()
         self.flows.expire()
@@ -248,11 +248,11 @@ cdef class Core:
             waiting.end_wait()
         return 0
 
-    cdef int _hear(self) except -1:
-        """Take what the owner system sent."""
+    cdef int _hear(self, bint all) except -1:
+        """Take what the owner system sent. It may be all flows of a core that begins: then, a part at each turn."""
         cdef size_t length = 0
         if self.replies is not None and self.replies.peek(&length) != NULL:
-            self.link.poll()
+            self.link.poll(all)
         return 0
 
     cdef int exhale(self) except -1:
@@ -288,7 +288,7 @@ cdef class Core:
         if n == 0:
             return 0
         # Whatever these packets answer was sent before they came, so what the owner system told us before that is here.
-        self._hear()
+        self._hear(True)
         for i in range(n):
             p = &self.burst[i]
             total += p.length

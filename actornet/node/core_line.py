@@ -30,6 +30,10 @@ class CoreLine(Protocol):
     def requested(self) -> bool:
         """Whether requests wait."""
 
+    @property
+    def heard(self) -> bool:
+        """Whether the core has taken all that was sent to it."""
+
     def requests(self, limit: int) -> list[bytes]:
         """The next requests, at most `limit`."""
 
@@ -72,6 +76,10 @@ class RingLine:
     @property
     def requested(self) -> bool:
         return len(self._requests) > 0
+
+    @property
+    def heard(self) -> bool:
+        return not self._backlog and len(self._replies) == 0
 
     def send(self, answer: Answer) -> None:
         self._send(exchange.encode(answer))

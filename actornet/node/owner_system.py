@@ -12,8 +12,8 @@ and the simulator of a seed.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import msgspec
@@ -26,6 +26,7 @@ from actornet.engine.ring import ACTIVE, FENCED, PASSIVE
 from actornet.errors import DivergenceError, FencedError, LinkError, LogDamagedError, LogError, NodeError
 from actornet.journal import Journal, fingerprint, path_of
 from actornet.limits import (
+    FLOWS_PER_FEED,
     HANDOVER_S,
     LAUNCH_PROBE_MS,
     LEASE_MS_DEFAULT,
@@ -93,6 +94,7 @@ from actornet.replication.protocol import (
 
 _log = structlog.get_logger()
 
+ALL_CORES = -1
 _BUSY_NS = COUNTERS.index("busy_ns")
 
 NO_PRIMARY = ("key", "version", "garbage")
@@ -157,6 +159,9 @@ class OwnerSystem:
         self.left = False
         self._left_until_ns = 0
         self._served = False
+        self._attached: set[int] = set()
+        self._feeds: dict[int, Iterator[None]] = {}
+        self._cores_hold_flows = False
         self.lingers = False
         """Flows just got their answers, and their records are about to come: the next step, due in LINGER_US at most, logs
         and sends both at once."""
@@ -199,6 +204,10 @@ class OwnerSystem:
             if self.lingers:
                 return
             self._commit()
+        if self._feeds:
+            self._feed_cores()
+        if not self._cores_hold_flows and isinstance(self.machine, Backup):
+            self._hear_cores()
         self._hear_peer()
         if self.lease is not None:
             self._heed(self.lease)
@@ -299,6 +308,15 @@ class OwnerSystem:
     def _now_ns(self) -> int:
         return self.environment.monotonic_ns()
 
+    @contextmanager
+    def _unwatched(self) -> Iterator[None]:
+        """For what takes as long as the state is large: the monitor takes no rest of a beat of 0 for a stall."""
+        beat, self.page.owner_beat = self.page.owner_beat, 0
+        try:
+            yield
+        finally:
+            self.page.owner_beat = beat + 1
+
     # -- requests of the cores --------------------------------------------------------------------------------------
 
     def _serve(self, core: int, line: CoreLine, messages: list[bytes]) -> bool:
@@ -311,7 +329,8 @@ class OwnerSystem:
                 asks += 1
             else:
                 self._request(core, line, exchange.decode_request(message), now_ns)
-        line.pending.append((self.journal.lsn, line.sequence))
+        if core not in self._feeds:
+            line.pending.append((self.journal.lsn, line.sequence))
         self._tell_revocations()
         return asks == len(messages)
 
@@ -349,13 +368,48 @@ class OwnerSystem:
         line.sequence = 1
         self.page.set_committed(core, 0)
         line.send(Revoked(self.journal.replica.revocations))
-        flows = self.placement.attach(core, self.journal.replica.flows.values())
-        line.pending.append((self.journal.lsn if flows else 0, 1))  # the flows depend on all that is logged now (G3)
+        self.placement.begin_attach()
+        self._attached.add(core)
+        self._feeds[core] = self._attaching(core, line, pid)
+        self._feed_cores()
+
+    def _attaching(self, core: int, line: CoreLine, pid: int) -> Iterator[None]:
+        count = 0
+        for body in self._flows_by_and_by():
+            if body is None:
+                yield
+            else:
+                count += self.placement.attach(core, body)
+        line.pending.append((self.journal.lsn if count else 0, 1))  # the flows depend on all that is logged now (G3)
         line.send(Attached(pid, exchange.first_incarnation(self.journal.lsn)))
         if self.page.role == ACTIVE:
             self._resume(core)
         line.flush()
-        _log.info("core attached", core=core, pid=pid, flows=flows)
+        _log.info("core attached", core=core, pid=pid, flows=count)
+
+    def _restoring(self) -> Iterator[None]:
+        """Put all flows onto their cores."""
+        for body in self._flows_by_and_by():
+            if body is None:
+                yield
+            else:
+                self.placement.restore(body)
+
+    def _flows_by_and_by(self) -> Iterator[FlowBody | None]:
+        """All flows as they are by then; a None now and then, when it is time for something else."""
+        for number, key in enumerate(list(self.journal.replica.flows), 1):
+            body = self.journal.replica.flows.get(key)
+            if body is not None:
+                yield body
+            if number % FLOWS_PER_FEED == 0:
+                yield None
+
+    def _feed_cores(self) -> None:
+        """Send more flows to the cores that begin, as their rings have room."""
+        for core, feed in list(self._feeds.items()):
+            lines = self.lines if core == ALL_CORES else [self.lines[core]]
+            if not any(line.waiting for line in lines) and next(feed, self) is self:
+                del self._feeds[core]
 
     def _move(self, line: CoreLine, leaving: Leaving) -> None:
         """A flow of the core is ready to live on another."""
@@ -603,7 +657,7 @@ class OwnerSystem:
     # -- the peer ---------------------------------------------------------------------------------------------------
 
     def _hear_peer(self) -> None:
-        if self.link is None:
+        if self.link is None or (self.machine.state is State.ABSENT and not self._cores_hold_flows):
             return
         link = self.link
         for event in link.events(self._now_ns()):
@@ -684,7 +738,8 @@ class OwnerSystem:
                     self._act(machine.compared(found, action.end))
             case TakeSnapshot() if isinstance(machine, Primary):
                 self._commit()
-                lsn, chain, data = self.journal.snapshot()
+                with self._unwatched():
+                    lsn, chain, data = self.journal.snapshot()
                 self._act(machine.snapshot(Position(lsn, chain, self.journal.epoch), data, now_ns))
             case Read():
                 self._read = action
@@ -698,9 +753,10 @@ class OwnerSystem:
             case Unclaim() if self.lease is not None:
                 self.lease.lease.unclaim()
             case InstallSnapshot() if isinstance(machine, Backup):
-                self._install(action)
-                self._secure(machine)
-                self._act(machine.applied(self.journal.lsn, now_ns))
+                with self._unwatched():
+                    self._install(action)
+                    self._secure(machine)
+                self._tell_applied(machine)
             case Remember():
                 self.log.epoch_raise(action.epoch)
             case Adopt():
@@ -748,9 +804,26 @@ class OwnerSystem:
         self.journal.commit()
         self._secure(machine)
         self.page.epoch = self.journal.epoch
-        self._act(machine.applied(self.journal.lsn, self._now_ns()))
+        self._tell_applied(machine)
         if self.link is not None:
             self.link.flush()
+
+    def _tell_applied(self, backup: Backup) -> None:
+        """To the primary, which counts on this node from then on: not before the cores hold the flows (G6)."""
+        if self._cores_hold_flows:
+            self._act(backup.applied(self.journal.lsn, self._now_ns()))
+
+    def _hear_cores(self) -> None:
+        """Do the cores of a backup hold the flows now that its state began with?"""
+        if self._feeds or not all(core in self._attached and line.heard for core, line in enumerate(self.lines)):
+            return
+        self._cores_hold_flows = True
+        if (
+            isinstance(self.machine, Backup)
+            and self.journal.lsn > self.machine.applied_lsn
+            and self.machine.lag is not None
+        ):
+            self._tell_applied(self.machine)
 
     def _secure(self, backup: Backup) -> None:
         """In the mode `durable`, bring the log to the disk before it is acknowledged."""
@@ -807,8 +880,9 @@ class OwnerSystem:
 
     def _restore_flows(self) -> None:
         self._tell_revocations()
-        for body in self.journal.replica.flows.values():
-            self.placement.restore(body)
+        self._cores_hold_flows = False
+        self._feeds[ALL_CORES] = self._restoring()
+        self._feed_cores()
 
     def _set_log_aside(self) -> None:
         epoch = self.log.epoch

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from actornet.engine.five_tuple import FiveTuple
 from actornet.engine.rss import RssKeys
@@ -93,16 +93,17 @@ class Placement:
         for key, port_index, home in self._redirects.pop((flow, port), ()):
             self._lines[home].send(Redirect(key, port_index, -1))
 
-    def attach(self, core: int, flows: Iterable[FlowBody]) -> int:
-        """Send a core that has (re)started what is its own of `flows`; returns how many flows."""
-        line, count = self._lines[core], 0
-        while self._arriving:  # this core may be where they waited, and has not kept their packets
+    def begin_attach(self) -> None:
+        """A core begins anew: it may be where moving flows wait, and has not kept their packets."""
+        while self._arriving:
             self.redirect(self._arriving.popleft()[1])
-        for body in flows:
-            if self.core_of(body.flow, body.port) == core:
-                line.send(Restore(body))
-                count += 1
-            for key, port, home in self._redirects.get((body.flow, body.port), ()):
-                if home == core:
-                    line.send(Redirect(key, port, self.core_of(body.flow, body.port)))
-        return count
+
+    def attach(self, core: int, body: FlowBody) -> bool:
+        """Send a core that begins anew what of this flow is its own; returns whether the flow is."""
+        line, flow_core = self._lines[core], self.core_of(body.flow, body.port)
+        if flow_core == core:
+            line.send(Restore(body))
+        for key, port, home in self._redirects.get((body.flow, body.port), ()):
+            if home == core:
+                line.send(Redirect(key, port, flow_core))
+        return flow_core == core
