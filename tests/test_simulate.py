@@ -45,8 +45,9 @@ def _quiet() -> None:
     quiet()
 
 
-def test_guarantees_hold_in_every_life_of_a_pair() -> None:
+def test_guarantees_hold_in_every_life_of_a_pair(monkeypatch: pytest.MonkeyPatch) -> None:
     """G3, G4, G5, G6, G7, G8, and that the pair finds together again, whatever went wrong."""
+    monkeypatch.setattr(owner_system, "FLOWS_PER_FEED", 3)
     takeovers = emitted = 0
     for seed in range(SIMULATIONS):
         try:
