@@ -277,3 +277,6 @@ those to come to rest."""
 
 FLOWS_PER_FEED = 1024
 """Flows that an owner system sends to cores that begin, at a step."""
+
+SNAPSHOT_SLICES = 8
+"""Slices of a snapshot for a backup that begins, 256 flows or so each, which its primary encodes at a step: some 2 ms."""

@@ -34,6 +34,7 @@ from actornet.limits import (
     REQUESTS_PER_TURN,
     RESYNCS_MAX,
     RESYNCS_S,
+    SNAPSHOT_SLICES,
 )
 from actornet.log.record import CHAIN_START, CloseBody, ControlBody, FlowBody, chain_of, decode, verify_chain
 from actornet.log.store import Log
@@ -166,6 +167,8 @@ class OwnerSystem:
         """Flows just got their answers, and their records are about to come: the next step, due in LINGER_US at most, logs
         and sends both at once."""
         self._drained = False  # nothing of the cores is served any more
+        self._snapshot: Iterator[None] | None = None  # for a backup that begins
+        self._snapshot_lsn = 0
         self._read: Read | None = None  # what the backup is to get from the log next
         self._begun = False  # an epoch of which the peer has not been told, and the disk may not know
         self._was_welcome = False
@@ -234,8 +237,8 @@ class OwnerSystem:
 
     @property
     def feeds(self) -> bool:
-        """Whether a backup is to get more from the log: the next step is due at once."""
-        return self._read is not None
+        """Whether a backup is to get more from log or state: the next step is due at once."""
+        return self._read is not None or self._snapshot is not None
 
     @property
     def rests(self) -> bool:
@@ -453,6 +456,8 @@ class OwnerSystem:
     def _keep_up(self) -> None:
         leads = isinstance(self.machine, Primary) and self.page.role == ACTIVE and not self._drained
         needed_lsn = self.machine.needed_lsn if isinstance(self.machine, Primary) else self.journal.lsn
+        if self._snapshot is not None:
+            needed_lsn = min(needed_lsn, self._snapshot_lsn + 1)
         try:
             if self.upkeep.turn(leads=leads, needed_lsn=needed_lsn):
                 self._commit()
@@ -677,7 +682,9 @@ class OwnerSystem:
                 return  # the role changed
 
     def _feed_backup(self) -> None:
-        """Read for a backup that catches up: one batch a step, so that cores and heartbeats do not wait for all."""
+        """For a backup that begins or catches up: a part of the state or log a step, so that nobody waits for all of it."""
+        if self._snapshot is not None and next(self._snapshot, self) is self:
+            self._snapshot = None
         action, self._read = self._read, None
         if action is None or not isinstance(self.machine, Primary):
             return
@@ -698,6 +705,17 @@ class OwnerSystem:
             self._disconnected = reason
             _log.info("waiting for the primary", at=self.spec.link, reason=reason)
 
+    def _taking_snapshot(self, machine: Primary) -> Iterator[None]:
+        """The state as it is now, for a backup, encoded a slice at a time while the node goes on."""
+        end = Position(self.journal.lsn, self.journal.chain, self.journal.epoch)
+        frozen, self._snapshot_lsn = self.journal.replica.freeze(), end.lsn
+        pieces = []
+        for number, piece in enumerate(frozen.snapshot(), 1):
+            pieces.append(piece)
+            if number % SNAPSHOT_SLICES == 0:
+                yield
+        self._act(machine.snapshot(end, b"".join(pieces), self._now_ns()))
+
     def _end(self) -> Position:
         lsn = self.log.last_lsn
         return Position(lsn, self.log.last_chain, self.journal.epoch) if lsn else Position()
@@ -712,7 +730,6 @@ class OwnerSystem:
             self._carry_out(action)
 
     def _carry_out(self, action: Any) -> None:
-        now_ns = self._now_ns()
         machine = self.machine
         match action:
             case Send():
@@ -738,9 +755,7 @@ class OwnerSystem:
                     self._act(machine.compared(found, action.end))
             case TakeSnapshot() if isinstance(machine, Primary):
                 self._commit()
-                with self._unwatched():
-                    lsn, chain, data = self.journal.snapshot()
-                self._act(machine.snapshot(Position(lsn, chain, self.journal.epoch), data, now_ns))
+                self._snapshot = self._taking_snapshot(machine)
             case Read():
                 self._read = action
             case NewEpoch():
