@@ -8,7 +8,7 @@ from collections import defaultdict
 import pytest
 
 from actornet.engine.ring import ACTIVE
-from actornet.node import owner_system
+from actornet.node import cores
 from actornet.node.exchange import Revoked
 from actornet.testing.simulation.network import Network
 from actornet.testing.simulation.node import Fabric, Node, SimulatedCore, five_tuple, frame, read_frame
@@ -104,7 +104,7 @@ def test_a_flow_that_moves_loses_and_overtakes_nothing(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(20))
 def test_cores_that_die_leave_every_flow_in_one_place(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """G1, G5, G6: what a dead core had taken is lost with it; nothing leaves twice, too early, or with another's number."""
-    monkeypatch.setattr(owner_system, "FLOWS_PER_FEED", 4)
+    monkeypatch.setattr(cores, "FLOWS_PER_FEED", 4)
     world = World(seed)
     for _ in range(400):
         if world.random.random() < 0.05:
@@ -185,8 +185,8 @@ def test_a_flow_is_passed_on_only_when_the_other_core_can_know_of_it() -> None:
     for _ in range(5):
         system.step()
         world.take(here.turn([]))
-    while not system.lines[1 - home].waiting:
-        system.lines[1 - home].send(Revoked(0))
+    while not system.cores.lines[1 - home].waiting:
+        system.cores.lines[1 - home].send(Revoked(0))
     here.core.give_away(1.0, 1 - home, 2)
     for sequence in (2, 3):
         world.take(here.turn([frame(1, COUNTING, sequence)]))

@@ -9,7 +9,7 @@ from actornet.engine.core import Core
 from actornet.engine.five_tuple import FiveTuple
 from actornet.engine.ring import ControlPage, Ring
 from actornet.log.record import FlowBody
-from actornet.node import exchange, owner_system
+from actornet.node import cores, exchange
 from actornet.node.core_worker import RingLink
 from actornet.node.exchange import Attached, Restore
 from actornet.ports.memory import MemoryPort
@@ -21,7 +21,7 @@ from actornet.testing.simulation.world import World
 @pytest.mark.parametrize("late", [False, True])
 def test_a_backup_whose_cores_do_not_hold_the_flows_does_not_count(monkeypatch: pytest.MonkeyPatch, late: bool) -> None:
     """G6: neither one that gets a snapshot, nor one that comes back with a log of its own."""
-    monkeypatch.setattr(owner_system, "FLOWS_PER_FEED", 3)
+    monkeypatch.setattr(cores, "FLOWS_PER_FEED", 3)
     world = World(Schedule(11, "applied", "solo", 2, ()))
     a, b = world.a, world.b
     try:

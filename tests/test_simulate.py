@@ -16,7 +16,8 @@ from actornet import journal
 from actornet.engine.ring import NO_LEASE
 from actornet.log.record import chain_of
 from actornet.log.store import Log
-from actornet.node import owner_system
+from actornet.node import cores, owner_system
+from actornet.node.cores import Cores
 from actornet.node.lease_keeper import LeaseKeeper
 from actornet.node.owner_system import OwnerSystem
 from actornet.node.placement import Placement
@@ -47,7 +48,8 @@ def _quiet() -> None:
 
 def test_guarantees_hold_in_every_life_of_a_pair(monkeypatch: pytest.MonkeyPatch) -> None:
     """G3, G4, G5, G6, G7, G8, and that the pair finds together again, whatever went wrong."""
-    monkeypatch.setattr(owner_system, "FLOWS_PER_FEED", 3)
+    monkeypatch.setattr(cores, "FLOWS_PER_FEED", 3)
+    monkeypatch.setattr(owner_system, "SNAPSHOT_SLICES", 1)
     takeovers = emitted = 0
     for seed in range(SIMULATIONS):
         try:
@@ -189,12 +191,12 @@ def flows_not_restored_on_the_backup(patch: Patch) -> None:
 
 
 def restored_core_does_not_wait(patch: Patch) -> None:
-    def attach(self: OwnerSystem, core: int, line: Any, pid: int) -> None:
+    def attach(self: Cores, core: int, line: Any, pid: int) -> None:
         original(self, core, line, pid)
         line.pending[-1] = (0, 1)
 
-    original = OwnerSystem._attach
-    patch(OwnerSystem, "_attach", attach)
+    original = Cores._attach
+    patch(Cores, "_attach", attach)
 
 
 def goes_on_alone_in_the_same_epoch(patch: Patch) -> None:

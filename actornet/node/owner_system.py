@@ -19,14 +19,11 @@ from typing import Any
 import msgspec
 import structlog
 
-from actornet.engine.asks import is_ask
 from actornet.engine.counters import COUNTERS
-from actornet.engine.five_tuple import flow_key
 from actornet.engine.ring import ACTIVE, FENCED, PASSIVE
 from actornet.errors import DivergenceError, FencedError, LinkError, LogDamagedError, LogError, NodeError
 from actornet.journal import Journal, fingerprint, path_of
 from actornet.limits import (
-    FLOWS_PER_FEED,
     HANDOVER_S,
     LAUNCH_PROBE_MS,
     LEASE_MS_DEFAULT,
@@ -36,29 +33,13 @@ from actornet.limits import (
     RESYNCS_S,
     SNAPSHOT_SLICES,
 )
-from actornet.log.record import CHAIN_START, CloseBody, ControlBody, FlowBody, chain_of, decode, verify_chain
+from actornet.log.record import CHAIN_START, ControlBody, chain_of, decode, verify_chain
 from actornet.log.store import Log
-from actornet.node import exchange
-from actornet.node.balance import Balance
-from actornet.node.core_line import CoreLine
+from actornet.node.cores import Cores
 from actornet.node.environment import Environment, Link
-from actornet.node.exchange import (
-    Attach,
-    Attached,
-    CloseRequest,
-    Detach,
-    Forget,
-    GiveAway,
-    Leaving,
-    Request,
-    Resume,
-    Revoked,
-    SaveRequest,
-)
 from actornet.node.fabric import FabricSpec
 from actornet.node.lease_keeper import LeaseKeeper
 from actornet.node.network_function import load_nf
-from actornet.node.placement import Placement
 from actornet.node.rival_probe import RivalProbe
 from actornet.node.upkeep import Upkeep
 from actornet.replication.backup import Backup
@@ -136,12 +117,9 @@ class OwnerSystem:
         self.spec = spec
         self.environment = environment
         self.page = environment.page
-        self.lines = environment.lines
         self.nf, self.settings = load_nf(spec.nf, spec.settings)
-        self.placement = Placement(self.lines, spec.ports, self.nf.rss_keys())
-        self.balance = Balance(self._now_ns()) if len(self.lines) > 1 and self.nf.moves() else None
         self.log, self.journal = self._open_log()
-        self._revocations = self.journal.replica.revocations
+        self.cores = Cores(environment, self.nf, spec.ports, self.journal)
         self.upkeep = Upkeep(self.journal, environment, spec.keep_records)
         self.syncer = environment.open_syncer(self.log)
         self.lease = self._open_lease()
@@ -160,9 +138,6 @@ class OwnerSystem:
         self.left = False
         self._left_until_ns = 0
         self._served = False
-        self._attached: set[int] = set()
-        self._feeds: dict[int, Iterator[None]] = {}
-        self._cores_hold_flows = False
         self.lingers = False
         """Flows just got their answers, and their records are about to come: the next step, due in LINGER_US at most, logs
         and sends both at once."""
@@ -178,8 +153,6 @@ class OwnerSystem:
 
     def start(self) -> None:
         """Take up the role; on return the cores may attach."""
-        for body in self.journal.replica.flows.values():
-            self.placement.redirect(body)
         if self.spec.role == "primary":
             self._launch()
         else:
@@ -197,20 +170,16 @@ class OwnerSystem:
         self._served = False
         if not self._drained:
             only_asked = True
-            for core, line in enumerate(self.lines):
+            for core, line in enumerate(self.cores.lines):
                 if not line.waiting and (messages := line.requests(REQUESTS_PER_TURN)):
-                    only_asked &= self._serve(core, line, messages)
+                    only_asked &= self.cores.serve(core, messages)
                     self._served = True
                 line.flush()
-            self.placement.settle()
             self.lingers = self._served and only_asked and not self.lingers
             if self.lingers:
                 return
             self._commit()
-        if self._feeds:
-            self._feed_cores()
-        if not self._cores_hold_flows and isinstance(self.machine, Backup):
-            self._hear_cores()
+        self._turn_cores()
         self._hear_peer()
         if self.lease is not None:
             self._heed(self.lease)
@@ -219,7 +188,7 @@ class OwnerSystem:
         if self.left:
             self._go_on_leaving()
         self._publish()
-        for line in self.lines:
+        for line in self.cores.lines:
             line.flush()
         self._feed_backup()
         self._keep_up()
@@ -255,7 +224,7 @@ class OwnerSystem:
 
     def _go_on_leaving(self) -> None:
         late = self._now_ns() >= self._left_until_ns
-        if not self._drained and (late or not any(line.requested for line in self.lines)):
+        if not self._drained and (late or not any(line.requested for line in self.cores.lines)):
             self._drained = True
             if isinstance(self.machine, Primary) and self.page.role == ACTIVE:
                 self.journal.execute(ControlBody("clean stop", ""), 0, self.environment.time_ns())
@@ -320,114 +289,6 @@ class OwnerSystem:
         finally:
             self.page.owner_beat = beat + 1
 
-    # -- requests of the cores --------------------------------------------------------------------------------------
-
-    def _serve(self, core: int, line: CoreLine, messages: list[bytes]) -> bool:
-        """Execute a core's requests; whether all were asks."""
-        ask, now_ns = self.journal.ask, self.environment.time_ns()
-        asks = 0
-        for message in messages:
-            if is_ask(message):
-                line.reply(ask(core, message, now_ns))
-                asks += 1
-            else:
-                self._request(core, line, exchange.decode_request(message), now_ns)
-        if core not in self._feeds:
-            line.pending.append((self.journal.lsn, line.sequence))
-        self._tell_revocations()
-        return asks == len(messages)
-
-    def _tell_revocations(self) -> None:
-        """Tell the cores if an owner has revoked the offloads."""
-        count = self.journal.replica.revocations
-        if count != self._revocations:
-            self._revocations = count
-            for line in self.lines:
-                line.send(Revoked(count))
-                line.flush()
-
-    def _request(self, core: int, line: CoreLine, request: Request, now_ns: int) -> None:
-        match request:
-            case SaveRequest():
-                self.journal.execute(request.body, core, now_ns)
-                line.sequence += 1
-                self.placement.redirect(request.body)
-            case CloseRequest():
-                self.placement.redirect_end(request.flow, request.port)
-                self.journal.execute(
-                    CloseBody(request.flow, request.port, request.incarnation, request.reason), core, now_ns
-                )
-                line.sequence += 1
-            case Attach():
-                self._attach(core, line, request.pid)
-            case Detach():
-                line.detached = True
-            case Leaving():
-                self._move(line, request)
-
-    def _attach(self, core: int, line: CoreLine, pid: int) -> None:
-        """A core has (re)started: send its flows."""
-        line.restart()
-        line.sequence = 1
-        self.page.set_committed(core, 0)
-        line.send(Revoked(self.journal.replica.revocations))
-        self.placement.begin_attach()
-        self._attached.add(core)
-        self._feeds[core] = self._attaching(core, line, pid)
-        self._feed_cores()
-
-    def _attaching(self, core: int, line: CoreLine, pid: int) -> Iterator[None]:
-        count = 0
-        for body in self._flows_by_and_by():
-            if body is None:
-                yield
-            else:
-                count += self.placement.attach(core, body)
-        line.pending.append((self.journal.lsn if count else 0, 1))  # the flows depend on all that is logged now (G3)
-        line.send(Attached(pid, exchange.first_incarnation(self.journal.lsn)))
-        if self.page.role == ACTIVE:
-            self._resume(core)
-        line.flush()
-        _log.info("core attached", core=core, pid=pid, flows=count)
-
-    def _restoring(self) -> Iterator[None]:
-        """Put all flows onto their cores."""
-        for body in self._flows_by_and_by():
-            if body is None:
-                yield
-            else:
-                self.placement.restore(body)
-
-    def _flows_by_and_by(self) -> Iterator[FlowBody | None]:
-        """All flows as they are by then; a None now and then, when it is time for something else."""
-        for number, key in enumerate(list(self.journal.replica.flows), 1):
-            body = self.journal.replica.flows.get(key)
-            if body is not None:
-                yield body
-            if number % FLOWS_PER_FEED == 0:
-                yield None
-
-    def _feed_cores(self) -> None:
-        """Send more flows to the cores that begin, as their rings have room."""
-        for core, feed in list(self._feeds.items()):
-            lines = self.lines if core == ALL_CORES else [self.lines[core]]
-            if not any(line.waiting for line in lines) and next(feed, self) is self:
-                del self._feeds[core]
-
-    def _move(self, line: CoreLine, leaving: Leaving) -> None:
-        """A flow of the core is ready to live on another."""
-        body = self.journal.replica.flows.get(flow_key(leaving.flow, leaving.port))
-        if body is None:  # never, unless the log has closed it without the core
-            line.send(Forget(leaving.flow, leaving.port))
-        else:
-            self.placement.move(body, leaving.to)
-
-    def _resume(self, core: int) -> None:
-        """Have this core's flows that asked and were not saved begin anew."""
-        for flow, port, packet in self.journal.replica.orphans():
-            if self.placement.core_of(flow, port) == core:
-                self.lines[core].send(Resume(port, packet))
-
     # -- log, watermark ---------------------------------------------------------------------------------------------
 
     def _commit(self) -> None:
@@ -445,13 +306,7 @@ class OwnerSystem:
         if not isinstance(self.machine, Primary) or page.role != ACTIVE:
             return
         page.watermark = watermark = self.machine.watermark
-        for core, line in enumerate(self.lines):
-            pending, committed = line.pending, 0
-            while pending and pending[0][0] <= watermark:
-                committed = pending.popleft()[1]
-            if committed:
-                page.set_committed(core, committed)
-                line.wake()
+        self.cores.publish(watermark)
 
     def _keep_up(self) -> None:
         leads = isinstance(self.machine, Primary) and self.page.role == ACTIVE and not self._drained
@@ -463,18 +318,10 @@ class OwnerSystem:
                 self._commit()
         except DivergenceError as error:
             self._resync(error)
+        if leads:
+            self.cores.balance()
 
-        # -- launch as primary, lease -----------------------------------------------------------------------------------
-        if leads and self.balance is not None and self.balance.due(now_ns := self._now_ns()):
-            busy_ns = [self.page.core_counters(core)[_BUSY_NS] for core in range(len(self.lines))]
-            if shift := self.balance.turn(now_ns, busy_ns):
-                self.give_away(*shift)
-
-    def give_away(self, hot: int, cold: int, share: float) -> None:
-        """Have core `hot` give flows with `share` of its packets to core `cold`."""
-        _log.info("moving flows", core=hot, to=cold, share=round(share, 3))
-        self.lines[hot].send(GiveAway(share, cold))
-        self.lines[hot].flush()
+    # -- launch as primary, lease -----------------------------------------------------------------------------------
 
     def _launch(self) -> None:
         """Lead as soon as the other node and the witness have nothing against it."""
@@ -603,8 +450,8 @@ class OwnerSystem:
         self.page.lsn_applied = self.journal.lsn
         self.page.role = ACTIVE
         self._publish()
-        for core, line in enumerate(self.lines):
-            self._resume(core)
+        for core, line in enumerate(self.cores.lines):
+            self.cores.resume(core)
             line.flush()
             line.wake()
 
@@ -637,7 +484,7 @@ class OwnerSystem:
     def _promote(self, action: Promote) -> None:
         """Take over: the flows are in the cores' tables and the owners' states are current (G6)."""
         began_ns = self._now_ns()
-        waiting = sum(line.waiting for line in self.lines)
+        waiting = sum(line.waiting for line in self.cores.lines)
         self._lead(action.epoch, action.reason, takeover=True)
         self.takeover = {
             "reason": action.reason,
@@ -662,7 +509,7 @@ class OwnerSystem:
     # -- the peer ---------------------------------------------------------------------------------------------------
 
     def _hear_peer(self) -> None:
-        if self.link is None or (self.machine.state is State.ABSENT and not self._cores_hold_flows):
+        if self.link is None or (self.machine.state is State.ABSENT and not self.cores.hold_flows):
             return
         link = self.link
         for event in link.events(self._now_ns()):
@@ -781,7 +628,7 @@ class OwnerSystem:
             case Fenced():
                 self.page.role = FENCED
                 self.page.lease_until_ns = 0  # at once, not at the cores' next turn
-                for line in self.lines:
+                for line in self.cores.lines:
                     line.wake()
                 with suppress(FencedError):
                     self.log.epoch_raise(action.epoch)
@@ -803,19 +650,12 @@ class OwnerSystem:
     def _apply(self, action: Apply) -> None:
         machine = self.machine
         assert isinstance(machine, Backup)
-        flows = self.journal.replica.flows
         try:
             bodies = self.journal.apply(action.records)
         except (DivergenceError, LogDamagedError) as error:
             self._resync(error)
             return
-        self._tell_revocations()
-        for body in bodies:
-            match body:
-                case FlowBody() if flows.get(flow_key(body.flow, body.port)) is body:
-                    self.placement.restore(body)
-                case CloseBody() if flow_key(body.flow, body.port) not in flows:
-                    self.placement.forget(body.flow, body.port)
+        self.cores.applied(bodies)
         self.journal.commit()
         self._secure(machine)
         self.page.epoch = self.journal.epoch
@@ -825,20 +665,16 @@ class OwnerSystem:
 
     def _tell_applied(self, backup: Backup) -> None:
         """To the primary, which counts on this node from then on: not before the cores hold the flows (G6)."""
-        if self._cores_hold_flows:
+        if self.cores.hold_flows:
             self._act(backup.applied(self.journal.lsn, self._now_ns()))
 
-    def _hear_cores(self) -> None:
-        """Do the cores of a backup hold the flows now that its state began with?"""
-        if self._feeds or not all(core in self._attached and line.heard for core, line in enumerate(self.lines)):
-            return
-        self._cores_hold_flows = True
-        if (
-            isinstance(self.machine, Backup)
-            and self.journal.lsn > self.machine.applied_lsn
-            and self.machine.lag is not None
-        ):
-            self._tell_applied(self.machine)
+    def _turn_cores(self) -> None:
+        """The cores of a backup may hold now what its state began with."""
+        held, machine = self.cores.hold_flows, self.machine
+        self.cores.turn()
+        behind = isinstance(machine, Backup) and machine.lag is not None and self.journal.lsn > machine.applied_lsn
+        if self.cores.hold_flows and not held and isinstance(machine, Backup) and behind:
+            self._tell_applied(machine)
 
     def _secure(self, backup: Backup) -> None:
         """In the mode `durable`, bring the log to the disk before it is acknowledged."""
@@ -848,12 +684,12 @@ class OwnerSystem:
 
     def _install(self, action: InstallSnapshot) -> None:
         """The primary's whole state in place of our own, which is older: that log is set aside, not overwritten (G8)."""
-        self._forget_flows()
+        self.cores.forget_flows()
         if self.log.last_lsn:
             self._set_log_aside()
         self.journal.install(action.end.lsn, action.end.chain, action.data)
         self.upkeep = Upkeep(self.journal, self.environment, self.spec.keep_records)
-        self._restore_flows()
+        self.cores.restore_flows(self.journal)
 
     def _resync(self, error: LogError) -> None:
         """This backup's state or log is not the primary's: out of service with it, and begin anew (G4, G8)."""
@@ -866,7 +702,7 @@ class OwnerSystem:
             raise error
         if self.link is not None:
             self.link.drop(str(error))
-        self._forget_flows()
+        self.cores.forget_flows()
         self._set_log_aside()
         self._renew_journal(wants_snapshot=True)
 
@@ -874,9 +710,7 @@ class OwnerSystem:
         """State and protocol begin anew with what the log holds now."""
         self.journal = Journal(self.log, self.environment.random_bits)
         self.upkeep = Upkeep(self.journal, self.environment, self.spec.keep_records)
-        for line in self.lines:  # what a core was sent depends on no record that is no more: nobody will ever commit it
-            line.pending = deque((min(lsn, self.journal.lsn), sequence) for lsn, sequence in line.pending)
-        self._restore_flows()
+        self.cores.restore_flows(self.journal)
         self._follow(wants_snapshot=wants_snapshot)
 
     def _rewind(self, action: Rewind) -> None:
@@ -886,18 +720,8 @@ class OwnerSystem:
             return
         removed = self.log.truncate(action.fork_lsn)
         _log.warning("uncommitted records dropped", records=removed, after_lsn=action.fork_lsn)
-        self._forget_flows()
+        self.cores.forget_flows()
         self._renew_journal()
-
-    def _forget_flows(self) -> None:
-        for body in self.journal.replica.flows.values():
-            self.placement.forget(body.flow, body.port)
-
-    def _restore_flows(self) -> None:
-        self._tell_revocations()
-        self._cores_hold_flows = False
-        self._feeds[ALL_CORES] = self._restoring()
-        self._feed_cores()
 
     def _set_log_aside(self) -> None:
         epoch = self.log.epoch
