@@ -57,11 +57,12 @@ class Link(Protocol):
 
 
 class Syncer(Protocol):
-    """Brings the log to the disk in its own time; `error` is why it no longer does."""
+    """Brings the log to the disk in its own time; see `LogSyncer`."""
 
     error: LogError | None
+    synced: int
 
-    def soon(self) -> None: ...
+    def soon(self) -> int: ...
 
     def close(self) -> None: ...
 

@@ -11,18 +11,25 @@ from actornet.node.thread import leave_sockets
 
 
 class LogSyncer:
-    """A thread that syncs the log now and then, and `soon` when asked; `error` is why it has ended."""
+    """A thread that syncs the log now and then, and `soon` when asked; `error` is why it has ended.
+
+    What was in the log when `soon` returned a number is on the disk once `synced` has reached that.
+    """
 
     def __init__(self, log: Log) -> None:
         self._log = log
         self._due = threading.Event()
         self._ended = False
+        self._asked = 0
+        self.synced = 0
         self.error: LogError | None = None
         self._thread = threading.Thread(target=self._run, name="log-sync", daemon=True)
         self._thread.start()
 
-    def soon(self) -> None:
+    def soon(self) -> int:
+        self._asked += 1
         self._due.set()
+        return self._asked
 
     def close(self) -> None:
         self._ended = True
@@ -34,7 +41,9 @@ class LogSyncer:
         while not self._ended and self.error is None:
             self._due.wait(LOG_SYNC_S)
             self._due.clear()
+            asked = self._asked
             try:
                 self._log.sync()
+                self.synced = asked
             except LogError as error:
                 self.error = error  # never tried again: after a failed sync the kernel may have dropped the pages

@@ -145,7 +145,7 @@ class OwnerSystem:
         self._snapshot: Iterator[None] | None = None  # for a backup that begins
         self._snapshot_lsn = 0
         self._read: Read | None = None  # what the backup is to get from the log next
-        self._begun = False  # an epoch of which the peer has not been told, and the disk may not know
+        self._begun = 0  # an epoch of which the peer has not been told: the syncer's number for it
         self._was_welcome = False
         self._disconnected = ""
 
@@ -461,13 +461,12 @@ class OwnerSystem:
 
     def _begin_epoch(self, epoch: int, reason: str) -> None:
         self.log.lead(epoch)
-        self._begun = True
         self.journal.begin_epoch(
             epoch, f"{self.spec.name}/{self.spec.node}", self.nf, self.settings, reason, self.environment.time_ns()
         )
         self.page.epoch = epoch
         self._commit()
-        self.syncer.soon()
+        self._begun = self.syncer.soon()
 
     def _follow(self, *, wants_snapshot: bool = False) -> None:
         self.machine = Backup(
@@ -581,8 +580,9 @@ class OwnerSystem:
         match action:
             case Send():
                 if self._begun and isinstance(machine, Primary) and not isinstance(action.message, Fence):
-                    self._begun = False
-                    self.log.sync()  # else a machine that goes down could begin the same epoch twice (G7)
+                    if self.syncer.synced < self._begun:
+                        self.log.sync()  # else a machine that goes down could begin the same epoch twice (G7)
+                    self._begun = 0
                 if self.link is not None:
                     self.link.send(action.message)
             case Close():

@@ -133,9 +133,12 @@ class Syncer:
     def __init__(self, log: Log) -> None:
         self.log = log
         self.due = False
+        self.asked = self.synced = 0
 
-    def soon(self) -> None:
+    def soon(self) -> int:
         self.due = True
+        self.asked += 1
+        return self.asked
 
     def close(self) -> None: ...
 
@@ -419,6 +422,7 @@ class Node:
         if self._syncer is not None and self.system is not None:
             try:
                 self._syncer.log.sync()
+                self._syncer.synced = self._syncer.asked
             except LogError as error:
                 self._syncer.error = error
             except Killed as point:
