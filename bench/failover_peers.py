@@ -12,13 +12,16 @@ that send now and then, through a source NAT that is a pair. Each round on a fre
 
 `keepalived 1 s` has VRRP's default advertisement interval, `keepalived 0.01 s` the smallest there is, with a backup that
 keeps its kernel's table warm (bench/kernel_pair.py has the configuration). Neither pair has a witness. An outage is
-the longest time without an echo, or without a byte of the transfer, from the failure to the end of the round. `early`
-counts takeovers before there was any failure, `for good` the rounds after which the stream or the transfer stood still.
+the longest time without an echo, or without a byte of the transfer, from the failure to the end of the round. `opened`
+counts connections that were opened one after another, a millisecond between them, up to the failure, and `lost` those of them
+that no byte came back on afterwards; `early` takeovers before there was any failure, and `for good` the rounds after which the
+stream or the transfer stood still.
 """
 
 from __future__ import annotations
 
 import argparse
+import random
 import statistics
 import subprocess
 import sys
@@ -92,8 +95,8 @@ def round_(pair: Pair | KernelPair, fail: Failure, connections: int, seed: int) 
     cut = Cut(pair.lab, "a")
     with Connections(pair.lab, connections, seed) as held:
         with UdpStream(pair.lab) as stream, TcpTransfer(pair.lab) as transfer, Opens(pair.lab) as opens:
-            time.sleep(CONNECTIONS_S)
-            early = isinstance(pair, KernelPair) and pair.states("b") != ["backup"]
+            time.sleep(CONNECTIONS_S + random.Random(seed).random())  # at any time between two advertisements
+            early = leads(pair)
             messages = held.exchanges
             opens.end()
             failed_ns = time.monotonic_ns()
@@ -105,6 +108,13 @@ def round_(pair: Pair | KernelPair, fail: Failure, connections: int, seed: int) 
             until_ns = time.monotonic_ns()
             fresh: Row = {"opened": len(opens.opened), "lost": opens.lost()}
     return outcome(stream, transfer, held, messages, failed_ns, until_ns) | fresh | {"early": float(early)}
+
+
+def leads(pair: Pair | KernelPair) -> bool:
+    """Whether `b` has taken over."""
+    if isinstance(pair, KernelPair):
+        return "primary" in pair.states("b")
+    return '"event":"took over"' in pair.printed("b")
 
 
 def outcome(

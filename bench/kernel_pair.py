@@ -166,7 +166,7 @@ class KernelPair:
         self._processes: dict[str, list[subprocess.Popen[Any]]] = {}
         for node, own in HOSTS.items():
             about: dict[str, Any] = {"node": node, "own": own, "other": 3 - own, "directory": directory}
-            about |= {"advert_s": advert_s, "priority": 200 - 50 * own, "warm": "On" if warm else "Off"}
+            about |= {"advert_s": advert_s, "priority": 300 - 50 * own, "warm": "On" if warm else "Off"}
             for suffix, text in (("conf", CONNTRACKD), ("vrrp", KEEPALIVED), ("sh", NOTIFY)):
                 (directory / f"{node}.{suffix}").write_text(text.format(**about))
             (directory / f"{node}.sh").chmod(0o700)
@@ -204,9 +204,11 @@ class KernelPair:
             children = Path(f"/proc/{pid}/task/{pid}/children")
             with suppress(OSError):
                 victims += map(int, children.read_text().split())
-        for pid in victims:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        # Stopped first: keepalived's child learns of its parent's death, and would tell its peer that it leaves.
+        for number in (signal.SIGSTOP, signal.SIGKILL):
+            for pid in victims:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, number)
 
     def stop(self, node: str) -> None:
         """End keepalived cleanly: it tells its peer, and gives the addresses up."""

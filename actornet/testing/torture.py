@@ -88,7 +88,7 @@ class Connections:
                 while data := await reader.read(4096):
                     writer.write(data)
                     await writer.drain()
-            except OSError:  # the client counts it
+            except (OSError, asyncio.CancelledError):  # the client counts it; or all is over
                 pass
             finally:
                 writer.close()
