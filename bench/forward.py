@@ -140,9 +140,9 @@ def udp(lab: Lab, directory: Path, subject: Subject, seconds: float, flows: int)
     argv += ["generate", "eth0", str(seconds + 1), str(flows), *macs]
     generator = lab.popen("client", argv, stdout=subprocess.DEVNULL)
     time.sleep(0.5)
-    before, begin = _received(lab), time.perf_counter()
+    before, begin = received(lab), time.perf_counter()
     time.sleep(seconds)
-    passed, elapsed_s = _received(lab) - before, time.perf_counter() - begin
+    passed, elapsed_s = received(lab) - before, time.perf_counter() - begin
     generator.wait()
     return passed / elapsed_s / 1e6
 
@@ -196,6 +196,15 @@ def idle_share(lab: Lab) -> float:
     return (used() - before) / os.sysconf("SC_CLK_TCK") / (time.perf_counter() - begin) * 100
 
 
+def build_traffic(directory: Path) -> Path:
+    """The compiled bench/c_traffic.c."""
+    root = Path(__file__).parents[1]
+    source, binary = root / "bench/c_traffic.c", directory / "c_traffic"
+    includes = [f"-I{root / 'actornet' / part}" for part in ("engine", "ports")]
+    subprocess.run(["cc", "-O3", "-std=gnu11", "-D_GNU_SOURCE", *includes, "-o", binary, source], check=True)
+    return binary
+
+
 def _await(lab: Lab, argv: list[str], directory: Path, text: str) -> None:
     output = directory / "output"
     with output.open("wb") as sink:
@@ -216,7 +225,8 @@ def _mac(lab: Lab, space: str, interface: str) -> str:
     return str(_link(lab, space, interface)["address"])
 
 
-def _received(lab: Lab) -> int:
+def received(lab: Lab) -> int:
+    """Frames that have reached the server's interface."""
     return int(_link(lab, "server", "eth0")["stats64"]["rx"]["packets"])
 
 
@@ -229,10 +239,7 @@ def main() -> None:
     names = arguments.subjects.split(";") if arguments.subjects else list(SUBJECTS)
     rows: dict[str, Row] = {}
     with tempfile.TemporaryDirectory() as directory:
-        root = Path(__file__).parents[1]
-        source, binary = root / "bench/c_traffic.c", Path(directory) / "c_traffic"
-        includes = [f"-I{root / 'actornet' / part}" for part in ("engine", "ports")]
-        subprocess.run(["cc", "-O3", "-std=gnu11", "-D_GNU_SOURCE", *includes, "-o", binary, source], check=True)
+        binary = build_traffic(Path(directory))
         for name in names:
             place = Path(directory) / str(len(rows))
             place.mkdir()

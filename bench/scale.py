@@ -11,75 +11,58 @@ cores hold are counted before.
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import socket
-import struct
+import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections import Counter
 from pathlib import Path
 
-import dpkt
-
 from actornet.testing.netns import Lab
-from actornet.testing.pair import Pair
+from actornet.testing.pair import Name, Pair
 from actornet.testing.traffic import SERVER, UdpStream
+from bench.forward import build_traffic
 from bench.report import Row, table, write_json
 
-ENDPOINTS = 60_000
-HOSTS = 240
-SEND_PER_S = 40_000
-CHUNK = 64
-MAC = bytes.fromhex("02005e100001")
+PAIR_MAC = "02:00:5e:10:00:01"
 
 
-def frames(flows: int) -> Iterator[bytes]:
-    """A frame per flow: ENDPOINTS inside ends, each of which talks to one remote host after the other."""
-    udp = dpkt.udp.UDP(sport=1, dport=53, data=b"x" * 18, ulen=26)
-    ip = dpkt.ip.IP(src=bytes((10, 0, 0, 1)), dst=bytes((198, 51, 100, 1)), p=17, ttl=64, len=46, data=udp)
-    head = bytes(dpkt.ethernet.Ethernet(src=b"\2\0\0\0\0\7", dst=MAC, data=ip))
-    start = 14 + 12
-    for number in range(flows):
-        endpoint, remote = number % ENDPOINTS, number // ENDPOINTS
-        data = bytearray(head)
-        struct.pack_into(
-            "!4B4BH",
-            data,
-            start,
-            *(10, 0, 0, 10 + endpoint % HOSTS),
-            *(198, 51, 100, 1 + remote),
-            1024 + endpoint // HOSTS,
-        )
-        data[24:26] = b"\0\0"
-        struct.pack_into("!H", data, 24, dpkt.in_cksum(bytes(data[14:34])))
-        data[40:42] = b"\0\0"  # no UDP checksum
-        yield bytes(data)
+def generate(pair: Pair, binary: Path, flows: int, seconds: float) -> subprocess.Popen[bytes]:
+    """Start to send 60-byte UDP packets of so many flows, of 60,000 inside ends, one after the other, at full speed."""
+    cpu = str(max(os.sched_getaffinity(0)))
+    source: str = json.loads(pair.lab.run("client", ["ip", "-j", "link", "show", "eth0"]).stdout)[0]["address"]
+    argv = ["taskset", "-c", cpu, str(binary), "generate", "eth0", str(seconds), str(flows), source, PAIR_MAC]
+    return pair.lab.popen("client", argv, stdout=subprocess.DEVNULL)
 
 
-def fill(pair: Pair, flows: int) -> float:
-    """Open the flows on node `a`; returns how many seconds it took. What is lost on the way is sent again."""
+def fill(pair: Pair, binary: Path, flows: int, timeout_s: float) -> float:
+    """Open the flows on node `a`; returns how many seconds it took."""
     begun = time.monotonic()
-    sock = pair.lab.call("client", _raw, "eth0")
-    while True:
-        due = time.monotonic()
-        for number, data in enumerate(frames(flows)):
-            sock.send(data)
-            if number % CHUNK == 0:
-                due += CHUNK / SEND_PER_S
-                time.sleep(max(0.0, due - time.monotonic()))
-        time.sleep(0.5)
-        if live_flows(pair, "a") >= flows:
-            sock.close()
-            return time.monotonic() - begun
+    generator = generate(pair, binary, flows, timeout_s)
+    while live_flows(pair, "a") < flows:
+        if generator.poll() is not None:
+            raise SystemExit(f"only {live_flows(pair, 'a')} of {flows} flows were open after {timeout_s} s")
+        time.sleep(0.2)
+    generator.kill()
+    generator.wait()
+    return time.monotonic() - begun
 
 
-def live_flows(pair: Pair, node: str) -> int:
-    return sum(
-        worker["status"]["counters"]["live_flows"]
-        for worker in pair.status(node)["workers"]  # type: ignore[arg-type]
-        if worker["name"].startswith("core-")
-    )
+def core_counters(pair: Pair, node: Name) -> Counter[str]:
+    """What a node's cores have counted, together."""
+    total = Counter[str]()
+    for worker in pair.status(node)["workers"]:
+        if worker["name"].startswith("core-"):
+            total.update(worker["status"]["counters"])
+    return total
+
+
+def live_flows(pair: Pair, node: Name) -> int:
+    return core_counters(pair, node)["live_flows"]
 
 
 class NewFlows:
@@ -125,10 +108,10 @@ class NewFlows:
             time.sleep(0.002)
 
 
-def measure(directory: Path, flows: int, timeout_s: float) -> Row:
+def measure(directory: Path, binary: Path, flows: int, timeout_s: float) -> Row:
     with Pair(directory) as pair:
         pair.launch("a", "primary")
-        fill_s = fill(pair, flows)
+        fill_s = fill(pair, binary, flows, timeout_s)
         with NewFlows(pair.lab) as alone:
             time.sleep(1.0)
         with NewFlows(pair.lab) as joining:
@@ -144,7 +127,7 @@ def measure(directory: Path, flows: int, timeout_s: float) -> Row:
             time.sleep(1.0)
         return {
             "flows": flows,
-            "opens/s live": flows / fill_s,
+            "opens/s": flows / fill_s,
             "in sync after s": sync_s,
             "first packet max ms, alone": alone.longest_ms,
             "first packet max ms, joining": joining.longest_ms,
@@ -154,12 +137,6 @@ def measure(directory: Path, flows: int, timeout_s: float) -> Row:
             "records replayed": taken["records_replayed"],
             "log MB": sum(file.stat().st_size for file in pair.log("a").rglob("*") if file.is_file()) / 1e6,
         }
-
-
-def _raw(interface: str) -> socket.socket:
-    sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
-    sock.bind((interface, 0))
-    return sock
 
 
 def _udp(address: str, port: int) -> socket.socket:
@@ -175,9 +152,10 @@ def main() -> None:
     parser.add_argument("--timeout-s", type=float, default=120.0)
     arguments = parser.parse_args()
     rows = []
-    for flows in arguments.flows:
-        with tempfile.TemporaryDirectory() as directory:
-            rows.append(measure(Path(directory), flows, arguments.timeout_s))
+    with tempfile.TemporaryDirectory() as directory:
+        binary = build_traffic(Path(directory))
+        for flows in arguments.flows:
+            rows.append(measure(Path(directory) / str(flows), binary, flows, arguments.timeout_s))
             print(table(rows[-1:]), file=sys.stderr)
     print(table(rows))
     print(write_json("scale", rows))
