@@ -577,6 +577,7 @@ def _chain(functions: tuple[type[FlowActor], ...]) -> type[ChainActor]:
         "chained": parts,
         "forgettable": not any(_is_private(part) for part in parts.values()),
         "untracked": FORWARD if all(part.untracked.name == "FORWARD" for part in functions) else DROP,
+        "discovery": FORWARD if all(part.discovery.name == "FORWARD" for part in functions) else DROP,
         "evict": any(function.evict for function in functions),
         "fragments": next(policy for policy in ("drop", "reassemble", "forward") if policy in policies),
         "inner": first.inner,

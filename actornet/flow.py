@@ -14,7 +14,7 @@ from actornet.engine.core import FRAGMENT_POLICIES, HANDLERS
 from actornet.engine.five_tuple import FiveTuple
 from actornet.engine.flow_base import FlowBase
 from actornet.engine.packet import Packet
-from actornet.engine.verdict import DROP, Forward, Verdict
+from actornet.engine.verdict import DROP, FORWARD, Forward, Verdict
 from actornet.engine.wire import TUNNELS
 from actornet.errors import UsageError
 from actornet.limits import AWAIT_DEADLINE_S
@@ -99,8 +99,9 @@ class FlowActor(FlowBase, metaclass=FlowMeta):
     TimeoutError at that `await` (counted as `deadline_passed`). When a handler raises, its packet is dropped, or forwarded
     as it is if `fail` is FORWARD (`failed_open`), and the flow closes; its next packet opens it anew.
 
-    `untracked` is the verdict, DROP or FORWARD, for frames that belong to no flow (ARP on a transparent port, protocols
-    without ports). `fragments` says what becomes of IP fragments: "reassemble" makes them a packet of their flow, which
+    `untracked` is the verdict, DROP or FORWARD, for frames on transparent ports that belong to no flow (other protocols than
+    IP, protocols without ports). ARP and IPv6 neighbour discovery, without which hosts do not find each other, have one of
+    their own, `discovery`. `fragments` says what becomes of IP fragments: "reassemble" makes them a packet of their flow, which
     leaves in fragments again; "forward" passes them by the flows on transparent ports; "drop". With `sees_icmp_errors`, ICMP
     errors about a flow come to its `on_packet` even while the flow is offloaded; OFFLOADED then translates and sends them on.
 
@@ -120,6 +121,7 @@ class FlowActor(FlowBase, metaclass=FlowMeta):
 
     idle_s = 60.0  # read and written on a flow, it is that flow's own time-out
     untracked: ClassVar[Verdict] = DROP
+    discovery: ClassVar[Verdict] = FORWARD
     evict: ClassVar[bool] = False
     fragments: ClassVar[str] = "reassemble"
     inner: ClassVar[tuple[str, ...]] = ()
@@ -143,8 +145,10 @@ class FlowActor(FlowBase, metaclass=FlowMeta):
                 raise UsageError(f"{cls.__name__}.{name} must not yield; use `await`")
         if inspect.iscoroutinefunction(cls.on_mirror):
             raise UsageError(f"{cls.__name__}.on_mirror must be a plain `def`: the packet does not wait for it")
-        if not isinstance(cls.untracked, (Forward, Verdict)) or cls.untracked.name not in ("DROP", "FORWARD"):
-            raise UsageError(f"{cls.__name__}.untracked must be DROP or FORWARD")
+        for name in ("untracked", "discovery"):
+            policy = getattr(cls, name)
+            if not isinstance(policy, (Forward, Verdict)) or policy.name not in ("DROP", "FORWARD"):
+                raise UsageError(f"{cls.__name__}.{name} must be DROP or FORWARD")
         if not isinstance(cls.fail, (Forward, Verdict)) or cls.fail.name not in ("DROP", "FORWARD"):
             raise UsageError(f"{cls.__name__}.fail must be DROP (fail-closed) or FORWARD (fail-open)")
         if not 0 < cls.deadline_s <= 1e9:

@@ -217,6 +217,7 @@ def _pool(outside: Endpoint) -> Pool:
 class SourceNAT(FlowActor):
     """One connection through the NAT, in both directions."""
 
+    discovery = DROP  # its ports answer for themselves: what is inside is not outside's affair
     address = setting("203.0.113.1", "external address, or several separated by commas")
     first_port = setting(1, "first external port")
     last_port = setting(65535, "last external port")

@@ -334,7 +334,7 @@ def test_bind_refuses_a_key_of_another_flow(bench: Any) -> None:
 @pytest.mark.parametrize(
     ("frame", "counter"),
     [
-        (b"\xff" * 6 + b"\x02" * 6 + b"\x08\x06" + bytes(28), "not_ip"),
+        (b"\xff" * 6 + b"\x02" * 6 + b"\x88\xcc" + bytes(28), "not_ip"),
         (packet(1)[:20], "truncated"),
         (packet(1)[:14] + b"\x4f" + packet(1)[15:], "truncated"),
         (b"", "truncated"),

@@ -80,6 +80,7 @@ cdef class Core:
     cdef bint submitted          # something to the owner system, in this turn
     cdef bint virtual_time
     cdef bint untracked_forward
+    cdef bint discovery_forward
     cdef bint sees_icmp_errors   # though the flow is offloaded
     cdef bint sharded            # by the keys in `rss_keys`: of the first and the other ports for IPv4, then for IPv6
     cdef uint8_t rss_keys[4][40]

@@ -34,7 +34,7 @@ from actornet.engine.verdict cimport (
     VERDICT_DROP, VERDICT_OFFLOADED, VERDICT_REJECT, VERDICT_EMIT, VERDICT_REWRITE, Emit, Forward, Made, Verdict,
 )
 from actornet.engine.wire cimport (
-    an_hash, an_parse, an_parse_inner, an_rewrite_apply, an_rewrite_prepare, an_rss_core, an_rss_core_keyed,
+    an_hash, an_is_discovery, an_parse, an_parse_inner, an_rewrite_apply, an_rewrite_prepare, an_rss_core, an_rss_core_keyed,
     an_table_back, an_table_find, an_table_prefetch,
     an_table_probe,
 )
@@ -136,6 +136,7 @@ cdef class Core:
         self.fail_open = nf.fail.name == "FORWARD"
         self.deadline_ns = <uint64_t>(nf.deadline_s * 1e9)
         self.untracked_forward = nf.untracked.name == "FORWARD"
+        self.discovery_forward = nf.discovery.name == "FORWARD" and self.port_count == 2
         self.sees_icmp_errors = nf.sees_icmp_errors
         rss_keys = nf.rss_keys()
         self.sharded = rss_keys is not None
@@ -531,7 +532,9 @@ cdef class Core:
             return self.neighbors.answer(p)
         if p.reason == AN_FRAGMENT:
             return self._fragment(p)
-        if self.untracked_forward and not routed and p.reason in (AN_NOT_IP, AN_UNTRACKED):
+        if not routed and (
+                self.untracked_forward and p.reason in (AN_NOT_IP, AN_UNTRACKED)
+                or self.discovery_forward and an_is_discovery(p)):
             self.counters[<int>C_HANDLED] += 1
             return self.transmit(p, self.resolve_out(None, p.port))
         return self.drop(p, C_MALFORMED + p.reason - AN_MALFORMED)  # the counters are in the order of the reasons

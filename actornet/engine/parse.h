@@ -341,6 +341,17 @@ static __attribute__((noinline, unused)) void an_parse_tagged(struct an_packet *
         an_parse_reject(p, AN_NOT_IP, flags, l3);
 }
 
+/* ARP, or ICMPv6 by which hosts of a link find each other and their routers (RFC 4861), of a parsed packet. */
+static inline int an_is_discovery(const struct an_packet *p)
+{
+    if (p->tunnel)
+        return 0;
+    if (p->reason == AN_NOT_IP)
+        return p->l3 >= 14 && p->l3 <= p->length && an_load16(p->data + p->l3 - 2) == an_swap16(0x0806);
+    return p->reason == AN_UNTRACKED && p->key.protocol == AN_ICMPV6 && p->ttl == 255 && p->l4 < p->length &&
+           p->data[p->l4] >= 133 && p->data[p->l4] <= 136;
+}
+
 /* Fills everything of *p behind `time_ns` but `vnet`, from data, length, port and the flags that are not its own.
  *
  * AN_NOT_IP, AN_MALFORMED, AN_TRUNCATED: `l3` is the offset behind the Ethernet header and VLAN tags that are there,

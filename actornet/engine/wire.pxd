@@ -11,6 +11,7 @@ cdef extern from "checksum.h" nogil:
 
 cdef extern from "parse.h" nogil:
     void an_parse(an_packet *packet)
+    bint an_is_discovery(const an_packet *packet)
     void an_parse_inner(an_packet *packet, uint8_t tunnels)
 
 
