@@ -143,7 +143,6 @@ class OwnerSystem:
         and sends both at once."""
         self._drained = False  # nothing of the cores is served any more
         self._snapshot: Iterator[None] | None = None  # for a backup that begins
-        self._snapshot_lsn = 0
         self._read: Read | None = None  # what the backup is to get from the log next
         self._begun = 0  # an epoch of which the peer has not been told: the syncer's number for it
         self._was_welcome = False
@@ -311,8 +310,6 @@ class OwnerSystem:
     def _keep_up(self) -> None:
         leads = isinstance(self.machine, Primary) and self.page.role == ACTIVE and not self._drained
         needed_lsn = self.machine.needed_lsn if isinstance(self.machine, Primary) else self.journal.lsn
-        if self._snapshot is not None:
-            needed_lsn = min(needed_lsn, self._snapshot_lsn + 1)
         try:
             if self.upkeep.turn(leads=leads, needed_lsn=needed_lsn):
                 self._commit()
@@ -554,9 +551,8 @@ class OwnerSystem:
     def _taking_snapshot(self, machine: Primary) -> Iterator[None]:
         """The state as it is now, for a backup, encoded a slice at a time while the node goes on."""
         end = Position(self.journal.lsn, self.journal.chain, self.journal.epoch)
-        frozen, self._snapshot_lsn = self.journal.replica.freeze(), end.lsn
         pieces = []
-        for number, piece in enumerate(frozen.snapshot(), 1):
+        for number, piece in enumerate(self.journal.replica.freeze().snapshot(), 1):
             pieces.append(piece)
             if number % SNAPSHOT_SLICES == 0:
                 yield

@@ -41,7 +41,7 @@ class Placement:
 
     def core_of(self, flow: FiveTuple, port: int) -> int:
         """The core that the flow lives on which was opened with this key."""
-        moved = self._moved.get((flow, port))
+        moved = self._moved.get((flow, port)) if self._moved else None
         return self.home(flow, port) if moved is None else moved
 
     def restore(self, body: FlowBody) -> None:
@@ -89,7 +89,8 @@ class Placement:
 
     def redirect_end(self, flow: FiveTuple, port: int) -> None:
         """The flow has closed."""
-        self._moved.pop((flow, port), None)
+        if self._moved:
+            self._moved.pop((flow, port), None)
         for key, port_index, home in self._redirects.pop((flow, port), ()):
             self._lines[home].send(Redirect(key, port_index, -1))
 
