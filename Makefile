@@ -26,6 +26,8 @@ bench: build packages
 	$(BIN)/python -m bench.owner
 	$(BIN)/python -m bench.failover
 	$(BIN)/python -m bench.failover_peers
+	$(BIN)/python -m bench.replication
+	$(BIN)/python -m bench.scale
 	$(BIN)/python -m bench.forward
 	$(BIN)/python -m bench.receive
 

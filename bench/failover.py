@@ -11,17 +11,17 @@ the same on a node without replication.
 from __future__ import annotations
 
 import argparse
-import socket
 import statistics
 import tempfile
-import threading
 import time
 from pathlib import Path
 
 from actornet.testing.netns import Lab
 from actornet.testing.pair import Pair
-from actornet.testing.traffic import SERVER, TcpTransfer, UdpStream
+from actornet.testing.traffic import SERVER, TcpTransfer, UdpEcho, UdpStream, udp_socket
 from bench.report import Row, table, write_json
+
+PATIENCE_S = 2.0
 
 
 def takeover(directory: Path) -> Row:
@@ -46,21 +46,11 @@ def takeover(directory: Path) -> Row:
 
 def round_trips(lab: Lab, count: int, *, fresh: bool) -> list[float]:
     """Microseconds from sending a datagram to its echo; `fresh`: each from a new socket, so a new flow."""
-    server = lab.call("server", _socket, SERVER, 9100)
-    ended = threading.Event()
-
-    def echo() -> None:
-        while not ended.is_set():
-            try:
-                data, sender = server.recvfrom(64)
-                server.sendto(data, sender)
-            except TimeoutError:
-                continue
-
-    thread = threading.Thread(target=echo, daemon=True)
-    thread.start()
+    echo = UdpEcho(lab, 9100)
     found: list[float] = []
-    clients = [lab.call("client", _socket, "10.0.0.2", 0) for _ in range(count if fresh else 1)]
+    clients = [lab.call("client", udp_socket, "10.0.0.2") for _ in range(count if fresh else 1)]
+    for client in clients:
+        client.settimeout(PATIENCE_S)
     for number in range(count + 3):
         client = clients[number % len(clients)]
         begun = time.perf_counter_ns()
@@ -69,9 +59,8 @@ def round_trips(lab: Lab, count: int, *, fresh: bool) -> list[float]:
         if number >= 3 and (not fresh or number < count):
             found.append((time.perf_counter_ns() - begun) / 1e3)
         time.sleep(0.002)
-    ended.set()
-    thread.join()
-    for sock in (*clients, server):
+    echo.close()
+    for sock in clients:
         sock.close()
     return found
 
@@ -97,13 +86,6 @@ def latency(directory: Path) -> list[Row]:
                     }
                 )
     return rows
-
-
-def _socket(address: str, port: int) -> socket.socket:
-    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    sock.bind((address, port))
-    sock.settimeout(2)
-    return sock
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ The live NAT of a pair (root) without a backup and with one that must have appli
 packets of 1000 flows that the core carries alone, in Mpps as the server's interface counts them, and new flows per second, each
 of which logs the owner's decision and its own record, while 60-byte UDP comes at full load. Both nodes and the generator share
 the machine's CPUs, so what the backup's own work takes from the primary is in the difference; on hosts of their own it is not.
+Where an owner system gets no CPU for 30 ms, the backup takes over: such rounds are counted, and not in the medians.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from actornet.errors import ActornetError
 from actornet.testing.pair import Pair
 from bench.forward import build_traffic, received
 from bench.report import Row, table, write_json
@@ -45,13 +47,19 @@ def opens_per_s(pair: Pair, binary: Path, seconds: float) -> float:
     return (core_counters(pair, "a")["flows_opened"] - before) / (time.perf_counter() - begun)
 
 
-def measure(directory: Path, binary: Path, seconds: float, *, replicated: bool) -> tuple[float, float]:
+def measure(directory: Path, binary: Path, seconds: float, *, replicated: bool) -> tuple[float, float] | None:
+    """Offloaded Mpps and opens per second; None if the backup took over meanwhile."""
     with Pair(directory, durability="applied" if replicated else "solo") as pair:
         pair.launch("a", "primary")
         if replicated:
             pair.launch("b", "backup")
             pair.wait_in_sync("b")
-        return offloaded_mpps(pair, binary, seconds), opens_per_s(pair, binary, seconds)
+        try:
+            return offloaded_mpps(pair, binary, seconds), opens_per_s(pair, binary, seconds)
+        except ActornetError:
+            if replicated and '"took over"' in pair.printed("b"):
+                return None
+            raise
 
 
 def main() -> None:
@@ -59,7 +67,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
-    found: dict[bool, list[tuple[float, float]]] = {False: [], True: []}
+    found: dict[bool, list[tuple[float, float] | None]] = {False: [], True: []}
     with tempfile.TemporaryDirectory() as directory:
         binary = build_traffic(Path(directory))
         for number in range(arguments.rounds):
@@ -68,8 +76,11 @@ def main() -> None:
                 results.append(measure(place, binary, arguments.seconds, replicated=replicated))
     rows: list[Row] = []
     for replicated, results in found.items():
-        offloaded, opens = (statistics.median(column) for column in zip(*results, strict=True))
-        rows.append({"offloaded Mpps": offloaded, "opens/s": opens})
+        complete = [result for result in results if result is not None]
+        if not complete:
+            raise SystemExit("the backup took over in every round: this machine has too little CPU for both nodes")
+        offloaded, opens = (statistics.median(column) for column in zip(*complete, strict=True))
+        rows.append({"offloaded Mpps": offloaded, "opens/s": opens, "takeovers": len(results) - len(complete)})
         if replicated:
             rows[1]["offloaded / alone"] = offloaded / float(rows[0]["offloaded Mpps"])
             rows[1]["opens / alone"] = opens / float(rows[0]["opens/s"])

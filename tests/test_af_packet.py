@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import shlex
-import shutil
 import statistics
 import sys
 import threading
@@ -361,8 +360,6 @@ def test_the_ports_of_several_cores_share_the_flows(lab: Lab) -> None:
 
 
 def test_a_download_passes_through_two_ports(lab: Lab, tmp_path: Path) -> None:
-    if shutil.which("curl") is None:
-        pytest.skip("needs curl")
     content = Random(1).randbytes(20_000_000)
     (tmp_path / "file").write_bytes(content)
     with bridge(lab):
@@ -375,8 +372,6 @@ def test_a_download_passes_through_two_ports(lab: Lab, tmp_path: Path) -> None:
 
 def test_tcp_passes_in_frames_of_64_kib_without_a_retransmission_storm(lab: Lab) -> None:
     """iperf3 through veths as the kernel makes them, with all offloads."""
-    if shutil.which("iperf3") is None:
-        pytest.skip("needs iperf3")
     lan, wan = (lab.call("box", AfPacketPort, name, name) for name in ("lan0", "wan0"))
     lan.activate()
     wan.activate()

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import msgspec
@@ -29,7 +30,7 @@ from actornet.replication.protocol import Match, Position, State
 from actornet.replication.replica import Replica
 from actornet.testing.simulate import explain, fails, main, quiet, shrink, simulate
 from actornet.testing.simulation.network import MS
-from actornet.testing.simulation.node import frame
+from actornet.testing.simulation.node import Node, frame
 from actornet.testing.simulation.schedule import Event, Schedule, draw
 from actornet.testing.simulation.ticketing import COUNTING, READING
 from actornet.testing.simulation.world import World
@@ -336,6 +337,21 @@ def test_a_failure_is_cut_down_to_what_it_takes(monkeypatch: pytest.MonkeyPatch)
     assert "VIOLATION: G3" in explain(shorter)
 
 
+@contextmanager
+def in_sync(world: World) -> Iterator[tuple[Node, Node]]:
+    """The nodes of a world, launched and in sync; both are gone afterwards."""
+    a, b = world.a, world.b
+    try:
+        a.launch("primary")
+        b.launch("backup")
+        while not world.in_sync:
+            world.go()
+        yield a, b
+    finally:
+        a.kill("the end")
+        b.kill("the end")
+
+
 # Schedules that once found a bug; others are among the planted ones: refusals that told no epoch, followers that led.
 
 
@@ -366,12 +382,7 @@ def test_an_epoch_that_could_not_be_logged_is_not_led() -> None:
 def test_a_primary_streams_no_damaged_records(how: str, back: int) -> None:
     """G8: a backup that needs them gets a snapshot, and does not blame its own log; nor does the primary fail."""
     world = World(Schedule(7, "applied", "solo", 1, ()))
-    try:
-        a, b = world.a, world.b
-        a.launch("primary")
-        b.launch("backup")
-        while not world.in_sync:
-            world.go()
+    with in_sync(world) as (a, b):
         b.kill("killed")
         first = b.disk.end()[1]
         world.keep_down(b, 40)
@@ -383,39 +394,23 @@ def test_a_primary_streams_no_damaged_records(how: str, back: int) -> None:
         world.heal()
         assert world.in_sync and a.leads and a.system is not None and b.system is not None
         assert not b.system.resyncs, "it found no fault with itself"
-    finally:
-        world.a.kill("the end")
-        world.b.kill("the end")
 
 
 def test_a_backup_whose_end_is_damaged_on_the_primary_gets_a_snapshot() -> None:
     """G8: where the logs cannot be compared the primary says so, and goes on."""
     world = World(Schedule(8, "applied", "solo", 1, ()))
-    try:
-        a, b = world.a, world.b
-        a.launch("primary")
-        b.launch("backup")
-        while not world.in_sync:
-            world.go()
+    with in_sync(world) as (a, b):
         b.kill("killed")
         world.keep_down(b, 5)
         a.disk.damage("flip", b.disk.end()[1] - 1)
         world.heal()
         assert world.in_sync and a.leads and b.system is not None and not b.system.resyncs
-    finally:
-        world.a.kill("the end")
-        world.b.kill("the end")
 
 
 def test_a_node_whose_log_was_cut_serves_once_it_leads_again() -> None:
     """G6: a core that was sent the flows of the longer log waits for no record that is no more."""
     world = World(Schedule(9, "applied", "solo", 1, ()))
-    try:
-        a, b = world.a, world.b
-        a.launch("primary")
-        b.launch("backup")
-        while not world.in_sync:
-            world.go()
+    with in_sync(world) as (a, b):
         world.network.blocked.add(("a", "b"))
         for sequence in range(100):
             a.turn([[frame(1, COUNTING, sequence)]])
@@ -437,21 +432,13 @@ def test_a_node_whose_log_was_cut_serves_once_it_leads_again() -> None:
         for _ in range(10):
             world.go()
         assert world.emitted > emitted
-    finally:
-        world.a.kill("the end")
-        world.b.kill("the end")
 
 
 def test_a_flow_that_begins_again_on_the_other_node_is_newer() -> None:
     """G5: it asked, was not saved, and its primary died: the next one saves it, and does not take it for a stale one."""
     world = World(Schedule(10, "applied", "solo", 1, ()))
     world._traffic = lambda node: [[] for _ in node.cores]  # type: ignore[method-assign]
-    try:
-        a, b = world.a, world.b
-        a.launch("primary")
-        b.launch("backup")
-        while not world.in_sync:
-            world.go()
+    with in_sync(world) as (a, b):
         assert a.system is not None
         for flow in (1, 2, 3):
             a.turn([[frame(flow, READING, flow)]])  # refused, and nothing is left of it
@@ -471,9 +458,6 @@ def test_a_flow_that_begins_again_on_the_other_node_is_newer() -> None:
         assert b.system is not None
         replica = b.system.journal.replica
         assert not list(replica.orphans()) and 100 in [body.flow.source_port for body in replica.flows.values()]
-    finally:
-        world.a.kill("the end")
-        world.b.kill("the end")
 
 
 def test_command(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ from actornet.limits import BALANCE_BUSY, BALANCE_GAP, BALANCE_S
 
 
 class Shift(NamedTuple):
-    """Core `hot` is to give flows with `share` of its packets to core `cold`."""
+    """Core `hot` is to give flows with `share` (0 to 1) of its packets to core `cold`."""
 
     hot: int
     cold: int
@@ -25,10 +25,11 @@ class Balance:
         self._gap_before = False
 
     def due(self, now_ns: int) -> bool:
+        """Whether BALANCE_S have passed since the last `turn`; `now_ns` is steady time."""
         return now_ns - self._before_ns >= BALANCE_S * 1e9
 
     def turn(self, now_ns: int, busy_ns: Sequence[int]) -> Shift | None:
-        """What to do, given each core's busy time so far. Nothing, unless the gap was there the time before, too."""
+        """What to do, given each core's busy time so far (ns). Nothing, unless the gap was there the time before, too."""
         elapsed_ns = now_ns - self._before_ns
         before = self._busy_ns or busy_ns
         busy = [(now - then) / elapsed_ns for now, then in zip(busy_ns, before, strict=True)]

@@ -12,14 +12,13 @@ and the simulator of a seed.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
 import msgspec
 import structlog
 
-from actornet.engine.counters import COUNTERS
 from actornet.engine.ring import ACTIVE, FENCED, PASSIVE
 from actornet.errors import DivergenceError, FencedError, LinkError, LogDamagedError, LogError, NodeError
 from actornet.journal import Journal, fingerprint, path_of
@@ -33,13 +32,15 @@ from actornet.limits import (
     RESYNCS_S,
     SNAPSHOT_SLICES,
 )
-from actornet.log.record import CHAIN_START, ControlBody, chain_of, decode, verify_chain
+from actornet.log.batch import read_batch
+from actornet.log.record import ControlBody, decode
 from actornet.log.store import Log
 from actornet.node.cores import Cores
 from actornet.node.environment import Environment, Link
 from actornet.node.fabric import FabricSpec
 from actornet.node.lease_keeper import LeaseKeeper
 from actornet.node.network_function import load_nf
+from actornet.node.owner_status import owner_status
 from actornet.node.rival_probe import RivalProbe
 from actornet.node.upkeep import Upkeep
 from actornet.replication.backup import Backup
@@ -76,8 +77,6 @@ from actornet.replication.protocol import (
 
 _log = structlog.get_logger()
 
-ALL_CORES = -1
-_BUSY_NS = COUNTERS.index("busy_ns")
 
 NO_PRIMARY = ("key", "version", "garbage")
 """Counters of a link that say: what answers there is not this deployment's primary."""
@@ -532,7 +531,7 @@ class OwnerSystem:
         if action is None or not isinstance(self.machine, Primary):
             return
         try:
-            records = read_batch(self.log, action)
+            records = read_batch(self.log, action.first_lsn, action.last_lsn, action.bytes_max)
         except LogDamagedError as error:
             self._act(self.machine.damaged(str(error)))
         else:
@@ -591,7 +590,8 @@ class OwnerSystem:
                 self._apply(action)
             case Compare() if isinstance(machine, Primary):
                 try:
-                    found = match_log(action.end, self.log, self._position)
+                    first_lsn = max(1, self.log.first_lsn)
+                    found = match(action.end, first_lsn, self.log.last_lsn, self._position)
                 except LogDamagedError as error:
                     self._act(machine.incomparable(action.end, str(error)))
                 else:
@@ -668,8 +668,7 @@ class OwnerSystem:
         """The cores of a backup may hold now what its state began with."""
         held, machine = self.cores.hold_flows, self.machine
         self.cores.turn()
-        behind = isinstance(machine, Backup) and machine.lag is not None and self.journal.lsn > machine.applied_lsn
-        if self.cores.hold_flows and not held and isinstance(machine, Backup) and behind:
+        if self.cores.hold_flows and not held and isinstance(machine, Backup) and machine.lag is not None:
             self._tell_applied(machine)
 
     def _secure(self, backup: Backup) -> None:
@@ -766,88 +765,4 @@ class OwnerSystem:
 
     def status(self) -> dict[str, Any]:
         """Called from the control thread."""
-        machine, page = self.machine, self.page
-        primary = isinstance(machine, Primary)
-        return {
-            "role": "primary" if primary else "backup",
-            "state": machine.state.value,
-            "epoch": page.epoch,
-            "lsn": self.journal.lsn,
-            "logged_lsn": page.lsn_logged,
-            "watermark": page.watermark if primary else None,
-            "lag_records": machine.lag,
-            "durability": self.spec.durability,
-            "without_backup": self.spec.without_backup,
-            "flows": len(self.journal.replica.flows),
-            "owners": sorted(self.journal.replica.owners),
-            "takeover": self.takeover,
-            **self._replication_status(),
-            "link": self._link_status(),
-        }
-
-    def _replication_status(self) -> dict[str, Any]:
-        machine = self.machine
-        if isinstance(machine, Primary):
-            ack, linked = machine.ack, machine.lag is not None
-            peer = {
-                "sent_lsn": machine.sent_lsn if linked else None,
-                "backup_received_lsn": ack.received if linked else None,
-                "backup_durable_lsn": ack.durable if linked else None,
-                "backup_applied_lsn": ack.applied if linked else None,
-                "commits_alone": machine.commits_alone,
-            }
-        else:
-            peer = {
-                "primary_lsn": machine.primary_lsn,
-                "received_lsn": machine.received_lsn,
-                "applied_lsn": machine.applied_lsn,
-                "sync_epoch": machine.sync_epoch or None,
-                "resyncs": len(self.resyncs),
-            }
-        return {
-            **peer,
-            "lag_ms": round(machine.lag_ns(self._now_ns()) / 1e6, 3) if machine.lag is not None else None,
-            "launching": self.launching,
-            "upkeep": self.upkeep.status(),
-            "witness": self.lease.status() if self.lease is not None else None,
-        }
-
-    def _link_status(self) -> dict[str, Any] | None:
-        link = self.link
-        if link is None:
-            return None
-        counts = {name: count for name, count in link.counters.items() if count}
-        return {"address": link.address, "peer": link.peer if link.connected else None, **counts}
-
-
-def match_log(end: Position, log: Log, position: Callable[[int], Position]) -> Any:
-    """Where a backup's log stands towards this one."""
-    return match(end, max(1, log.first_lsn), log.last_lsn, position)
-
-
-def read_batch(log: Log, action: Read) -> list[bytes]:
-    """The records that the protocol wants to send next, no more than fit into a batch, checked each.
-
-    LogDamagedError: the first of them, or the one before it, is not what was logged; others end the batch.
-    """
-    records: list[bytes] = []
-    size, expected = 0, action.first_lsn
-    before = expected - 1
-    chain = decode(log.read(before), before).chain if before >= max(1, log.first_lsn) else None
-    if before == 0:
-        chain = CHAIN_START
-    try:
-        for lsn, data in log.scan(action.first_lsn, action.last_lsn):
-            if records and size + len(data) > action.bytes_max:
-                break
-            if lsn != expected:
-                raise LogDamagedError(f"log {log.directory}: the record at LSN {expected} is missing")
-            decode(data, lsn)
-            chain = verify_chain(data, chain) if chain is not None else chain_of(data)
-            records.append(data)
-            size += len(data)
-            expected += 1
-    except LogDamagedError:
-        if not records:
-            raise
-    return records
+        return owner_status(self)

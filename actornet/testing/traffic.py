@@ -27,7 +27,38 @@ SECOND = 1_000_000_000
 TCP_PATIENCE_S = 15.0
 
 
-class UdpStream:
+class Traffic:
+    """Something that runs in threads for as long as a block lasts."""
+
+    _threads: Sequence[threading.Thread]
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+
+class UdpEcho:
+    """Sends each datagram that comes to the server's port back to its sender, until it is closed."""
+
+    def __init__(self, lab: Lab, port: int) -> None:
+        self._socket = lab.call("server", udp_socket, SERVER, port)
+        self._ended = threading.Event()
+        self._thread = _thread(self._run)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._ended.set()
+        self._thread.join(2)
+        self._socket.close()
+
+    def _run(self) -> None:
+        while not self._ended.is_set():
+            with suppress(TimeoutError):
+                self._socket.sendto(*self._socket.recvfrom(64))
+
+
+class UdpStream(Traffic):
     """Numbered datagrams from client to server at a fixed spacing, each echoed back.
 
     `received` has (number, arrival in monotonic ns) of the echoes, in order of arrival.
@@ -35,25 +66,20 @@ class UdpStream:
 
     def __init__(self, lab: Lab, port: int = 9000, spacing_s: float = 0.001, source_port: int = 0) -> None:
         self._client = lab.call("client", udp_socket, "10.0.0.2", source_port)
-        self._server = lab.call("server", udp_socket, SERVER, port)
+        self._echo = UdpEcho(lab, port)
         self._to = (SERVER, port)
         self._spacing_ns = int(spacing_s * SECOND)
         self._ended = threading.Event()
         self.sent = 0
         self.received: list[tuple[int, int]] = []
-        self._threads = [_thread(run) for run in (self._send, self._echo, self._receive)]
-
-    def __enter__(self) -> Self:
-        for thread in self._threads:
-            thread.start()
-        return self
+        self._threads = [_thread(run) for run in (self._send, self._receive)]
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
         for thread in self._threads:
             thread.join(2)
         self._client.close()
-        self._server.close()
+        self._echo.close()
 
     def outage_ms(self, since_ns: int, until_ns: int | None = None) -> float:
         """The longest time without an echo after `since_ns` (monotonic), less the spacing.
@@ -73,14 +99,6 @@ class UdpStream:
             due += self._spacing_ns
             time.sleep(max(0, due - time.monotonic_ns()) / SECOND)
 
-    def _echo(self) -> None:
-        while not self._ended.is_set():
-            try:
-                data, sender = self._server.recvfrom(64)
-                self._server.sendto(data, sender)
-            except TimeoutError:
-                continue
-
     def _receive(self) -> None:
         while not self._ended.is_set():
             try:
@@ -90,7 +108,7 @@ class UdpStream:
             self.received.append((int.from_bytes(data, "big"), time.monotonic_ns()))
 
 
-class TcpTransfer:
+class TcpTransfer(Traffic):
     """Random bytes from client to server over one connection for as long as the block lasts, compared by hash.
 
     `progress` has (bytes received so far, monotonic ns). `outcome()` raises OSError when the connection broke.
@@ -107,11 +125,6 @@ class TcpTransfer:
         self.sent = 0
         self.progress: list[tuple[int, int]] = []
         self._threads = [_thread(self._guard, run) for run in (self._send, self._receive)]
-
-    def __enter__(self) -> Self:
-        for thread in self._threads:
-            thread.start()
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.end()
@@ -164,7 +177,7 @@ class TcpTransfer:
         self._digests["received"] = digest.hexdigest()
 
 
-class Opens:
+class Opens(Traffic):
     """TCP connections from client to server, opened one after another; each exchanges a byte and stays open.
 
     `opened` has (socket, monotonic ns of the byte's return) of each until the `end`, in order.
@@ -181,11 +194,6 @@ class Opens:
         self._closed = threading.Event()
         self.opened: list[tuple[socket.socket, int]] = []
         self._threads = [_thread(self._echo), _thread(lab.call, "client", self._open)]
-
-    def __enter__(self) -> Self:
-        for thread in self._threads:
-            thread.start()
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.end()
@@ -248,7 +256,7 @@ class Opens:
                     key.fileobj.close()
 
 
-class Churn:
+class Churn(Traffic):
     """Short UDP and TCP exchanges from random ports of the `inside` addresses, a few at a time, echoed by the server.
 
     What is sent begins with MARK and the endpoint that it comes from. `exchanged` counts the complete exchanges,
@@ -265,25 +273,20 @@ class Churn:
         self._ports = ports
         self._to = (SERVER, port)
         self._ended = threading.Event()
-        self._udp = lab.call("server", udp_socket, SERVER, port)
+        self._echo = UdpEcho(lab, port)
         self._listener = lab.call("server", _listen, SERVER, port)
         self._listener.settimeout(0.2)
         self.exchanged = {"udp": 0, "tcp": 0}
         self.unanswered = 0
         self.failures: list[str] = []
-        self._threads = [_thread(self._echo_udp), _thread(self._accept)]
+        self._threads = [_thread(self._accept)]
         self._threads += [threading.Thread(target=self._run, args=(random.Random(seed + n),)) for n in range(threads)]
-
-    def __enter__(self) -> Self:
-        for thread in self._threads:
-            thread.start()
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
         for thread in self._threads:
             thread.join(20)
-        self._udp.close()
+        self._echo.close()
         self._listener.close()
 
     @classmethod
@@ -327,12 +330,6 @@ class Churn:
             if echoed != data:
                 self.failures.append(f"tcp from {endpoint}: {len(echoed)} bytes came back for {len(data)}")
         return echoed == data
-
-    def _echo_udp(self) -> None:
-        while not self._ended.is_set():
-            with suppress(TimeoutError):
-                data, sender = self._udp.recvfrom(64)
-                self._udp.sendto(data, sender)
 
     def _accept(self) -> None:
         while not self._ended.is_set():

@@ -1,0 +1,63 @@
+"""What an owner system says of itself in `actornet status`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from actornet.node.environment import Link
+from actornet.replication.primary import Primary
+
+if TYPE_CHECKING:
+    from actornet.node.owner_system import OwnerSystem
+
+
+def owner_status(system: OwnerSystem) -> dict[str, Any]:
+    """Role, state, LSNs, lag and all else; read from another thread than the owner system's, so of about one instant."""
+    machine, page, replica = system.machine, system.page, system.journal.replica
+    primary = isinstance(machine, Primary)
+    lag_ns = machine.lag_ns(system.environment.monotonic_ns())
+    return {
+        "role": "primary" if primary else "backup",
+        "state": machine.state.value,
+        "epoch": page.epoch,
+        "lsn": system.journal.lsn,
+        "logged_lsn": page.lsn_logged,
+        "watermark": page.watermark if primary else None,
+        "lag_records": machine.lag,
+        "durability": system.spec.durability,
+        "without_backup": system.spec.without_backup,
+        "flows": len(replica.flows),
+        "owners": sorted(replica.owners),
+        "takeover": system.takeover,
+        **_replication(system),
+        "lag_ms": round(lag_ns / 1e6, 3) if machine.lag is not None else None,
+        "launching": system.launching,
+        "upkeep": system.upkeep.status(),
+        "witness": system.lease.status() if system.lease is not None else None,
+        "link": _link(system.link) if system.link is not None else None,
+    }
+
+
+def _replication(system: OwnerSystem) -> dict[str, Any]:
+    machine = system.machine
+    if isinstance(machine, Primary):
+        ack, linked = machine.ack, machine.lag is not None
+        return {
+            "sent_lsn": machine.sent_lsn if linked else None,
+            "backup_received_lsn": ack.received if linked else None,
+            "backup_durable_lsn": ack.durable if linked else None,
+            "backup_applied_lsn": ack.applied if linked else None,
+            "commits_alone": machine.commits_alone,
+        }
+    return {
+        "primary_lsn": machine.primary_lsn,
+        "received_lsn": machine.received_lsn,
+        "applied_lsn": machine.applied_lsn,
+        "sync_epoch": machine.sync_epoch or None,
+        "resyncs": len(system.resyncs),
+    }
+
+
+def _link(link: Link) -> dict[str, Any]:
+    counts = {name: count for name, count in link.counters.items() if count}
+    return {"address": link.address, "peer": link.peer if link.connected else None, **counts}
