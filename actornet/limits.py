@@ -214,7 +214,8 @@ UPKEEP_MS = 2
 
 AUDIT_RECORDS = 10_000
 AUDIT_S_MIN = 1.0
-"""Both nodes hash their whole state after so many records, but not more often than that."""
+AUDIT_SHARE = 0.05
+"""Both nodes hash their whole state after so many records, but not more often, nor for a larger share of the time."""
 
 SNAPSHOT_RECORDS = 100_000
 SNAPSHOT_S_MIN = 10.0
@@ -243,9 +244,14 @@ XDP_QUEUES_MAX = 256
 XSK_FRAMES = 2048
 """Frames of 4096 bytes per AF_XDP socket and direction, and slots of its rings; beyond it `rx_kernel_dropped`, `tx_full`."""
 
-UPKEEP_PAUSE_MS_MAX = 15
-"""A state with a longer pause (some 80,000 entries in owners' states) is neither audited nor stored while traffic runs: it
-would come too near to SILENCE_MS. The log then grows until the next clean stop."""
+UPKEEP_PAUSE_MS_MAX = 60
+"""A state that takes longer to be held still (some 3 million entries in owners' states) is neither audited nor stored while
+traffic runs: it would come too near to LEASE_MS_DEFAULT. The log then grows until the next clean stop."""
+
+PAUSE_TOLD_MS = 1
+PAUSE_MARGIN = 4
+PAUSE_MS_MAX = 1_000
+"""A peer is told of a longer pause before it begins: so many times the estimate, since others may want the CPU, and bounded."""
 
 STREAM_QUEUE_BYTES_MAX = 1 << 18
 STREAM_QUEUE_SEGMENTS_MAX = 512

@@ -293,21 +293,24 @@ def import_owner(path: str) -> type[Owner[Any]]:
 
 def holds(hint: Any, *wanted: type[shapes.Type]) -> bool:
     """Whether a type of one of these shapes is anywhere in the hinted type."""
+    return any(isinstance(shape, wanted) for shape in shapes_in(hint))
+
+
+def shapes_in(hint: Any) -> Iterator[Any]:
+    """The shapes of all types that make up the hinted type, each class once."""
     todo: list[Any] = [shapes.type_info(hint)]
     seen: set[type] = set()
     while todo:
         shape = todo.pop()
-        if isinstance(shape, wanted):
-            return True
         cls = getattr(shape, "cls", None)
+        if cls in seen:
+            continue
         if cls is not None:
-            if cls in seen:
-                continue
             seen.add(cls)
+        yield shape
         for value in msgspec.structs.astuple(shape):
             parts = value if isinstance(value, tuple) else (value,)
             todo.extend(part for part in parts if isinstance(part, shapes.Type | shapes.Field))
-    return False
 
 
 def _state_type(cls: type[Owner[Any]]) -> type[Any] | None:

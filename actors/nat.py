@@ -63,11 +63,11 @@ class Pool(Struct, frozen=True, array_like=True, gc=False):
     odd: bool
 
 
-class Mapping(Struct, gc=False):
+class Mapping(Struct, frozen=True, gc=False):
     """Where the flows of an inside endpoint leave from, and how many there are."""
 
     outside: Endpoint
-    flows: int = 0
+    flows: int = 1
 
 
 class Mappings(Struct):
@@ -107,16 +107,18 @@ class PortPool(Owner[Mappings]):
             if outside is None:
                 self.state.exhausted += 1
                 return None
-            mapping = self.state.by_inside[inside] = Mapping(outside)
+            self.state.by_inside[inside] = Mapping(outside)
             self.state.by_outside.setdefault(_pool(outside), {})[outside.port] = inside
-        mapping.flows += 1
+            return outside
+        self.state.by_inside[inside] = Mapping(mapping.outside, mapping.flows + 1)
         return mapping.outside
 
     def release(self, inside: Endpoint) -> None:
         """A flow of `inside` has ended; the mapping goes with its last."""
         mapping = self.state.by_inside[inside]
-        mapping.flows -= 1
-        if mapping.flows == 0:
+        if mapping.flows > 1:
+            self.state.by_inside[inside] = Mapping(mapping.outside, mapping.flows - 1)
+        else:
             pool = _pool(mapping.outside)
             del self.state.by_inside[inside]
             del self.state.by_outside[pool][mapping.outside.port]
@@ -131,7 +133,8 @@ class PortPool(Owner[Mappings]):
         inside = self._inside(outside)
         if inside is None or (remote and remote not in self.state.remotes.get(inside, ())):
             return None
-        self.state.by_inside[inside].flows += 1
+        mapping = self.state.by_inside[inside]
+        self.state.by_inside[inside] = Mapping(mapping.outside, mapping.flows + 1)
         return inside
 
     def leave(self, outside: Endpoint) -> None:

@@ -20,6 +20,8 @@ from actornet.limits import (
     LINK_BATCH_RECORDS,
     LINK_WINDOW_RECORDS,
     PATIENCE_MS,
+    PAUSE_MARGIN,
+    PAUSE_MS_MAX,
     SILENCE_MS,
     SNAPSHOT_CHUNK_BYTES,
     TERM_EPOCHS,
@@ -478,6 +480,38 @@ def test_heartbeats_keep_a_backup_quiet() -> None:
         for message in sent(machine.tick(T + step * MS)):
             leader.receive(message, T + step * MS)
     assert machine.state is leader.state is State.IN_SYNC and machine.lag == leader.lag == 0
+
+
+def test_a_pause_that_was_announced_is_no_silence() -> None:
+    """G6, G7: a node that holds its state still is given so much longer, until its next message; a broken link still tells."""
+    pause_ns, told_ms = 20 * MS, 20 * PAUSE_MARGIN
+    leader, machine = in_sync("applied", "solo"), synced()
+    assert leader.pausing(MS // 2, T) == [] and machine.pausing(MS // 2, T) == [], "too short to matter"
+    assert sent(leader.pausing(pause_ns, T)) == [Heartbeat(TERM, 3, T, told_ms)]
+    (heartbeat,), (ack,) = sent(leader.pausing(pause_ns, T)), sent(machine.pausing(pause_ns, T))
+    machine.receive(heartbeat, T)
+    leader.receive(ack, T)
+    for wait_ms in range(0, SILENCE_MS + told_ms + 1, 5):
+        machine.tick(T + wait_ms * MS)
+        leader.tick(T + wait_ms * MS)
+    later = T + (SILENCE_MS + told_ms) * MS
+    assert machine.state is leader.state is State.IN_SYNC
+    machine.receive(Heartbeat(TERM, 3, T), later)
+    acked(leader, 3, later)
+    for wait_ms in range(SILENCE_MS + 2):
+        machine.tick(later + wait_ms * MS)
+        leader.tick(later + wait_ms * MS)
+    assert machine.state is State.PROMOTED and leader.epoch == TERM + 1
+
+    machine = synced()
+    machine.receive(heartbeat, T)
+    machine.disconnected("closed by the peer", T)
+    assert only(machine.disconnected("refused", T), Promote)
+    machine = synced()
+    machine.receive(Heartbeat(TERM, 3, T, 10**9), T)
+    for wait_ms in range(0, SILENCE_MS + PAUSE_MS_MAX + 10, 5):
+        machine.tick(T + wait_ms * MS)
+    assert machine.state is State.PROMOTED, "nobody is waited for forever"
 
 
 def test_a_process_that_slept_accuses_nobody() -> None:

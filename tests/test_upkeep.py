@@ -12,7 +12,7 @@ import pytest
 
 from actornet.errors import DivergenceError
 from actornet.journal import Journal
-from actornet.limits import UPKEEP_MS
+from actornet.limits import PAUSE_TOLD_MS, UPKEEP_MS
 from actornet.log.record import EpochBody, FlowBody, Kind, decode
 from actornet.log.store import Log
 from actornet.node import upkeep as module
@@ -121,7 +121,7 @@ def test_a_snapshot_that_is_not_finished_is_none(tmp_path: Path) -> None:
     with Log(tmp_path / "log", name="edge") as log:
         node = Node(log, leads=True)
         node.open_flows(0, 3000)
-        pieces = list(node.journal.replica.freeze().snapshot())
+        pieces = list(node.journal.replica.snapshotting())
         storing = log.snapshot_store(node.journal.lsn, node.journal.chain, pieces)
         next(storing)
         storing.close()
@@ -129,7 +129,7 @@ def test_a_snapshot_that_is_not_finished_is_none(tmp_path: Path) -> None:
     with Log(tmp_path / "log") as log:
         assert log.snapshots() == [] and log.snapshot_latest() is None
         journal = Journal(log)
-        for _ in log.snapshot_store(lsn, journal.chain, list(journal.replica.freeze().snapshot())):
+        for _ in log.snapshot_store(lsn, journal.chain, list(journal.replica.snapshotting())):
             pass
         assert log.snapshots() == [lsn] and log.prune(lsn) == lsn - 1
         assert Journal(log).replica.state_hash() == expected
@@ -155,6 +155,24 @@ def test_states_are_compared_while_both_go_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.root
+def test_a_long_pause_is_no_death(tmp_path: Path) -> None:
+    """G6, G7: to copy this state takes both nodes about SILENCE_MS; they say so before, and no takeover comes of it."""
+    with Pair(tmp_path / "pair", "tests.large_node:Watch", "") as pair:
+        pair.start()
+
+        def audited() -> bool:
+            pair.lab.call("client", _datagrams, 100, 30)
+            status = [pair.worker(node, "owner-system")["status"]["upkeep"] for node in pair.nodes]
+            assert not any(of_node["too_large"] for of_node in status)
+            return all(of_node["audited_lsn"] for of_node in status)
+
+        wait_until(audited, 30)
+        paused_us = pair.worker("a", "owner-system")["status"]["upkeep"]["freeze_us_max"]
+        assert paused_us > PAUSE_TOLD_MS * 1000, "long enough to be told of"
+        assert '"took over"' not in pair.printed("b") and '"backup lost"' not in pair.printed("a")
+
+
+@pytest.mark.root
 def test_a_backup_that_diverges_begins_anew(tmp_path: Path) -> None:
     """G4: out of service at the first LSN that differs, its log kept aside, and back in sync by snapshot."""
     with Pair(tmp_path / "pair", "tests.diverging_node:Guard", "") as pair:
@@ -175,19 +193,20 @@ def test_a_backup_that_diverges_begins_anew(tmp_path: Path) -> None:
         assert pair.wait_takeover("b")["records_replayed"] == 0
 
 
-def _datagrams(count: int) -> None:
+def _datagrams(count: int, rounds: int = 1) -> None:
     for number in range(count):
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             sock.bind(("10.0.0.2", 5000 + number))
-            sock.sendto(b"x", ("203.0.113.254", 7))
+            for _ in range(rounds):
+                sock.sendto(b"x", ("203.0.113.254", 7))
 
 
 def test_a_state_with_a_long_pause_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It would stop heartbeats for longer than SILENCE_MS; the status says so."""
+    """It could outlast a lease; the status says so."""
     with Log(tmp_path / "log", name="edge") as log:
         node = Node(log, leads=True)
         node.open_flows(0, 1000)
-        monkeypatch.setattr(module, "UPKEEP_PAUSE_MS_MAX", 1)
+        monkeypatch.setattr(module, "UPKEEP_PAUSE_MS_MAX", 0.01)
         for _ in range(100):
             node.turn()
         status = node.upkeep.status()

@@ -119,7 +119,7 @@ class OwnerSystem:
         self.nf, self.settings = load_nf(spec.nf, spec.settings)
         self.log, self.journal = self._open_log()
         self.cores = Cores(environment, self.nf, spec.ports, self.journal)
-        self.upkeep = Upkeep(self.journal, environment, spec.keep_records)
+        self.upkeep = self._upkeep()
         self.syncer = environment.open_syncer(self.log)
         self.lease = self._open_lease()
         self.probe: RivalProbe | None = None
@@ -316,6 +316,16 @@ class OwnerSystem:
             self._resync(error)
         if leads:
             self.cores.balance()
+
+    def _upkeep(self) -> Upkeep:
+        lease_ms = self.spec.lease_ms if self.spec.witness is not None else 0
+        return Upkeep(self.journal, self.environment, self.spec.keep_records, self._tell_pause, lease_ms)
+
+    def _tell_pause(self, pause_ns: int) -> None:
+        """The state is about to be held still for so long."""
+        self._act(self.machine.pausing(pause_ns, self._now_ns()))
+        if self.link is not None:
+            self.link.flush()
 
     # -- launch as primary, lease -----------------------------------------------------------------------------------
 
@@ -551,7 +561,7 @@ class OwnerSystem:
         """The state as it is now, for a backup, encoded a slice at a time while the node goes on."""
         end = Position(self.journal.lsn, self.journal.chain, self.journal.epoch)
         pieces = []
-        for number, piece in enumerate(self.journal.replica.freeze().snapshot(), 1):
+        for number, piece in enumerate(self.journal.replica.snapshotting(), 1):
             pieces.append(piece)
             if number % SNAPSHOT_SLICES == 0:
                 yield
@@ -683,7 +693,7 @@ class OwnerSystem:
         if self.log.last_lsn:
             self._set_log_aside()
         self.journal.install(action.end.lsn, action.end.chain, action.data)
-        self.upkeep = Upkeep(self.journal, self.environment, self.spec.keep_records)
+        self.upkeep = self._upkeep()
         self.cores.restore_flows(self.journal)
 
     def _resync(self, error: LogError) -> None:
@@ -704,7 +714,7 @@ class OwnerSystem:
     def _renew_journal(self, *, wants_snapshot: bool = False) -> None:
         """State and protocol begin anew with what the log holds now."""
         self.journal = Journal(self.log, self.environment.random_bits)
-        self.upkeep = Upkeep(self.journal, self.environment, self.spec.keep_records)
+        self.upkeep = self._upkeep()
         self.cores.restore_flows(self.journal)
         self._follow(wants_snapshot=wants_snapshot)
 

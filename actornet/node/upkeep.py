@@ -1,12 +1,13 @@
 """What an owner system does for its log and state while traffic runs, a slice at a time: audits, snapshots, pruning.
 
 A slice takes a few tenths of a millisecond, and there is one in UPKEEP_MS at most: heartbeats and asks go on in between.
-Only to freeze the state (`replication.frozen`) is one step for all of it; `freeze_us_max` in the status is how long it took.
+Only to hold the state still (`replication.frozen`) is one step for all of it, of which the peer is told before it begins;
+`freeze_us_max` in the status is how long it took.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import structlog
@@ -15,13 +16,14 @@ from actornet.journal import Journal
 from actornet.limits import (
     AUDIT_RECORDS,
     AUDIT_S_MIN,
+    AUDIT_SHARE,
     LOG_PRUNE_SLICE,
     SNAPSHOT_RECORDS,
     SNAPSHOT_S_MIN,
     UPKEEP_MS,
     UPKEEP_PAUSE_MS_MAX,
 )
-from actornet.replication.frozen import longest_step_ns
+from actornet.replication.frozen import pause_ns
 
 _log = structlog.get_logger()
 _S = 1_000_000_000
@@ -36,20 +38,34 @@ class Clock(Protocol):
 
 
 class Upkeep:
-    """The upkeep of one journal. `keep_records` are kept for replay behind what the newest snapshot needs."""
+    """The upkeep of one journal. `keep_records` are kept for replay behind what the newest snapshot needs.
 
-    def __init__(self, journal: Journal, clock: Clock, keep_records: int) -> None:
+    `before_pause` is told, in ns, of a pause that is about to be made; it must be short for a lease of `lease_ms` (0: none).
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        clock: Clock,
+        keep_records: int,
+        before_pause: Callable[[int], None] | None = None,
+        lease_ms: int = 0,
+    ) -> None:
         self.journal = journal
         self._clock = clock
         now_ns = clock.monotonic_ns()
         journal.replica.patient = True
+        if before_pause is not None:
+            journal.replica.before_pause = before_pause
         self.freeze_us_max = 0
         self.too_large = False
         self.snapshot_lsn = journal.log.snapshots()[-1] if journal.log is not None and journal.log.snapshots() else 0
         self.pruned = 0
         self._keep_records = keep_records
+        self._lease_ms = lease_ms
         self._turned_ns = self._marked_ns = self._snapshot_ns = now_ns
         self._marked_lsn = journal.lsn
+        self._audited_ns = 0  # what the present audit has taken so far
         self._snapshot: Iterator[None] | None = None
 
     def turn(self, *, leads: bool, needed_lsn: int) -> bool:
@@ -85,14 +101,16 @@ class Upkeep:
     def _audit(self, now_ns: int, leads: bool) -> bool:
         replica = self.journal.replica
         replica.work_on_audit(1)
+        self._audited_ns += self._clock.monotonic_ns() - now_ns
         if not leads:
             return False
         if replica.audit is not None and replica.audit.actual is not None:
             return self.journal.tell_hash(self._clock.time_ns())
-        due = replica.lsn - self._marked_lsn >= AUDIT_RECORDS and now_ns - self._marked_ns >= AUDIT_S_MIN * _S
+        pause_s = max(AUDIT_S_MIN, self._audited_ns / _S / AUDIT_SHARE)
+        due = replica.lsn - self._marked_lsn >= AUDIT_RECORDS and now_ns - self._marked_ns >= pause_s * _S
         if replica.audit is not None or not due:
             return False
-        self._marked_lsn, self._marked_ns = replica.lsn + 1, now_ns
+        self._marked_lsn, self._marked_ns, self._audited_ns = replica.lsn + 1, now_ns, 0
         if self._is_too_large():
             return False
         began_ns = self._clock.monotonic_ns()
@@ -114,13 +132,13 @@ class Upkeep:
         log, lsn, chain = self.journal.log, self.journal.lsn, self.journal.chain
         assert log is not None
         began_ns = self._clock.monotonic_ns()
-        frozen = self.journal.replica.freeze()
+        encoding = self.journal.replica.snapshotting()
         self._froze(began_ns)
         pieces = []
-        for piece in frozen.snapshot():
+        for piece in encoding:
             pieces.append(piece)
             yield
-        del frozen
+        del encoding
         for _ in log.snapshot_store(lsn, chain, pieces):
             yield
         self.snapshot_lsn = lsn
@@ -135,13 +153,14 @@ class Upkeep:
             self.pruned += log.prune(before_lsn, LOG_PRUNE_SLICE)
 
     def _is_too_large(self) -> bool:
-        """Whether a pause for the state would be so long that the peer may take this node for dead."""
-        too_large = longest_step_ns(self.journal.replica) > UPKEEP_PAUSE_MS_MAX * 1_000_000
+        """Whether a pause for the state would be so long that this node's lease may end in it."""
+        limit_ms = min(UPKEEP_PAUSE_MS_MAX, self._lease_ms / 4 or UPKEEP_PAUSE_MS_MAX)
+        too_large = pause_ns(self.journal.replica) > limit_ms * 1_000_000
         if too_large != self.too_large:
             self.too_large = too_large
             (_log.error if too_large else _log.info)(
                 "upkeep rests" if too_large else "upkeep goes on",
-                detail=f"the state asks for a pause of {UPKEEP_PAUSE_MS_MAX} ms or more: no audits, no snapshots but at a stop",
+                detail=f"the state asks for a pause of {limit_ms:.0f} ms or more: no audits, no snapshots but at a stop",
             )
         return too_large
 

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import msgspec
 
-from actornet.limits import GREETING_MS, HEARTBEAT_MS, PATIENCE_MS, SILENCE_MS, SNAPSHOT_BYTES_MAX, SNAPSHOT_CHUNK_BYTES
+from actornet.limits import (
+    GREETING_MS,
+    HEARTBEAT_MS,
+    PATIENCE_MS,
+    PAUSE_MS_MAX,
+    SILENCE_MS,
+    SNAPSHOT_BYTES_MAX,
+    SNAPSHOT_CHUNK_BYTES,
+)
 from actornet.replication.messages import (
     VERSION,
     Ack,
@@ -40,6 +48,7 @@ from actornet.replication.protocol import (
     State,
     Unclaim,
     epoch_of_takeover,
+    told_ms,
 )
 
 _MS = 1_000_000
@@ -85,6 +94,7 @@ class Backup:
         self._snapshot_end = Position()
         self._refusal = ""
         self._heard_ns = self._ticked_ns = self._acked_ns = now_ns
+        self._pause_ms = 0  # for which the primary may be silent besides, as it said last
 
     @property
     def lag(self) -> int | None:
@@ -127,7 +137,7 @@ class Backup:
             return self._promote(Event.LOST, f"link lost: {reason}")
         if self.state is State.IN_SYNC:
             self._move(Event.LOST)
-            self._heard_ns = now_ns
+            self._heard_ns, self._pause_ms = now_ns, 0
             return [Note("link lost", f"{reason}; asks the primary once more")]
         return self._lost(reason)
 
@@ -137,6 +147,7 @@ class Backup:
             return []
         if self.state is not State.DOUBT:
             self._heard_ns = now_ns
+        self._pause_ms = min(message.pause_ms, PAUSE_MS_MAX) if isinstance(message, Heartbeat) else 0
         if message.epoch < self.epoch and not isinstance(message, Refuse):
             return [Send(Fence(self.epoch))]
         heard: list[BackupAction] = []
@@ -169,7 +180,7 @@ class Backup:
             self._heard_ns = now_ns
         if self.state is State.CLAIMING:
             return []
-        limit_ms = SILENCE_MS if self.state in _MAY_TAKE_OVER else PATIENCE_MS
+        limit_ms = SILENCE_MS + self._pause_ms if self.state in _MAY_TAKE_OVER else PATIENCE_MS
         if self.state is State.GREETING:
             limit_ms = GREETING_MS
         if now_ns - self._heard_ns > limit_ms * _MS:
@@ -180,6 +191,10 @@ class Backup:
         if self.state in _WELCOMED and now_ns - self._acked_ns >= HEARTBEAT_MS * _MS:
             return [self._ack(now_ns)]
         return []
+
+    def pausing(self, pause_ns: int, now_ns: int) -> list[BackupAction]:
+        """This node will do nothing else for about so long."""
+        return [self._ack(now_ns, told_ms(pause_ns))] if self.state in _WELCOMED and told_ms(pause_ns) else []
 
     def promote(self, *, force: bool) -> list[BackupAction]:
         """The operator promotes this backup; with `force` even if it may lack committed records."""
@@ -292,10 +307,10 @@ class Backup:
             return [self._ack(now_ns)]
         return [self._ack(now_ns), InstallSnapshot(self._snapshot_end, b"".join(self._chunks))]
 
-    def _ack(self, now_ns: int) -> Send:
+    def _ack(self, now_ns: int, pause_ms: int = 0) -> Send:
         self._acked_ns = now_ns
         durable_lsn = min(self.durable_lsn, self.applied_lsn)
-        return Send(Ack(self.epoch, self.received_lsn, durable_lsn, self.applied_lsn, len(self._chunks)))
+        return Send(Ack(self.epoch, self.received_lsn, durable_lsn, self.applied_lsn, len(self._chunks), pause_ms))
 
     def _part(self, reason: str) -> list[BackupAction]:
         """The primary broke the protocol, which is no evidence that it died: leave it, and come again."""

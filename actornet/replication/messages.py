@@ -85,19 +85,22 @@ class Records(Message, frozen=True, tag=5):
 
 
 class Ack(Message, frozen=True, tag=6):
-    """The backup holds all records up to these LSNs in memory, on its disk, in its state; and snapshot `chunks`."""
+    """The backup holds all records up to these LSNs in memory, on its disk, in its state; and snapshot `chunks`. With
+    `pause_ms` it may be silent for so much longer than else before the next message."""
 
     received: Lsn
     durable: Lsn
     applied: Lsn
     chunks: Count = 0
+    pause_ms: Count = 0
 
 
 class Heartbeat(Message, frozen=True, tag=7):
-    """The primary lives; its last logged LSN, and its clock."""
+    """The primary lives; its last logged LSN, and its clock. `pause_ms` as in Ack."""
 
     lsn: Lsn
     time_ns: int
+    pause_ms: Count = 0
 
 
 class Sync(Message, frozen=True, tag=8):

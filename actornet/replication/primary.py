@@ -15,6 +15,7 @@ from actornet.limits import (
     LINK_WINDOW_BYTES,
     LINK_WINDOW_RECORDS,
     PATIENCE_MS,
+    PAUSE_MS_MAX,
     SILENCE_MS,
     SNAPSHOT_BYTES_MAX,
     SNAPSHOT_CHUNK_BYTES,
@@ -55,6 +56,7 @@ from actornet.replication.protocol import (
     TakeSnapshot,
     WithoutBackup,
     epoch_going_on,
+    told_ms,
 )
 
 _MS = 1_000_000
@@ -258,7 +260,7 @@ class Primary:
             return []
         if slept:
             self._heard_ns = self._progress_ns = now_ns
-        limit_ms = SILENCE_MS if self.state in _COUNTING else PATIENCE_MS
+        limit_ms = SILENCE_MS + min(self.ack.pause_ms, PAUSE_MS_MAX) if self.state in _COUNTING else PATIENCE_MS
         if self.state is State.GREETING:
             limit_ms = GREETING_MS
         if now_ns - self._heard_ns > limit_ms * _MS:
@@ -269,6 +271,13 @@ class Primary:
             self._beat_ns = now_ns
             return [Send(Heartbeat(self.epoch, self.logged_lsn, now_ns))]
         return []
+
+    def pausing(self, pause_ns: int, now_ns: int) -> list[PrimaryAction]:
+        """This node will do nothing else for about so long."""
+        if self.state not in _WELCOMED or not told_ms(pause_ns):
+            return []
+        self._beat_ns = now_ns
+        return [Send(Heartbeat(self.epoch, self.logged_lsn, now_ns, told_ms(pause_ns)))]
 
     def stop(self, now_ns: int) -> list[PrimaryAction]:
         """Stop cleanly; nothing is logged any more. A backup in sync takes over once it has everything (handover)."""

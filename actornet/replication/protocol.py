@@ -39,7 +39,8 @@ an older epoch is refused and answered with Fence.
 very epoch that the takeover ended; then it is told where to cut its log. Any other divergence is refused and left
 to a person (G8).
 
-*A process that was itself stopped* for longer than SILENCE_MS accuses nobody: it counts silence anew.
+*A process that was itself stopped* for longer than SILENCE_MS accuses nobody: it counts silence anew. One that is about to be
+busy, since it holds its state still, says so before (`pausing`), and is given so much longer, until its next message.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ from typing import Literal
 import msgspec
 
 from actornet.errors import FencedError, LogDamagedError
-from actornet.limits import TERM_EPOCHS
+from actornet.limits import PAUSE_MARGIN, PAUSE_MS_MAX, PAUSE_TOLD_MS, TERM_EPOCHS
 from actornet.replication.messages import AnyMessage
 
 Role = Literal["primary", "backup"]
@@ -192,6 +193,11 @@ def epoch_going_on(epoch: int) -> int:
 def epoch_of_takeover(epoch: int) -> int:
     """The epoch of a backup that takes over from the primary of `epoch`: the first of the next term."""
     return (epoch // TERM_EPOCHS + 1) * TERM_EPOCHS
+
+
+def told_ms(pause_ns: int) -> int:
+    """What a peer is told of a pause of about so long: 0 if it is too short to matter."""
+    return min(PAUSE_MARGIN * pause_ns // 1_000_000, PAUSE_MS_MAX) if pause_ns >= PAUSE_TOLD_MS * 1_000_000 else 0
 
 
 class Identity(msgspec.Struct, frozen=True):

@@ -19,7 +19,7 @@ their recorded reply, its FLOW and CLOSE records change nothing.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -42,7 +42,7 @@ from actornet.log.record import (
     Record,
 )
 from actornet.owner import Moment, Owner, create, decode_state, import_owner
-from actornet.replication.frozen import DIGEST_BYTES, SNAPSHOT_VERSION, Frozen, finish
+from actornet.replication import frozen
 
 
 class AskRequest(msgspec.Struct, array_like=True, tag=1, gc=False):
@@ -66,6 +66,10 @@ class AskRequest(msgspec.Struct, array_like=True, tag=1, gc=False):
 
 Recorded = tuple[int, bytes, bytes, bytes]
 """An ask and its reply: number, target, args, reply."""
+
+
+def _nobody(pause_ns: int) -> None:
+    """Nobody has to know."""
 
 
 class OpenAsks(list[Recorded]):
@@ -103,11 +107,11 @@ class OpenAsks(list[Recorded]):
 class Audit:
     """The hash of one frozen state in the making: `actual` once it is done, `expected` once the log has told."""
 
-    def __init__(self, frozen: Frozen) -> None:
-        self.lsn = frozen.lsn
+    def __init__(self, lsn: int, work: Generator[None, None, int]) -> None:
+        self.lsn = lsn
         self.expected: int | None = None
         self.actual: int | None = None
-        self._work = frozen.state_hash()
+        self._work = work
 
     def step(self) -> None:
         """One slice."""
@@ -160,7 +164,8 @@ class Replica:
     `flow_key`. `created` has the owners' OWNER records, by name.
 
     `audit` is the hash of the state at the last mark, in the making; see `Audit`. A replica that is not `patient` finishes
-    it when the log says what it has to be.
+    it when the log says what it has to be. `before_pause` is told how many ns, by estimate, the replica will be busy, before it
+    holds its state still for an audit or a snapshot.
     """
 
     def __init__(self, load: Callable[[str], type[Owner[Any]]] = import_owner) -> None:
@@ -175,6 +180,7 @@ class Replica:
         self.audit: Audit | None = None
         self.audited_lsn = 0  # the last mark at which this state's hash was that in the log
         self.patient = False
+        self.before_pause: Callable[[int], None] = _nobody
         self._handlers: dict[bytes, Handler] = {}
         self._moment = Moment()
         self._load = load
@@ -315,19 +321,25 @@ class Replica:
         self.lsn = record.lsn
         self.time_ns = record.time_ns
         if isinstance(body, HashBody) and body.at_lsn == record.lsn:
-            self.audit = Audit(self.freeze())
+            self.audit = Audit(record.lsn, self.hashing())
 
-    def freeze(self) -> Frozen:
-        """The content as it is now, to be hashed or stored while this goes on."""
-        return Frozen(self)
+    def hashing(self) -> Generator[None, None, int]:
+        """`state_hash` of the state as it is now, a slice at a time."""
+        self.before_pause(frozen.pause_ns(self))
+        return frozen.state_hash(self)
+
+    def snapshotting(self) -> Iterator[bytes]:
+        """`snapshot` of the state as it is now, in pieces, a slice at a time."""
+        self.before_pause(frozen.pause_ns(self))
+        return frozen.snapshot(self)
 
     def state_hash(self) -> int:
         """Hash (XXH3-64) of all replicated state; the same for equal states however they came about."""
-        return finish(self.freeze().state_hash())
+        return frozen.finish(frozen.state_hash(self))
 
     def snapshot(self) -> bytes:
         """Everything, for `restore`: what a replica needs in place of the records up to `lsn`."""
-        return b"".join(self.freeze().snapshot())
+        return b"".join(frozen.snapshot(self))
 
     @classmethod
     def restore(cls, data: bytes, load: Callable[[str], type[Owner[Any]]] = import_owner) -> Replica:
@@ -336,15 +348,17 @@ class Replica:
         Raises LogDamagedError for changed or cut bytes, UsageError if a state does not fit its owner's class.
         """
         view = memoryview(data)
-        content, digest = view[:-DIGEST_BYTES], view[-DIGEST_BYTES:]
-        if len(digest) < DIGEST_BYTES or int.from_bytes(digest, "little") != xxh3_64_intdigest(content):
+        content, digest = view[: -frozen.DIGEST_BYTES], view[-frozen.DIGEST_BYTES :]
+        if len(digest) < frozen.DIGEST_BYTES or int.from_bytes(digest, "little") != xxh3_64_intdigest(content):
             raise LogDamagedError(f"snapshot of {len(data)} bytes is damaged: take an older one, or the other node's")
         try:
             snapshot = msgspec.msgpack.decode(content, type=Snapshot)
         except msgspec.DecodeError as error:
             raise LogDamagedError(f"snapshot is of another version: {error}") from error
-        if snapshot.version != SNAPSHOT_VERSION:
-            raise LogDamagedError(f"snapshot has format {snapshot.version}; this version reads {SNAPSHOT_VERSION}")
+        if snapshot.version != frozen.SNAPSHOT_VERSION:
+            raise LogDamagedError(
+                f"snapshot has format {snapshot.version}; this version reads {frozen.SNAPSHOT_VERSION}"
+            )
         replica = cls(load)
         replica._moment.revocations = snapshot.revocations
         replica.lsn, replica.epoch, replica.time_ns = snapshot.lsn, snapshot.epoch, snapshot.time_ns
