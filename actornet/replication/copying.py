@@ -81,9 +81,9 @@ def _dict_copier(inner: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return lambda value: {key: inner(entry) for key, entry in value.items()}
 
 
-def _struct_copier(copy: Callable[[Any], Any], fields: list[tuple[str, Callable[[Any], Any]]]) -> Callable[[Any], Any]:
+def _struct_copier(fields: list[tuple[str, Callable[[Any], Any]]]) -> Callable[[Any], Any]:
     def copied(value: Any) -> Any:
-        new = copy(value)
+        new = _copy(value)
         for name, inner in fields:
             msgspec.structs.force_setattr(new, name, inner(getattr(value, name)))
         return new
