@@ -139,6 +139,21 @@ def test_revoked_offloads_are_revoked_on_every_node(tmp_path: Path) -> None:
         verify_log(pair, "b")
 
 
+def test_an_owner_system_is_real_time_once_somebody_counts_on_it(pair: Pair) -> None:
+    """G6: not while it waits for its primary or restores a snapshot, when cores on its CPU have better use for that."""
+    pair.launch("b", "backup")
+    wait_until(lambda: not _real_time(pair, "b"), 5)
+    pair.launch("a", "primary")
+    pair.wait_in_sync("b")
+    wait_until(lambda: _real_time(pair, "b"), 5)
+    assert _real_time(pair, "a")
+
+
+def _real_time(pair: Pair, node: Name) -> bool:
+    tasks = Path(f"/proc/{pair.worker(node, 'owner-system')['pid']}/task").iterdir()
+    return any(os.sched_getscheduler(int(task.name)) & ~os.SCHED_RESET_ON_FORK == os.SCHED_RR for task in tasks)
+
+
 def test_a_clean_stop_hands_over(pair: Pair) -> None:
     """The backup takes over at once, for the reason `handover`."""
     pair.start()

@@ -31,7 +31,7 @@ from actornet.node.fabric import Fabric
 from actornet.node.link import LinkClient, LinkServer
 from actornet.node.log_syncer import LogSyncer
 from actornet.node.owner_system import OwnerSpec, OwnerSystem
-from actornet.node.thread import own_descriptors, run_first
+from actornet.node.thread import own_descriptors, run_early, run_first
 from actornet.node.witness import WitnessThread, witness_at
 
 OWNER_PID_COUNTER = 31
@@ -40,7 +40,8 @@ OWNER_PID_COUNTER = 31
 NEVER = 1 << 30
 
 PRIORITY = 2
-"""Above that of a core that sets up, stands by or has just become active: the peer counts on signs of life meanwhile."""
+"""Above that of a core that sets up, stands by or has just become active: the peer counts on signs of life meanwhile. Nobody
+does on those of a backup that restores a snapshot, for seconds maybe, on a CPU that others may need: it runs as they do."""
 
 
 class Machine:
@@ -105,6 +106,7 @@ class OwnerProcess:
         self.system = OwnerSystem(spec, self.machine)
         self._rested_ns = time.monotonic_ns()
         self._spins = spec.spins
+        self._hurries = True
         self._commands: deque[tuple[str, dict[str, Any], Future[Any]]] = deque()
 
     def run(self, ready: Callable[[], None]) -> None:
@@ -147,6 +149,12 @@ class OwnerProcess:
             line.sleep_end()
         self._obey()
         self.system.step()
+        if self.system.hurries != self._hurries:
+            self._hurries = not self._hurries
+            if self._hurries:
+                run_first(PRIORITY)
+            else:
+                run_early(nice=0)
 
     def _has_come(self, begun_ns: int) -> bool:
         """Look for a moment whether what is about to come has come; others that want this CPU go first."""

@@ -214,6 +214,13 @@ class OwnerSystem:
         busy = self.left or self.launching or self.lease is not None or self.probe is not None or self.upkeep.busy
         return alone and not busy
 
+    @property
+    def hurries(self) -> bool:
+        """Whether anybody waits for it: the cores of a primary, or the primary of a backup that has its state."""
+        return self.machine.state not in (State.ABSENT, State.GREETING, State.SNAPSHOT) or isinstance(
+            self.machine, Primary
+        )
+
     def leave(self) -> None:
         """Log everything that cores still sent, within HANDOVER_S; then a backup in sync takes over (handover)."""
         if not self.left:

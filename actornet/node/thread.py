@@ -54,8 +54,8 @@ def run_first(priority: int = 1) -> None:
         run_early()
 
 
-def run_early() -> None:
-    """Let this thread run before ordinary ones, as far as this process may."""
+def run_early(nice: int = NICE) -> None:
+    """Let this thread run before ordinary ones, as far as this process may; as one of them with `nice` 0."""
     with suppress(OSError):
         os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
