@@ -9,17 +9,19 @@ offloaded is composed: a key for which each packet would pass through offloads a
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from functools import cache
-from typing import Any, ClassVar, NamedTuple, cast
+from types import CoroutineType
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import msgspec
 
 from actornet.engine import relay
 from actornet.engine.direction import Direction
 from actornet.engine.five_tuple import FiveTuple
+from actornet.engine.flow_base import FlowBase
 from actornet.engine.packet import Packet
+from actornet.engine.seat import Offload, Seat, composed, product
 from actornet.engine.verdict import DROP, FORWARD, OFFLOADED, Emit, Forward, Rewrite, Verdict, decode_verdict
 from actornet.errors import UsageError
 from actornet.flow import FlowActor, FlowMeta
@@ -32,15 +34,6 @@ TCP = 6
 SYN_FIN_RST = 7
 Key = tuple[FiveTuple, str]
 _encode = msgspec.msgpack.Encoder().encode
-
-
-class Offload(NamedTuple):
-    """A member's decision about a key: for good, or until a time (Unix ns, 0: none), while owners have revoked so often."""
-
-    verdict: Verdict
-    punt_tcp: bool
-    until_ns: int
-    revocations: int
 
 
 class KeyState(msgspec.Struct, array_like=True, gc=False):
@@ -65,38 +58,14 @@ class MemberState(msgspec.Struct, array_like=True, gc=False):
 _decode_members = msgspec.msgpack.Decoder(list[MemberState]).decode
 
 
-class Seat:
-    """A member's place in its chain's flow: its keys, of which the first is what it was opened with, and its time-out."""
-
-    __slots__ = ("chain", "idle_s", "keys", "touched")
-
-    def __init__(self, chain: ChainActor, idle_s: float) -> None:
-        self.chain, self.idle_s = chain, idle_s
-        self.keys: dict[Key, Offload | None] = {}
-        self.touched = False
-
-    @property
-    def first(self) -> Key:
-        return next(iter(self.keys))
-
-    def standing(self, key: Key) -> Offload | None:
-        """The key's offload, if it has one that holds."""
-        found = self.keys.get(key)
-        if found is None or found.revocations != self.chain._revocations():
-            return None
-        return found if not found.until_ns or self.chain._now_ns() < found.until_ns else None
-
-
 class Member:
     """What a flow actor is to its core, by way of the chain in which it is a member."""
 
     __slots__ = ()
     _seat: Seat
+    if TYPE_CHECKING:  # FlowBase's, beside which this stands in each member's class
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, value)
-        if not name.startswith("_"):
-            self._seat.touched = True
+        def _set_dirty(self, dirty: bool) -> None: ...
 
     @property
     def flow(self) -> FiveTuple:
@@ -138,12 +107,12 @@ class Member:
 
     def bind(self, flow: FiveTuple, port: str | None = None) -> None:
         seat = self._seat
-        key = (flow, port if port is not None else seat.chain._other_port())
+        key = (flow, port if port is not None else seat.chain._opposite(seat.chain.port))
         if key not in seat.keys:
             if len(seat.keys) >= KEYS_PER_FLOW_MAX:
                 raise UsageError(f"bind: {self.flow} holds {len(seat.keys)} keys, the most a flow may have")
             seat.keys[key] = None
-            seat.touched = True
+            self._set_dirty(True)
 
     def offload(
         self,
@@ -164,7 +133,7 @@ class Member:
         chain, key = self._seat.chain, self._key(flow, port, "offload")
         until_ns = chain._now_ns() + int(hard_s * 1e9) if hard_s is not None else 0
         self._seat.keys[key] = Offload(verdict, punt_tcp, until_ns, chain._revocations())
-        self._seat.touched = True
+        self._set_dirty(True)
         if idle_s is not None:
             self.idle_s = idle_s
 
@@ -173,12 +142,12 @@ class Member:
 
     def withdraw(self) -> None:
         self._seat.keys = dict.fromkeys(self._seat.keys)
-        self._seat.touched = True
+        self._set_dirty(True)
 
     def counted(self, flow: FiveTuple | None = None, port: str | None = None) -> tuple[int, int]:
         """Of the connection's packets, those that came in at the key's port."""
         chain, (_, at) = self._seat.chain, self._key(flow, port, "counted")
-        counts = [chain.counted(real, where) for real, where, *_ in chain._keys() if where == at]
+        counts = [chain.counted(real, where) for real, where in chain._bound() if where == at]
         return sum(count[0] for count in counts), sum(count[1] for count in counts)
 
     def close(self) -> None:
@@ -259,7 +228,8 @@ class ChainActor(FlowActor):
         for member in reversed(self._in_order(self.port_index)):
             if member._seat.keys:
                 try:
-                    await _maybe(member.on_close())
+                    if isinstance(outcome := member.on_close(), CoroutineType):
+                        await outcome
                 except Exception as error:  # the others still close
                     failed = failed or error
         self._members = None
@@ -270,7 +240,9 @@ class ChainActor(FlowActor):
         """To the first member that takes messages."""
         for member in self._joined():
             if type(member).handles("on_message"):
-                answer = await _maybe(member.on_message(message))
+                answer = member.on_message(message)
+                if isinstance(answer, CoroutineType):
+                    answer = await answer
                 self._settle()
                 return answer
         return super().on_message(message)
@@ -287,16 +259,16 @@ class ChainActor(FlowActor):
     async def _travel(self, packet: Packet, at: int, step: int) -> Verdict:
         """Take a packet through the members from number `at` on; what becomes of it, as a verdict on `packet`."""
         members, current, arrived = self._joined(), packet, packet.port
+        first = flow = packet.flow
+        opposite = self._opposite(arrived)
         rewrites: list[Rewrite] = []
         edited = False
         while 0 <= at < len(members):
             member = members[at]
-            verdict = await self._treat(member, current)
-            if isinstance(verdict, Emit):
-                return await self._take_on(verdict, current, at)
+            verdict = await self._treat(member, current, (flow, arrived))
             if not isinstance(verdict, Forward):
-                return verdict
-            if verdict.to == arrived != self._opposite(arrived):
+                return await self._take_on(verdict, current, at) if isinstance(verdict, Emit) else verdict
+            if verdict.to == arrived != opposite:
                 raise UsageError(
                     f"{type(member).__name__} sends a packet back out of port {arrived}, where it came in; "
                     "through a chain packets only pass"
@@ -310,13 +282,13 @@ class ChainActor(FlowActor):
                 rewrites.append(verdict)
                 if current is not packet:
                     relay.end(current)
-                current = following
+                current, flow = following, following.flow
             at += step
         if packet.direction is Direction.ORIGINAL and not packet.is_icmp_error and self._touched():
-            self.bind(current.flow.reversed(), self._opposite(self.port))
+            self.bind(flow.reversed(), self._opposite(self.port))
         if edited:
             return relay.emit([relay.made(current)], -1)
-        return _product(packet.flow, current.flow, rewrites)
+        return product(first, flow, rewrites)
 
     async def _take_on(self, made: Emit, like: Packet, at: int) -> Verdict:
         """Frames that member number `at` made go on from there, each in its own direction."""
@@ -335,37 +307,32 @@ class ChainActor(FlowActor):
             relay.end(packet)
         return relay.emit(frames, made.counter)
 
-    async def _treat(self, member: Any, packet: Packet) -> Verdict:
+    async def _treat(self, member: Any, packet: Packet, key: Key) -> Verdict:
         """What a member decides about a packet, by itself or by what it has offloaded."""
-        seat, key = cast(Seat, member._seat), (packet.flow, packet.port)
+        seat = cast(Seat, member._seat)
         if not seat.keys:
             if packet.is_icmp_error:
                 return DROP  # about nothing that it knows
-            verdict = await self._open(member, packet, key)
+            seat.keys[key] = None
+            if member.connection:
+                seat.keys[key[0].reversed(), self._opposite(key[1])] = None
+            member._set_dirty(True)
+            known, verdict = len(seat.keys), member.on_open(packet)
+            if isinstance(verdict, CoroutineType):
+                verdict = await verdict
             if verdict is not None:
+                verdict = _meant(member, verdict, key)
+                refuses = verdict.name in ("DROP", "REJECT")
+                if refuses and len(seat.keys) == known and seat.standing(key) is None:
+                    seat.keys.clear()
+                    raise _Refused(verdict)
                 return verdict
         found = seat.standing(key)
         punted = found is not None and found.punt_tcp and packet.tcp_flags & SYN_FIN_RST
         if found is not None and not punted and not (packet.is_icmp_error and member.sees_icmp_errors):
             return found.verdict
-        return _meant(member, await _maybe(member.on_packet(packet)), key)
-
-    async def _open(self, member: Any, packet: Packet, key: Key) -> Verdict | None:
-        seat = cast(Seat, member._seat)
-        seat.keys[key] = None
-        if member.connection:
-            seat.keys[key[0].reversed(), self._opposite(key[1])] = None
-        seat.touched, known = True, len(seat.keys)
-        if not type(member).handles("on_open"):
-            return None
-        outcome = await _maybe(member.on_open(packet))
-        if outcome is None:
-            return None
-        verdict = _meant(member, outcome, key)
-        if verdict.name in ("DROP", "REJECT") and len(seat.keys) == known and seat.standing(key) is None:
-            seat.keys.clear()
-            raise _Refused(verdict)
-        return verdict
+        verdict = member.on_packet(packet)
+        return _meant(member, await verdict if isinstance(verdict, CoroutineType) else verdict, key)
 
     # -- keys, offloads and the record ------------------------------------------------------------------------------
 
@@ -387,7 +354,7 @@ class ChainActor(FlowActor):
             for name, value in zip(part.replicated_fields(), part._field_types.decode(state.fields), strict=True):
                 setattr(member, name, value)
             member._seat.keys = {(key.flow, key.port): _offload(key) for key in state.keys}
-        member._seat.touched = False
+        member._set_dirty(False)
         return member
 
     def _in_order(self, port_index: int) -> list[Any]:
@@ -395,15 +362,8 @@ class ChainActor(FlowActor):
         members = self._joined()
         return members if port_index == 0 else members[::-1]
 
-    def _opposite(self, port: str) -> str:
-        names = self._port_names()
-        return names[self._opposite_port(names.index(port))]
-
-    def _other_port(self) -> str:
-        return self._opposite(self.port)
-
     def _touched(self) -> bool:
-        return any(member._seat.touched for member in self._joined())
+        return any(map(FlowBase._is_dirty, self._joined()))
 
     def _settle(self) -> None:
         """Members have decided: what of it is the core's, and what belongs into the flow's record."""
@@ -422,7 +382,7 @@ class ChainActor(FlowActor):
                 self.idle_s = idle_s
             complete = self._install()
             for member in members:
-                member._seat.touched = False
+                member._set_dirty(False)
         state = _encode([_state(member) for member in members])
         if state != self.members:
             self.members = state
@@ -431,37 +391,20 @@ class ChainActor(FlowActor):
 
     def _install(self) -> bool:
         """Offload what can be composed; whether that is every key."""
-        composed = {(flow, port): self._composed(flow, port) for flow, port, *_ in self._keys()}
+        seats = [member._seat for member in self._joined()]
+        names, complete = self._port_names(), True
+        found = []
+        for flow, port in self._bound():
+            of_key = composed(seats if port == names[0] else seats[::-1], flow, port, self._opposite(port))
+            if of_key is None:
+                complete = False
+            else:
+                found.append((flow, port, of_key))
         self.withdraw()
-        for (flow, port), found in composed.items():
-            if found is not None:
-                hard_s = max(found.until_ns - self._now_ns(), 1) / 1e9 if found.until_ns else None
-                self.offload(found.verdict, flow, port, punt_tcp=found.punt_tcp, hard_s=hard_s)
-        return None not in composed.values()
-
-    def _composed(self, flow: FiveTuple, port: str) -> Offload | None:
-        """The product of all members' offloads for packets of this key; None if one has none."""
-        at, rewrites, punt_tcp, ends_ns = flow, list[Rewrite](), False, list[int]()
-        opposite = self._opposite(port)
-        for member in self._in_order(self._port_names().index(port)):
-            found = member._seat.standing((at, port))
-            if found is None:
-                return None
-            punt_tcp |= found.punt_tcp
-            ends_ns += [found.until_ns] if found.until_ns else []
-            if not isinstance(found.verdict, Forward):
-                return Offload(DROP, punt_tcp, min(ends_ns, default=0), 0)
-            if found.verdict.to not in (None, opposite):
-                return None
-            if isinstance(found.verdict, Rewrite):
-                rewrites.append(found.verdict)
-                at = _after(at, found.verdict)
-        return Offload(_product(flow, at, rewrites), punt_tcp, min(ends_ns, default=0), 0)
-
-
-async def _maybe(outcome: Any) -> Any:
-    """What a handler returned, `def` or `async def`."""
-    return await outcome if inspect.iscoroutine(outcome) else outcome
+        for flow, port, of_key in found:
+            hard_s = max(of_key.until_ns - self._now_ns(), 1) / 1e9 if of_key.until_ns else None
+            self.offload(of_key.verdict, flow, port, punt_tcp=of_key.punt_tcp, hard_s=hard_s)
+        return complete
 
 
 def _meant(member: Any, verdict: Any, key: Key) -> Verdict:
@@ -476,61 +419,10 @@ def _meant(member: Any, verdict: Any, key: Key) -> Verdict:
     return verdict
 
 
-def _after(flow: FiveTuple, rewrite: Rewrite) -> FiveTuple:
-    """The five-tuple that a packet of `flow` has when it was rewritten."""
-    source_port, destination_port = rewrite.source_port, rewrite.destination_port
-    if flow.protocol in (1, 58):  # both are the identifier
-        source_port = destination_port = source_port if source_port is not None else destination_port
-    return FiveTuple(
-        flow.protocol,
-        rewrite.source if rewrite.source is not None else flow.source,
-        source_port if source_port is not None else flow.source_port,
-        rewrite.destination if rewrite.destination is not None else flow.destination,
-        destination_port if destination_port is not None else flow.destination_port,
-    )
-
-
-def _product(first: FiveTuple, last: FiveTuple, rewrites: list[Rewrite]) -> Verdict:
-    """One verdict for all rewrites, which make `last` of `first`. Only what differs is set: in an ICMP error about the flow
-    an outer source that stays is the router's own."""
-    if not rewrites:
-        return FORWARD
-
-    def latest(name: str) -> Any:
-        return next((value for r in reversed(rewrites) if (value := getattr(r, name)) is not None), None)
-
-    return Rewrite(
-        source=last.source if last.source != first.source else None,
-        source_port=last.source_port if last.source_port != first.source_port else None,
-        destination=last.destination if last.destination != first.destination else None,
-        destination_port=last.destination_port if last.destination_port != first.destination_port else None,
-        dscp=latest("dscp"),
-        decrement_ttl=any(r.decrement_ttl for r in rewrites),
-        source_mac=latest("source_mac"),
-        destination_mac=latest("destination_mac"),
-        vlan=latest("vlan"),
-    )
-
-
-def _state(member: Any) -> list[Any]:
+def _state(member: Any) -> tuple[Any, ...]:
     """`MemberState` of a member."""
     seat = cast(Seat, member._seat)
-    keys = [
-        KeyState(*key, *((_form(offload.verdict), *offload[1:]) if offload is not None else ()))
-        for key, offload in seat.keys.items()
-    ]
-    return [[getattr(member, name) for name in type(member).replicated_fields()], keys, seat.idle_s]
-
-
-def _form(verdict: Verdict) -> list[Any] | None:
-    """What `decode_verdict` makes this verdict of."""
-    if not isinstance(verdict, Forward):
-        return None
-    if not isinstance(verdict, Rewrite):
-        return [verdict.to]
-    names = ("source", "source_port", "destination", "destination_port", "dscp", "decrement_ttl")
-    link = [verdict.source_mac, verdict.destination_mac, verdict.vlan]
-    return [verdict.to, *(getattr(verdict, name) for name in names), *(link if link != [None] * 3 else [])]
+    return [getattr(member, name) for name in member._replicated], seat.saved_keys(), seat.idle_s
 
 
 def _offload(key: KeyState) -> Offload | None:

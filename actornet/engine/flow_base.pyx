@@ -262,6 +262,29 @@ cdef class FlowBase:
         cdef Core core = core_of(self)
         return core.resolve_out(None, port)
 
+    def _is_dirty(self) -> bool:
+        return self.marks & MARK_DIRTY != 0
+
+    def _set_dirty(self, bint dirty) -> None:
+        self.marks = self.marks | MARK_DIRTY if dirty else self.marks & ~MARK_DIRTY
+
+    def _opposite(self, str port) -> str:
+        """Name of the port opposite to the one of this name."""
+        cdef Core core = core_of(self)
+        return core.port_names[core.resolve_out(None, core.port_index(port))]
+
+    def _bound(self) -> list:
+        """The keys, each with its port's name."""
+        cdef Core core = core_of(self)
+        cdef uint32_t i = self.first
+        cdef an_entry *e
+        bound = []
+        for _ in range(self.keys):
+            e = &core.flows.table.entries[i]
+            bound.append((five_tuple(&e.key), core.port_names[e.key.port]))
+            i = e.next_key
+        return bound
+
     def _keys(self) -> list:
         """Record form of the keys: [five-tuple, port, verdict form or False, punt, next hop or None] each, and the terms
         if there are some."""

@@ -179,6 +179,21 @@ def decode_verdict(form):
                    source_mac=source_mac, destination_mac=destination_mac, vlan=vlan)
 
 
+def encode_verdict(Verdict verdict not None):
+    """What `decode_verdict` makes this verdict of."""
+    cdef Rewrite r
+    cdef list form
+    if not isinstance(verdict, Forward):
+        return None
+    if verdict.kind != VERDICT_REWRITE:
+        return [(<Forward>verdict).to]
+    r = <Rewrite>verdict
+    form = [r.to, r.source, r.source_port, r.destination, r.destination_port, r.dscp, r.decrement_ttl]
+    if r.link.fields:
+        form += [r.source_mac, r.destination_mac, r.vlan]
+    return form
+
+
 cdef int _bounded(str name, object value, int largest) except -1:
     if not isinstance(value, int) or not 0 <= value <= largest:
         raise UsageError(f"rewrite: {name} must be 0..{largest}, not {value!r}")
