@@ -1,6 +1,7 @@
 /* Load and floor of `python -m bench.forward`.
  *
- *   c_traffic generate INTERFACE SECONDS FLOWS SOURCE-MAC DESTINATION-MAC   60-byte UDP as fast as the kernel takes it
+ *   c_traffic generate INTERFACE SECONDS FLOWS SOURCE-MAC DESTINATION-MAC [PER-SECOND]
+ *                                        60-byte UDP, as fast as the kernel takes it or at that rate
  *   c_traffic af_packet FIRST SECOND     frames from one interface to the other as they are, by recvmmsg and sendmmsg
  *   c_traffic af_xdp FIRST SECOND        the same by AF_XDP, native if the driver can
  */
@@ -41,7 +42,8 @@ static int packet_socket(const char *interface, int receives)
     return fd;
 }
 
-static int generate(const char *interface, double seconds, unsigned flows, const char *source, const char *destination)
+static int generate(const char *interface, double seconds, unsigned flows, const char *source, const char *destination,
+                    double per_second)
 {
     struct sockaddr_ll address = {.sll_family = AF_PACKET, .sll_ifindex = (int)if_nametoindex(interface)};
     int fd = socket(AF_PACKET, SOCK_RAW, 0), on = 1;
@@ -73,6 +75,11 @@ static int generate(const char *interface, double seconds, unsigned flows, const
         }
         int n = sendmmsg(fd, messages, 64, 0);
         sent += n > 0 ? (unsigned long)n : 0;
+        if (per_second > 0) {
+            double due = (double)begin.tv_nsec / 1e9 + (double)next / per_second;
+            struct timespec until = {begin.tv_sec + (time_t)due, (long)((due - (double)(time_t)due) * 1e9)};
+            clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &until, NULL);
+        }
         clock_gettime(CLOCK_MONOTONIC, &now);
     } while ((double)(now.tv_sec - begin.tv_sec) + (double)(now.tv_nsec - begin.tv_nsec) / 1e9 < seconds);
     printf("%lu\n", sent);
@@ -166,8 +173,8 @@ static int forward_af_xdp(const char *const *interfaces)
 int main(int argc, char **argv)
 {
     const char *const *interfaces = (const char *const *)argv + 2;
-    if (argc == 7 && !strcmp(argv[1], "generate"))
-        return generate(argv[2], atof(argv[3]), (unsigned)atoi(argv[4]), argv[5], argv[6]);
+    if ((argc == 7 || argc == 8) && !strcmp(argv[1], "generate"))
+        return generate(argv[2], atof(argv[3]), (unsigned)atoi(argv[4]), argv[5], argv[6], argc == 8 ? atof(argv[7]) : 0);
     if (argc == 4 && !strcmp(argv[1], "af_packet"))
         return forward_af_packet(interfaces);
     if (argc == 4 && !strcmp(argv[1], "af_xdp"))

@@ -21,6 +21,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from actornet.limits import FLOWS_MAX_DEFAULT
 from actornet.testing.netns import Lab
 from actornet.testing.pair import Name, Pair
 from actornet.testing.traffic import SERVER, Traffic, UdpEcho, UdpStream, udp_socket
@@ -29,20 +30,34 @@ from bench.report import Row, table, write_json
 
 PAIR_MAC = "02:00:5e:10:00:01"
 PATIENCE_S = 2.0
+FILL_PER_S = 40_000
+"""What the flows begin at: more than a core opens on this kind of machine, and little enough to leave it the CPU."""
 
 
-def generate(pair: Pair, binary: Path, flows: int, seconds: float) -> subprocess.Popen[bytes]:
-    """Start to send 60-byte UDP packets of so many flows, of 60,000 inside ends, one after the other, at full speed."""
+def generate(pair: Pair, binary: Path, flows: int, seconds: float, per_s: int = 0) -> subprocess.Popen[bytes]:
+    """Start to send 60-byte UDP packets of so many flows, of 60,000 inside ends, in turn; `per_s` (0: full speed)."""
     cpu = str(max(os.sched_getaffinity(0)))
     source: str = json.loads(pair.lab.run("client", ["ip", "-j", "link", "show", "eth0"]).stdout)[0]["address"]
-    argv = ["taskset", "-c", cpu, str(binary), "generate", "eth0", str(seconds), str(flows), source, PAIR_MAC]
+    argv = [
+        "taskset",
+        "-c",
+        cpu,
+        str(binary),
+        "generate",
+        "eth0",
+        str(seconds),
+        str(flows),
+        source,
+        PAIR_MAC,
+        str(per_s),
+    ]
     return pair.lab.popen("client", argv, stdout=subprocess.DEVNULL)
 
 
 def fill(pair: Pair, binary: Path, flows: int, timeout_s: float) -> float:
     """Open the flows on node `a`; returns how many seconds it took."""
     begun = time.monotonic()
-    generator = generate(pair, binary, flows, timeout_s)
+    generator = generate(pair, binary, flows, timeout_s, FILL_PER_S)
     while live_flows(pair, "a") < flows:
         if generator.poll() is not None:
             raise SystemExit(f"only {live_flows(pair, 'a')} of {flows} flows were open after {timeout_s} s")
@@ -97,13 +112,14 @@ class NewFlows(Traffic):
 
 def measure(directory: Path, binary: Path, flows: int, timeout_s: float) -> Row:
     with Pair(directory) as pair:
-        pair.launch("a", "primary")
+        flags = ["--flows-max", str(4 * flows + FLOWS_MAX_DEFAULT)]  # two keys per flow
+        pair.launch("a", "primary", *flags)
         fill_s = fill(pair, binary, flows, timeout_s)
         with NewFlows(pair.lab) as alone:
             time.sleep(1.0)
         with NewFlows(pair.lab) as joining:
             begun = time.monotonic()
-            pair.begin("b", "backup")
+            pair.begin("b", "backup", *flags)
             pair.wait_for("b", r'"event":"in sync"', timeout_s)
             sync_s = time.monotonic() - begun
         held = live_flows(pair, "b")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from actornet.errors import UsageError
-from actornet.limits import CORES_MAX
+from actornet.limits import CORES_MAX, FLOWS_MAX
 from actornet.node.deployment import ReplicationTable, load_deployment, read_key, roles_of
 
 WHOLE = """
@@ -110,6 +110,7 @@ def test_flags_alone_are_enough():
         ({"primary.logs": "x"}, "unknown key `primary.logs`: did you mean `primary.log`?"),
         ({"cores": "two"}, "`cores`: Expected `int`, got `str`"),
         ({"cores": 0}, f"`cores` = 0: choose 1 to {CORES_MAX}"),
+        ({"flows_max": 0}, f"`flows_max` = 0: a core's flow table has 1 to {FLOWS_MAX} keys"),
         ({"cpus": [1]}, "`cpus` = [1]: name as many different CPUs as there are `cores` (2)"),
         ({"cpus": [1, 1]}, "`cpus` = [1, 1]: name as many"),
         ({"name": "a b"}, "`name` = 'a b': use letters"),

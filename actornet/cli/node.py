@@ -39,6 +39,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add("--nf", metavar="NF", help="module:Class of the network function")
     add("--cores", type=int, metavar="N", help="cores, one process each")
     add("--cpus", metavar="A,B", help="CPUs to pin the cores to")
+    add("--flows-max", type=int, metavar="N", help="keys in each core's flow table; a translated flow has two")
     add(
         "--poll", metavar="HOW", help="cores without packets sleep (adaptive, the default) or look again at once (busy)"
     )
@@ -110,6 +111,7 @@ def _overrides(args: argparse.Namespace) -> dict[str, Any]:
         "cores": args.cores,
         "cpus": _cpus(args.cpus) if args.cpus else None,
         "poll": args.poll,
+        "flows_max": args.flows_max,
         "key_file": str(Path(args.key_file).resolve()) if args.key_file else None,
         "replication.durability": args.durability,
         "replication.without_backup": args.without_backup,

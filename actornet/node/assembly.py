@@ -53,6 +53,7 @@ def assemble(deployment: Deployment) -> NodePlan:
             port_group=zlib.crc32(f"{deployment.name}/{os.getpid()}".encode()) & 0xFFFF,
             fabric=fabric.spec,
             poll=deployment.poll,
+            flows_max=deployment.flows_max,
         )
         workers.append(WorkerPlan(f"core-{index}", "core", "actornet.node.core_worker:run", core, (cpu,)))
     return NodePlan(workers, "actornet.node.assembly:beats", (fabric.page.fd, deployment.cores), keep=fabric)

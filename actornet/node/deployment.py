@@ -19,7 +19,16 @@ from typing import Any, Literal
 import msgspec
 
 from actornet.errors import UsageError
-from actornet.limits import CORES_MAX, LEASE_MS_DEFAULT, LEASE_MS_MAX, LEASE_MS_MIN, LOG_KEEP_RECORDS_DEFAULT, PORTS_MAX
+from actornet.limits import (
+    CORES_MAX,
+    FLOWS_MAX,
+    FLOWS_MAX_DEFAULT,
+    LEASE_MS_DEFAULT,
+    LEASE_MS_MAX,
+    LEASE_MS_MIN,
+    LOG_KEEP_RECORDS_DEFAULT,
+    PORTS_MAX,
+)
 from actornet.node.thespian_base import split_address
 from actornet.node.witness import witness_at
 from actornet.ports.drivers import Driver
@@ -85,6 +94,7 @@ class DeploymentFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cores: int = 1
     cpus: list[int] | None = None
     poll: Poll = "adaptive"
+    flows_max: int = FLOWS_MAX_DEFAULT
     settings: dict[str, Any] = {}
     replication: ReplicationTable = ReplicationTable()
     primary: RoleTable | None = None
@@ -97,9 +107,9 @@ CONTROL_DEFAULT: dict[Role, str] = {"primary": "127.0.0.1:7401", "backup": "127.
 class Deployment(msgspec.Struct, frozen=True):
     """A deployment as one node of it needs it: paths absolute, defaults filled in, everything checked.
 
-    `cpus` has one CPU per core, or is None for the supervisor's choice. `link` and `listen` are None only when nothing is
-    replicated. `node` is the table that is this node's; `peer` where the other one listens when it leads, if it does so
-    elsewhere.
+    `flows_max` is how many keys a core's flow table may have. `cpus` has one CPU per core, or is None for the supervisor's
+    choice. `link` and `listen` are None only when nothing is replicated. `node` is the table that is this node's; `peer`
+    where the other one listens when it leads, if it does so elsewhere.
     """
 
     name: str
@@ -109,6 +119,7 @@ class Deployment(msgspec.Struct, frozen=True):
     cores: int
     cpus: list[int] | None
     poll: Poll
+    flows_max: int
     key_file: Path
     settings: dict[str, Any]
     ports: dict[str, PortTable]
@@ -165,6 +176,7 @@ def load_deployment(
         cores=whole.cores,
         cpus=whole.cpus,
         poll=whole.poll,
+        flows_max=whole.flows_max,
         key_file=directory / whole.key_file,
         settings=_flat(whole.settings),
         ports=whole.ports,
@@ -266,6 +278,8 @@ def _problem(whole: DeploymentFile, role: Role, table: RoleTable) -> str | None:
         return f'`nf` = {whole.nf!r}: write "module:Class", say "actors.nat:SourceNAT"'
     if not 1 <= whole.cores <= CORES_MAX:
         return f"`cores` = {whole.cores}: choose 1 to {CORES_MAX}"
+    if not 1 <= whole.flows_max <= FLOWS_MAX:
+        return f"`flows_max` = {whole.flows_max}: a core's flow table has 1 to {FLOWS_MAX} keys"
     if whole.cpus is not None and len(set(whole.cpus)) != whole.cores:
         return f"`cpus` = {whole.cpus}: name as many different CPUs as there are `cores` ({whole.cores})"
     if not 1 <= len(whole.ports) <= PORTS_MAX:
