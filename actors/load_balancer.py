@@ -9,7 +9,12 @@ heaviest one's weight takes every third.
 Whoever has a backend keeps it: the flow's record says which one, so neither a change of the set nor a takeover breaks a
 connection, and the table decides only about those that no record knows. The set is the state of one owner, which counts
 connections. `change` replaces it, `weigh` gives one backend another weight: with 0 it gets no new connections and can be
-taken away when its last one has ended. That is what a health check says as well, by a message to the owner.
+taken away when its last one has ended.
+
+Whether a backend is well is seen from the connections themselves (outlier detection): one that refuses some in a row, or
+leaves them unanswered, is ejected, and gets no new ones for a while that is longer each time, until it answers one. A
+client that repeats its SYN without an answer is given another backend. If all are ejected, all get connections: so whoever
+sends SYNs that no backend can answer, with a wrong checksum for instance, makes shares uneven, but takes nothing down.
 
 Destinations are translated on the way to the backend and sources on the way back, both by the core. TCP's SYN, FIN and
 RST come to the connection's actor, and the client's first ACK: until then its time-out is short and its place in a full table
@@ -46,6 +51,11 @@ TABLE_SIZE_MAX = 20_011
 """The table is filled while the owner's other messages wait, in about a microsecond per entry."""
 WEIGHT_MAX = 1000
 BACKENDS_MAX = 250
+RETRY_S = 0.5
+"""A SYN that comes again after so long was not answered; RFC 6298 section 2.1: clients wait for a second."""
+TRIES_MAX = 4
+"""Backends that a connection is given, one after the other, until one answers."""
+EJECTIONS_MAX = 10
 
 
 @lru_cache(1024)
@@ -91,7 +101,7 @@ def lookup_table(weights: tuple[tuple[str, int], ...], size: int) -> tuple[int, 
 class Backend(Struct):
     """A backend's endpoint, its weight, and its connections: open ones, and all so far.
 
-    `leaving`: it is not listed any more, and goes with its last connection.
+    `leaving`: it is not listed any more, and goes with its last connection. `failures` and `ejections` are those in a row.
     """
 
     name: str
@@ -99,6 +109,9 @@ class Backend(Struct):
     open: int = 0
     total: int = 0
     leaving: bool = False
+    failures: int = 0
+    ejections: int = 0
+    ejected_until_s: float = 0.0
 
 
 class Pool(Struct):
@@ -106,31 +119,52 @@ class Pool(Struct):
 
     size: int
     sticky: bool
+    failures_max: int
+    ejected_s: float
     backends: dict[str, Backend]
 
 
 class Balancer(Owner[Pool]):
     """Knows the backends, and chooses one for each connection."""
 
-    def start(self, service: str, backends: list[str], size: int, sticky: bool) -> Pool:
+    def start(
+        self, service: str, backends: list[str], size: int, sticky: bool, failures_max: int, ejected_s: float
+    ) -> Pool:
         endpoint(service)
         if size > TABLE_SIZE_MAX or size < 3 or any(size % n == 0 for n in range(2, int(size**0.5) + 1)):
             raise ValueError(f"the table's size must be a prime from 3 to {TABLE_SIZE_MAX}, not {size}")
-        return Pool(size, sticky, self._listed(backends))
+        if failures_max < 0 or not 0 < ejected_s < 1e6:
+            raise ValueError("failures_max must be 0 or more, and ejected_s positive seconds")
+        return Pool(size, sticky, failures_max, ejected_s, self._listed(backends))
 
-    def choose(self, flow: FiveTuple) -> str:
-        """The backend for a connection of this five-tuple; empty when there is none."""
-        by_name = self.state.backends
-        names = list(by_name)
-        table = lookup_table(tuple((name, by_name[name].weight) for name in names), self.state.size)
-        if not table:
-            return ""
-        client = f"{flow.protocol} {flow.source} {flow.source_port} {flow.destination} {flow.destination_port}"
-        digest = blake2b((flow.source if self.state.sticky else client).encode(), digest_size=8).digest()
-        chosen = by_name[names[table[int.from_bytes(digest, "big") % len(table)]]]
-        chosen.open += 1
-        chosen.total += 1
-        return chosen.name
+    def choose(self, flow: FiveTuple) -> tuple[str, bool]:
+        """The backend for a connection of this five-tuple, empty when there is none; whether to tell if it `answered`."""
+        return self._chosen(flow, "")
+
+    def another(self, flow: FiveTuple, name: str) -> tuple[str, bool]:
+        """A backend did not answer; as `choose`, another one if there is one."""
+        self.failed(name)
+        chosen, suspect = self._chosen(flow, name)
+        if not chosen:
+            return name, True
+        self.release(name)
+        return chosen, suspect
+
+    def answered(self, name: str) -> None:
+        """A backend has taken a connection: it is well."""
+        if (backend := self.state.backends.get(name)) is not None:
+            backend.failures = backend.ejections = 0
+            backend.ejected_until_s = 0.0
+
+    def failed(self, name: str) -> None:
+        """A backend has refused a connection, or left it unanswered."""
+        backend, now = self.state.backends.get(name), self.now
+        if backend is None:
+            return
+        backend.failures += 1
+        if 0 < self.state.failures_max <= backend.failures and backend.ejected_until_s <= now:
+            backend.ejections = min(backend.ejections + 1, EJECTIONS_MAX)
+            backend.ejected_until_s = now + self.state.ejected_s * backend.ejections
 
     def release(self, name: str) -> None:
         """A connection has ended."""
@@ -138,6 +172,21 @@ class Balancer(Owner[Pool]):
         backend.open -= 1
         if backend.leaving and not backend.open:
             del self.state.backends[name]
+
+    def _chosen(self, flow: FiveTuple, instead_of: str) -> tuple[str, bool]:
+        by_name, now = self.state.backends, self.now
+        names = list(by_name)
+        listed = tuple((name, by_name[name].weight) for name in names)
+        well = tuple((n, 0 if n == instead_of or by_name[n].ejected_until_s > now else w) for n, w in listed)
+        table = lookup_table(well, self.state.size) or lookup_table(listed, self.state.size)
+        if not table:
+            return "", False
+        client = f"{flow.protocol} {flow.source} {flow.source_port} {flow.destination} {flow.destination_port}"
+        digest = blake2b((flow.source if self.state.sticky else client).encode(), digest_size=8).digest()
+        chosen = by_name[names[table[int.from_bytes(digest, "big") % len(table)]]]
+        chosen.open += 1
+        chosen.total += 1
+        return chosen.name, chosen.failures > 0
 
     def change(self, backends: list[str]) -> None:
         """Other backends from here on, `ADDRESS:PORT` or `ADDRESS:PORT=WEIGHT`; those that are open stay where they are.
@@ -147,7 +196,8 @@ class Balancer(Owner[Pool]):
         listed, known = self._listed(backends), self.state.backends
         for name, backend in known.items():
             if name in listed:
-                listed[name].open, listed[name].total = backend.open, backend.total
+                backend.weight, backend.leaving = listed[name].weight, False
+                listed[name] = backend
             elif backend.open:
                 listed[name] = Backend(name, 0, backend.open, backend.total, leaving=True)
         self.state.backends = dict(sorted(listed.items()))
@@ -193,9 +243,25 @@ class LoadBalancer(FlowActor):
     udp_idle_s = setting(120.0, "UDP")
     tcp_idle_s = setting(7440.0, "established TCP, RFC 5382 REQ-5: not below 2 hours 4 minutes")
     tcp_transitory_idle_s = setting(60.0, "opening or closing TCP")
-    balancer = Balancer.named("balancer", service=service, backends=backends, size=table_size, sticky=sticky)
+    failures_max = setting(
+        3, "TCP connections in a row that a backend fails until it gets no new ones; 0: it gets them"
+    )
+    ejected_s = setting(10.0, "for how long; so much longer each time, until it answers")
+    balancer = Balancer.named(
+        "balancer",
+        service=service,
+        backends=backends,
+        size=table_size,
+        sticky=sticky,
+        failures_max=failures_max,
+        ejected_s=ejected_s,
+    )
 
     backend: str = ""
+    tries: int = 0  # backends that were asked to take the connection
+    tried_s: float = 0.0
+    suspect: bool = False  # the last connections to the backend have failed
+    answered: bool = False  # the backend has taken the connection, or refused it
     fin: int = 0  # the sides that have sent one
     acked: bool = False  # the client has answered the backend: it is no sender of forged SYNs
 
@@ -206,25 +272,28 @@ class LoadBalancer(FlowActor):
             return await self._other(flow)
         if flags & (FIN | RST) or (flags & SYN and flags & ACK):
             return DROP
-        chosen = await self.balancer.choose(flow)
+        chosen, self.suspect = await self.balancer.choose(flow)
         if not chosen:
             return REJECT
-        self.backend = chosen
         self.acked = flow.protocol == UDP or not flags & SYN  # a connection that is older than the balancer goes on
-        self.bind(self._answer())
-        self._pass_on()
+        self._give_to(chosen, packet)
         return self._there()
 
-    def on_packet(self, packet: Packet) -> Verdict:
+    async def on_packet(self, packet: Packet) -> Verdict:
         """SYN, FIN and RST, and what the client sends until it has answered the backend."""
         flags, client = packet.tcp_flags, packet.direction is Direction.ORIGINAL
-        fin, acked = self.fin, self.acked
         if not self.backend:
             return FORWARD
+        if not client and packet.flow != self._answer():
+            return DROP  # of a backend that was too late
+        if not self.acked and not self.answered:
+            await self._try(packet, flags, client)
+        fin, acked = self.fin, self.acked
         if flags & RST:
             fin = BOTH  # or so somebody says: it lives on while there are packets
         elif flags & SYN and not flags & ACK and client and fin == BOTH:
             fin, acked = 0, False  # a new connection with the same five-tuple
+            self.answered, self.tries, self.tried_s = False, 1, packet.time
         elif flags & FIN:
             fin |= CLIENT if client else BACKEND
         acked = acked or (client and flags & (ACK | SYN) == ACK)
@@ -236,6 +305,25 @@ class LoadBalancer(FlowActor):
     def on_close(self) -> None:
         if self.backend:
             self.balancer.release(self.backend)
+
+    async def _try(self, packet: Packet, flags: int, client: bool) -> None:
+        """The connection is not answered yet: is it by this packet, or should another backend be asked?"""
+        if not client and flags & (SYN | RST):
+            self.answered = True
+            if flags & RST:
+                self.balancer.failed(self.backend)
+            elif self.suspect:
+                self.balancer.answered(self.backend)
+            return
+        again = client and flags & (SYN | ACK | RST) == SYN and packet.time - self.tried_s >= RETRY_S
+        if again and self.tries < TRIES_MAX and self.fin != BOTH:
+            chosen, self.suspect = await self.balancer.another(self.flow, self.backend)
+            self._give_to(chosen, packet)
+
+    def _give_to(self, backend: str, packet: Packet) -> None:
+        self.backend, self.tries, self.tried_s = backend, self.tries + 1, packet.time
+        self.bind(self._answer())
+        self._pass_on()
 
     async def _other(self, flow: FiveTuple) -> Verdict:
         if not self.pass_others or await self.balancer.serves(_name(flow.source, flow.source_port)):

@@ -252,11 +252,89 @@ def test_time_outs_and_a_connection_that_begins_anew() -> None:
     lab.finish()
 
 
+def syn(lab: Lab, port: int) -> str:
+    """Where a client's SYN goes."""
+    (there,) = lab.send("wan", frames.tcp(CLIENT, port, *SERVICE, SYN))
+    to = translated(frames.tcp(CLIENT, port, *SERVICE, SYN), there).destination
+    return f"{to.address}:{to.port}"
+
+
+def refuse(lab: Lab, port: int, backend: str) -> None:
+    (back,) = lab.send("lan", frames.tcp(backend.split(":")[0], 80, CLIENT, port, RST | ACK))
+    assert dissect(back).flow.source == End(*SERVICE)  # type: ignore[union-attr]
+
+
+def test_a_backend_that_refuses_connections_gets_no_new_ones_until_it_answers(tmp_path: Path) -> None:
+    """The owner decides it, by the log's time: a node that takes over (here: starts anew) knows of it."""
+    lab, ill, ports = Lab(tmp_path / "log"), "10.0.0.3:80", iter(range(2000, 9000))
+    opened = {port: lab.connect(port) for port in range(1024, 1064)}
+    for refused in range(3):
+        assert lab.pool.backends[ill].failures == refused
+        while syn(lab, port := next(ports)) != ill:
+            pass
+        refuse(lab, port, ill)
+        refuse(lab, port, ill)  # counts once
+    assert ill not in {lab.connect(next(ports)) for _ in range(40)}
+    lab.crash()
+    assert ill not in {lab.connect(next(ports)) for _ in range(40)}
+    for port, backend in opened.items():
+        lab.talks(port, backend)
+    lab.wait(11)
+    while syn(lab, port := next(ports)) != ill:
+        pass
+    refuse(lab, port, ill)  # one is enough, and the time twice as long
+    lab.wait(11)
+    assert ill not in {lab.connect(next(ports)) for _ in range(40)}
+    lab.wait(10)
+    assert ill in {lab.connect(next(ports)) for _ in range(40)}
+    assert (lab.pool.backends[ill].failures, lab.pool.backends[ill].ejections) == (0, 0)
+    lab.finish()
+
+
+def test_if_all_backends_refuse_all_are_asked() -> None:
+    lab = Lab()
+    for port in range(2000, 2060):
+        refuse(lab, port, syn(lab, port))
+    assert all(backend.ejections == 1 for backend in lab.pool.backends.values())
+    assert {syn(lab, port) for port in range(3000, 3060)} == set(names(3))
+    lab.finish()
+
+
+def test_a_client_that_gets_no_answer_is_given_another_backend() -> None:
+    lab = Lab()
+    first = syn(lab, 5000)
+    assert syn(lab, 5000) == first, "at once it is a copy"
+    lab.wait(1)
+    second = syn(lab, 5000)
+    assert second != first
+    late = frames.tcp(first.split(":")[0], 80, CLIENT, 5000, SYN | ACK)
+    assert lab.send("lan", late) == [], "too late: the client would hear two backends"
+    lab.passes("lan", frames.tcp(second.split(":")[0], 80, CLIENT, 5000, SYN | ACK), End(second.split(":")[0], 80))
+    lab.passes("wan", frames.tcp(CLIENT, 5000, *SERVICE, ACK), End(second.split(":")[0], 80))
+    lab.talks(5000, second)
+    backends = lab.pool.backends
+    assert (backends[first].open, backends[first].failures, backends[second].open) == (0, 1, 1)
+    lab.finish()
+
+
+def test_without_another_backend_the_connection_stays_with_its_own() -> None:
+    lab = Lab(backends=["10.0.0.2:80"])
+    for _ in range(6):
+        assert syn(lab, 5000) == "10.0.0.2:80"
+        lab.wait(1)
+    assert lab.pool.backends["10.0.0.2:80"].open == 1
+    lab.embedded.ask("balancer", "weigh", ("10.0.0.2:80", 0))
+    lab.wait(1)
+    assert syn(lab, 5000) == "10.0.0.2:80"
+    lab.finish()
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
         {"service": "203.0.113.10"}, {"service": "x:80"}, {"backends": ["10.0.0.1:0"]}, {"backends": ["10.0.0.1:80=-1"]},
         {"backends": ["10.0.0.1:80=5000"]}, {"table_size": 5000}, {"table_size": 65537}, {"table_size": 1},
+        {"failures_max": -1}, {"ejected_s": 0.0},
     ],
 )  # fmt: skip
 def test_settings_that_cannot_be(wrong: dict[str, Any]) -> None:
