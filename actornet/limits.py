@@ -183,6 +183,9 @@ OWNER_REST_SHARE = 0.07
 """An owner system that did not sleep for so long rests for this share of that time: its thread is a real-time one, of
 which the kernel takes 50 ms away in one go, more than `SILENCE_MS`, if it leaves less than 5 % of the time to others."""
 
+STANDBY_BUSY_MS = 20
+"""A standby core that did not sleep for so long restores many flows: until it sleeps again it is no real-time thread."""
+
 HANDOVER_S = 2.0
 """How long a primary that stops waits for its backup's last acknowledgement."""
 

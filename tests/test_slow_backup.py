@@ -68,10 +68,13 @@ class Opens:
 def freeze(pid: int, span_s: float) -> tuple[int, int]:
     """Stop a process for so long; returns from when to when it was (monotonic ns)."""
     span: list[int] = []
+    tasks = list(Path(f"/proc/{pid}/task").iterdir())
 
     def run() -> None:
         run_first()
         os.kill(pid, signal.SIGSTOP)
+        while not all(task.joinpath("stat").read_text().rpartition(") ")[2][0] == "T" for task in tasks):
+            pass  # what runs on another CPU is stopped a moment later
         span.append(time.monotonic_ns())
         time.sleep(span_s)
         span.append(time.monotonic_ns())

@@ -29,7 +29,7 @@ from actornet.engine.five_tuple import FiveTuple
 from actornet.engine.ring import ACTIVE, FENCED, PASSIVE, Ring
 from actornet.flow import FlowActor
 from actornet.journal import restore_flow
-from actornet.limits import FLOWS_MAX_DEFAULT, HANDLER_ERRORS_LOGGED_PER_S, SPIN_US
+from actornet.limits import FLOWS_MAX_DEFAULT, HANDLER_ERRORS_LOGGED_PER_S, SPIN_US, STANDBY_BUSY_MS
 from actornet.log.record import FlowBody
 from actornet.node import exchange
 from actornet.node.deployment import Poll, PortTable
@@ -186,7 +186,9 @@ class CoreWorker:
         self._role = PASSIVE
         self._announcements: deque[float] = deque()
         self._committed = 0  # as it was when this turn began
+        self._first = True  # runs before all that is not real-time
         self._first_until_ns = 0
+        self._rested_ns = time.monotonic_ns()
         self._answer_until_ns = 0  # how long to look for the owner system's answer before sleeping
         self._turns = 0
         self._ready: Callable[[], None] | None = ready
@@ -246,8 +248,15 @@ class CoreWorker:
         self.page.set_core_beat(self.spec.index, self._turns)
         self._committed = self.page.committed(self.spec.index)
         if self._first_until_ns and time.monotonic_ns() > self._first_until_ns:
-            self._first_until_ns = 0
+            self._first, self._first_until_ns = False, 0
             run_early()
+        elif (
+            self._role == PASSIVE
+            and self._first
+            and time.monotonic_ns() - self._rested_ns > STANDBY_BUSY_MS * 1_000_000
+        ):
+            self._first = False
+            run_early(nice=0)
         if (role := self._role_due()) != self._role and self.link.attached:
             self._change_role(role)
         if self._announcements and time.monotonic() >= self._announcements[0]:
@@ -278,6 +287,7 @@ class CoreWorker:
                 port.activate()
             begun = time.monotonic()
             self._announcements = deque(begun + delay_s for delay_s in ANNOUNCE_AT_S)
+            self._go_first()
             self._first_until_ns = time.monotonic_ns() + TAKEOVER_NS
         elif role == FENCED or self._role == ACTIVE:
             self._announcements.clear()
@@ -300,10 +310,18 @@ class CoreWorker:
             self._ready()
             self._ready = None
         self._watch_ports()
+        if self._role == PASSIVE:
+            self._go_first()
         if self._may_sleep():
             self._epoll.poll(ANNOUNCE_SLEEP_S if self._announcements else IDLE_SLEEP_S)
+            self._rested_ns = time.monotonic_ns()
         for ring in self._rings:
             ring.sleep_end()
+
+    def _go_first(self) -> None:
+        if not self._first:
+            self._first = True
+            run_first()
 
     def _sleep_in_asyncio(self) -> None:
         self._watch_ports()
