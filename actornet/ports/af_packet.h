@@ -22,7 +22,7 @@
 #include <sys/socket.h>
 #include <time.h>
 
-#include "types.h"
+#include "gso.h"
 
 #define AN_VNET_BYTES sizeof(struct virtio_net_hdr)
 #define AN_ETHERNET_BYTES 14
@@ -53,6 +53,7 @@ struct an_af_packet {
     uint8_t *control; /* burst x AN_CONTROL_BYTES */
     struct mmsghdr *tx;
     struct iovec *tx_at; /* two per frame: vnet header, frame */
+    uint8_t *segment;    /* room_bytes */
     struct an_af_counts counts;
 };
 
@@ -68,7 +69,8 @@ static inline int an_af_allocate(struct an_af_packet *s, int burst, size_t frame
     s->control = calloc(burst, AN_CONTROL_BYTES);
     s->tx = calloc(burst, sizeof *s->tx);
     s->tx_at = calloc(2 * burst, sizeof *s->tx_at);
-    if (s->rooms == MAP_FAILED || !s->rx || !s->rx_at || !s->control || !s->tx || !s->tx_at)
+    s->segment = malloc(s->room_bytes);
+    if (!s->segment || s->rooms == MAP_FAILED || !s->rx || !s->rx_at || !s->control || !s->tx || !s->tx_at)
         return -ENOMEM;
     for (int i = 0; i < burst; i++) {
         s->rx_at[i].iov_base = s->rooms + i * s->room_bytes + AN_FRAME_OFFSET - AN_VNET_BYTES;
@@ -91,6 +93,7 @@ static inline void an_af_free(struct an_af_packet *s)
     free(s->control);
     free(s->tx);
     free(s->tx_at);
+    free(s->segment);
 }
 
 /* The link is down or gone. */
@@ -218,6 +221,50 @@ static inline void an_af_prepare(struct an_af_packet *s, struct an_packet **pack
     }
 }
 
+/* Counts a frame that the kernel does not take, and says whether that is because the link went away. */
+static inline int an_af_refused(struct an_af_packet *s, int error)
+{
+    s->counts.tx_full += error == EAGAIN || error == ENOBUFS;
+    s->counts.tx_oversized += error == EMSGSIZE;
+    s->counts.tx_refused += error != EAGAIN && error != ENOBUFS && error != EMSGSIZE && !an_af_link_error(error);
+    return an_af_link_error(error);
+}
+
+/* Sends a frame that is to be cut inside its tunnel. Returns whether all of it left; sets `*error` if the link went away. */
+static inline int an_af_cut(struct an_af_packet *s, const struct an_packet *p, int *error)
+{
+    static const uint8_t complete[AN_VNET_BYTES];
+    struct iovec parts[2] = {{(void *)complete, AN_VNET_BYTES}, {s->segment, 0}};
+    struct msghdr message = {.msg_iov = parts, .msg_iovlen = 2};
+    struct an_gso gso;
+    int attempts = AN_TX_ATTEMPTS;
+    if (an_gso_begin(&gso, p, (uint32_t)s->room_bytes) < 0) {
+        s->counts.tx_refused++;
+        return 0;
+    }
+    while ((parts[1].iov_len = an_gso_next(&gso, s->segment))) {
+        while (sendmsg(s->fd, &message, MSG_DONTWAIT) < 0) {
+            if (errno == EINTR)
+                continue;
+            if ((errno != EAGAIN && errno != ENOBUFS) || --attempts <= 0) {
+                *error = an_af_refused(s, errno) ? errno : 0;
+                return 0;
+            }
+            ppoll(&(struct pollfd){.fd = s->fd, .events = POLLOUT}, 1, &(struct timespec){.tv_nsec = AN_TX_WAIT_NS}, NULL);
+        }
+    }
+    return 1;
+}
+
+/* How many of these frames the kernel itself can cut, up to the first that it cannot. */
+static inline int an_af_run(struct an_packet **packets, int count)
+{
+    int n = 0;
+    while (n < count && !an_gso_is_tunnel(packets[n]))
+        n++;
+    return n;
+}
+
 /* Sends `count` frames, counting those that cannot be. Returns how many left; sets `*error` if the link went away, and
  * `*at` to the first frame not treated then. */
 static inline int an_af_tx(struct an_af_packet *s, struct an_packet **packets, int count, int *at, int *error)
@@ -225,7 +272,14 @@ static inline int an_af_tx(struct an_af_packet *s, struct an_packet **packets, i
     int sent = 0, attempts = AN_TX_ATTEMPTS;
     *error = 0;
     for (*at = 0; *at < count;) {
-        int chunk = count - *at < s->burst ? count - *at : s->burst, done = 0;
+        int chunk = an_af_run(packets + *at, count - *at < s->burst ? count - *at : s->burst), done = 0;
+        if (!chunk) {
+            sent += an_af_cut(s, packets[*at], error);
+            if (*error)
+                return sent;
+            ++*at;
+            continue;
+        }
         an_af_prepare(s, packets + *at, chunk);
         while (done < chunk) {
             int n = sendmmsg(s->fd, s->tx + done, chunk - done, MSG_DONTWAIT);

@@ -13,7 +13,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "types.h"
+#include "gso.h"
 
 #define AN_TAP_VNET_BYTES sizeof(struct virtio_net_hdr)
 #define AN_TAP_FRAME_OFFSET 66 /* of a frame in its room: behind a vnet header, IP aligned */
@@ -27,7 +27,7 @@ struct an_tap_counts {
 struct an_tap {
     int fd;
     int burst;
-    uint8_t *rooms;
+    uint8_t *rooms, *segment;
     size_t room_bytes, frame_bytes_max;
     struct an_tap_counts counts;
 };
@@ -40,7 +40,8 @@ static inline int an_tap_allocate(struct an_tap *s, int burst, size_t frame_byte
     s->rooms = mmap(NULL, (size_t)burst * s->room_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (s->rooms == MAP_FAILED)
         s->rooms = NULL;
-    return s->rooms ? 0 : -ENOMEM;
+    s->segment = malloc(s->room_bytes);
+    return s->rooms && s->segment ? 0 : -ENOMEM;
 }
 
 static inline void an_tap_free(struct an_tap *s)
@@ -48,6 +49,8 @@ static inline void an_tap_free(struct an_tap *s)
     if (s->rooms)
         munmap(s->rooms, (size_t)s->burst * s->room_bytes);
     s->rooms = NULL;
+    free(s->segment);
+    s->segment = NULL;
 }
 
 /* EIO: the interface is down. EBADFD: it is gone. */
@@ -86,6 +89,17 @@ static inline int an_tap_rx(struct an_tap *s, struct an_packet *packets, int lim
     return n;
 }
 
+/* Writes one frame behind a virtio header; 0, or an errno. */
+static inline int an_tap_write(struct an_tap *s, const uint8_t *vnet, const uint8_t *frame, size_t length)
+{
+    struct iovec parts[] = {{(void *)vnet, AN_TAP_VNET_BYTES}, {(void *)frame, length}};
+    ssize_t written;
+    do
+        written = writev(s->fd, parts, 2);
+    while (written < 0 && errno == EINTR);
+    return written < 0 ? errno : 0;
+}
+
 /* Sends `count` frames, counting those that cannot be. Returns how many left; sets `*error` if the link went away, and
  * `*at` to the first frame not treated then. */
 static inline int an_tap_tx(struct an_tap *s, struct an_packet **packets, int count, int *at, int *error)
@@ -95,20 +109,25 @@ static inline int an_tap_tx(struct an_tap *s, struct an_packet **packets, int co
     *error = 0;
     for (*at = 0; *at < count; ++*at) {
         struct an_packet *p = packets[*at];
-        struct iovec parts[] = {
-            {p->flags & AN_CSUM_PARTIAL ? p->vnet : (void *)complete, AN_TAP_VNET_BYTES}, {p->data, p->length}};
-        ssize_t written;
-        do
-            written = writev(s->fd, parts, 2);
-        while (written < 0 && errno == EINTR);
-        if (written >= 0) {
+        struct an_gso gso;
+        uint32_t length;
+        int failed = 0;
+        if (!an_gso_is_tunnel(p))
+            failed = an_tap_write(s, p->flags & AN_CSUM_PARTIAL ? p->vnet : complete, p->data, p->length);
+        else if (an_gso_begin(&gso, p, (uint32_t)s->room_bytes) < 0)
+            failed = EINVAL;
+        else
+            while (!failed && (length = an_gso_next(&gso, s->segment)))
+                failed = an_tap_write(s, complete, s->segment, length);
+        if (!failed) {
             sent++;
-        } else if (an_tap_link_error(errno)) {
-            *error = errno;
+        } else if (an_tap_link_error(failed)) {
+            *error = failed;
             return sent;
         } else {
-            s->counts.tx_full += errno == EAGAIN || errno == ENOBUFS || errno == ENOMEM;
-            s->counts.tx_refused += errno != EAGAIN && errno != ENOBUFS && errno != ENOMEM;
+            int full = failed == EAGAIN || failed == ENOBUFS || failed == ENOMEM;
+            s->counts.tx_full += full;
+            s->counts.tx_refused += !full;
         }
     }
     return sent;
