@@ -63,10 +63,18 @@ class Journal:
         return self.replica.epoch
 
     def begin_epoch(
-        self, epoch: int, node: str, nf: type[FlowActor], settings: Mapping[str, Any], reason: str, time_ns: int
+        self,
+        epoch: int,
+        node: str,
+        nf: type[FlowActor],
+        settings: Mapping[str, Any],
+        reason: str,
+        time_ns: int,
+        *,
+        complete: bool = False,
     ) -> None:
         """Begin a primary's term, and create the owners that the network function refers to and the log lacks."""
-        body = EpochBody(node, path_of(nf), dict(settings), fingerprint(nf), self._random_bits(64), reason)
+        body = EpochBody(node, path_of(nf), dict(settings), fingerprint(nf), self._random_bits(64), reason, complete)
         self._enqueue(self.replica.begin_epoch(epoch, body, time_ns))
         for reference in owners_of(nf).values():
             self._enqueue(

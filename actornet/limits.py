@@ -122,6 +122,12 @@ SNAPSHOT_BYTES_MAX = 1 << 31
 TAIL_RECORDS_MAX = 100_000
 """A new backup gets the whole log up to this many records, and a snapshot beyond it."""
 
+YIELD_MS = 300
+"""For which a backup leaves a takeover to the one that the primary named as it stopped."""
+
+BACKUPS_MAX = 4
+"""Backups of one primary."""
+
 TERM_EPOCHS = 100_000
 """Epochs of one term: a primary that goes on (restarted, or alone) takes the next epoch, a takeover the next term."""
 

@@ -133,7 +133,7 @@ def across_processes(flows: int, seconds: float, directory: str, *, replicated: 
             settings={},
             ports=["lan", "wan"],
             log=f"{directory}/{role}",
-            link=address if replicated else None,
+            links=[address] if replicated else [],
             listen=address if replicated else None,
             durability="applied" if replicated else "solo",
             without_backup="wait" if replicated else "solo",

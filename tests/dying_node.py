@@ -19,8 +19,9 @@ import actors.nat
 from actornet import Packet, Verdict
 from actornet.log.store import Log
 from actornet.node.owner_system import OwnerSystem
-from actornet.replication import backup, primary
+from actornet.replication import backup, feed
 from actornet.replication.backup import Backup
+from actornet.replication.feed import Feed
 from actornet.replication.primary import Primary
 
 FILE = os.environ.get("ACTORNET_TEST_POINT", "")
@@ -88,9 +89,9 @@ def leads(system: OwnerSystem) -> bool:
 
 if FILE:
     # A backup that is new gets a snapshot, and that in many chunks.
-    for module in (primary, backup):
+    for module in (feed, backup):
         module.SNAPSHOT_CHUNK_BYTES = 1024  # type: ignore[attr-defined]
-    primary.TAIL_RECORDS_MAX = 10  # type: ignore[attr-defined]
+    feed.TAIL_RECORDS_MAX = 10  # type: ignore[attr-defined]
 
     around(Log, "append", before="before append", after="after append")
     around(
@@ -104,7 +105,7 @@ if FILE:
     around(Log, "lead", before="before epoch", after="epoch in metadata")
     around(OwnerSystem, "_begin_epoch", after="epoch logged")
     around(OwnerSystem, "_promote", after="promoted")
-    around(Primary, "_feed_chunks", before="sending chunks", when=lambda self: self.ack.chunks == 3)
+    around(Feed, "_feed_chunks", before="sending chunks", when=lambda self: self.ack.chunks == 3)
     around(Backup, "_chunk", before="taking chunks", when=lambda self: len(self._chunks) == 3)
     around(Log, "snapshot_install", before="before install", after="after install")
     around(Log, "truncate", before="before truncate", after="after truncate")

@@ -7,7 +7,7 @@ import pytest
 
 from actornet.errors import UsageError
 from actornet.limits import CORES_MAX, FLOWS_MAX
-from actornet.node.deployment import ReplicationTable, load_deployment, read_key, roles_of
+from actornet.node.deployment import ReplicationTable, load_deployment, nodes_of, read_key
 
 WHOLE = """
 name = "edge"
@@ -55,8 +55,8 @@ def test_primary(file):
     assert deployment.ports["wan"].mac == "02:00:5e:00:53:01"
     assert (deployment.durability, deployment.without_backup) == ("received", "wait")
     assert deployment.log == Path("/var/lib/actornet/edge-a")
-    assert (deployment.link, deployment.control) == ("10.9.0.1:7400", "127.0.0.1:7411")
-    assert roles_of(file) == ["primary", "backup"]
+    assert (deployment.links, deployment.control) == (["10.9.0.1:7400"], "127.0.0.1:7411")
+    assert nodes_of(file) == ["primary", "backup"]
 
 
 def test_backup_has_defaults_and_paths_relative_to_the_file(file, monkeypatch, tmp_path_factory):
@@ -95,7 +95,7 @@ def test_flags_alone_are_enough():
         "replication.durability": "solo",
     }
     deployment = load_deployment(None, "primary", flags)
-    assert (deployment.name, deployment.link, deployment.control) == ("node", None, "127.0.0.1:7401")
+    assert (deployment.name, deployment.links, deployment.control) == ("node", [], "127.0.0.1:7401")
     assert deployment.without_backup == ReplicationTable().without_backup
     with pytest.raises(UsageError, match=r"^the flags: .*`nf`"):
         load_deployment(None, "primary", {"cores": 1})
@@ -156,9 +156,59 @@ def test_missing_parts(file):
     file.write_text(WHOLE.replace('link = "10.9.0.1:7400"', ""))
     with pytest.raises(UsageError, match=r"`primary\.link` is missing"):
         load_deployment(file, "primary")
-    assert load_deployment(file, "primary", {"replication.durability": "solo"}).link is None
+    assert load_deployment(file, "primary", {"replication.durability": "solo"}).links == []
     with pytest.raises(UsageError, match=r"`backup\.link` is missing"):
         load_deployment(file, "backup", {"replication.durability": "solo"})
+
+
+THIRD = """
+[backups.c]
+log = "log-c"
+listen = "10.9.0.3:7400"
+control = "127.0.0.1:7413"
+"""
+WITNESS = {"replication.witness": "file:/run/witness"}
+
+
+def test_more_than_one_backup(file):
+    """G7: each finds the primary wherever it is by then; and a witness says who that is."""
+    file.write_text(WHOLE.replace('"log-b"\n', '"log-b"\nlisten = "10.9.0.2:7400"\n') + THIRD)
+    assert nodes_of(file) == ["primary", "backup", "c"]
+    first = load_deployment(file, "primary", WITNESS)
+    assert (first.listen, first.peers) == ("10.9.0.1:7400", ["10.9.0.2:7400", "10.9.0.3:7400"])
+    second = load_deployment(file, "backup", WITNESS)
+    assert (second.node, second.listen, second.links) == ("backup", "10.9.0.2:7400", ["10.9.0.1:7400", "10.9.0.3:7400"])
+    third = load_deployment(file, "backup", WITNESS, node="c")
+    assert (third.node, third.log.name, third.control) == ("c", "log-c", "127.0.0.1:7413")
+    assert (third.listen, third.links) == ("10.9.0.3:7400", ["10.9.0.1:7400", "10.9.0.2:7400"])
+    back = load_deployment(file, "backup", WITNESS, node="primary")
+    assert back.links == back.peers == ["10.9.0.2:7400", "10.9.0.3:7400"]
+    again = load_deployment(file, "primary", WITNESS, node="c")
+    assert (again.role, again.node, again.listen) == ("primary", "c", "10.9.0.3:7400")
+
+
+@pytest.mark.parametrize(
+    ("change", "node", "error"),
+    [
+        (
+            {"replication.witness": "none"},
+            None,
+            '`replication.witness` = "none": of 3 nodes two could take over at once',
+        ),
+        ({}, "d", "there is no [backups.d] table"),
+        ({"backups.c.log": "log-b"}, None, "`backups.c.log` = 'log-b': it is the backup's too"),
+        ({"backups.c.listen": "there"}, "c", "`backups.c.listen` = 'there': write an IP address and a port"),
+        ({"backups.c.lisen": "there"}, None, "unknown key `backups.c.lisen`: did you mean `backups.c.listen`?"),
+        ({"backups.a b": {"log": "x"}}, None, "`backups.a b`: name it otherwise"),
+        ({"backups.d": {"log": "log-d", "listen": "10.9.0.4:1"}}, "d", "`backups.d.control` is missing"),
+        ({f"backups.n{n}": {"log": f"log-{n}"} for n in range(3)}, None, "there are 6 nodes: at most 5"),
+    ],
+)
+def test_mistakes_with_more_than_one_backup(file, change, node, error):
+    file.write_text(WHOLE + THIRD)
+    with pytest.raises(UsageError) as raised:
+        load_deployment(file, "backup", WITNESS | change, node)
+    assert error in str(raised.value) and "\n" not in str(raised.value)
 
 
 def test_files_that_cannot_be_read(tmp_path):

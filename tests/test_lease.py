@@ -64,7 +64,7 @@ def test_a_live_holder_keeps_it() -> None:
     """G7."""
     register = Register()
     a, b = held(register), Lease("b", "b1", LEASE_MS)
-    b.claim(2 * TERM, after_epoch=TERM)
+    b.claim(2 * TERM, after=range(TERM, TERM + 1))
     for now_ns in range(200 * MS, 1000 * MS, MS):
         assert turn(a, register, now_ns) == turn(b, register, now_ns) == []
         assert now_ns < a.until_ns
@@ -75,7 +75,7 @@ def test_a_silent_holder_loses_it_after_it_has_stopped() -> None:
     register = Register()
     a, b = held(register), Lease("b", "b1", LEASE_MS)
     turns(b, register, 200 * MS, 201 * MS)
-    b.claim(2 * TERM, after_epoch=TERM)
+    b.claim(2 * TERM, after=range(TERM, TERM + 1))
     now_ns = 201 * MS
     while not (events := turn(b, register, now_ns)):
         now_ns += MS
@@ -91,7 +91,7 @@ def test_a_primary_that_went_on_alone_is_not_followed() -> None:
     a, b = held(register), Lease("b", "b1", LEASE_MS)
     a.claim(TERM + 1)
     assert turn(a, register, 200 * MS) == [Granted(TERM + 1)]
-    b.claim(2 * TERM, after_epoch=TERM)
+    b.claim(2 * TERM, after=range(TERM, TERM + 1))
     assert turns(b, register, 200 * MS, 1000 * MS) == [Denied(register.entry)]
     assert not b.claims and register.entry.holder == "a"
 
@@ -102,7 +102,7 @@ def test_a_lease_that_is_given_back_is_free_at_once() -> None:
     turns(b, register, 200 * MS, 210 * MS)
     back = a.giving_back()
     assert back is not None and a.until_ns == 0 and register.answer(back)
-    b.claim(2 * TERM, after_epoch=TERM)
+    b.claim(2 * TERM, after=range(TERM, TERM + 1))
     assert turns(b, register, 210 * MS, 215 * MS) == [Granted(2 * TERM)]
 
 

@@ -27,7 +27,15 @@ from actornet.limits import (
 )
 from actornet.node import channel as channel_module
 from actornet.node.channel import Channel, ChannelError
-from actornet.node.link import Connected, Disconnected, LinkClient, LinkEvent, LinkServer, Received
+from actornet.node.link import (
+    LINK_CONNECTIONS_MAX,
+    Connected,
+    Disconnected,
+    LinkClient,
+    LinkEvent,
+    LinkServer,
+    Received,
+)
 from actornet.replication.messages import Ack, Fence, Heartbeat, Records, Refuse, encode
 
 KEY, OTHER_KEY = b"k" * 32, b"o" * 32
@@ -295,7 +303,7 @@ def test_reset_after_the_last_message() -> None:
         here.connect()
         here.client.send(Fence(9))
         here.client.flush()
-        sock = here.client._connection._socket  # type: ignore[union-attr]
+        sock = here.client._connections[0]._socket
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         here.client.close()
         here.server.send(Heartbeat(1, 2, 3))
@@ -309,7 +317,7 @@ def test_reset_in_mid_frame() -> None:
     """G8: half a message is no message, and it is said that there was one."""
     with loopback() as here:
         here.connect()
-        channel = here.client._connection.channel  # type: ignore[union-attr]
+        channel = here.client._connections[0].channel
         channel.seal(encode(Fence(9)))
         del channel.output[-1:]
         here.client.close()
@@ -324,7 +332,7 @@ def test_damage_in_flight() -> None:
         here.connect()
         here.client.send(Fence(1))
         here.client.send(Fence(2))
-        here.client._connection.channel.output[-1] ^= 1  # type: ignore[union-attr]
+        here.client._connections[0].channel.output[-1] ^= 1
         here.client.flush()
         here.until(lambda: not here.server.connected, here.server)
         message, ended = here.seen[here.server]
@@ -336,7 +344,7 @@ def test_message_of_another_kind() -> None:
     """G10: the right key and the wrong message."""
     with loopback() as here:
         here.connect()
-        here.client._connection.channel.seal(b"\xc1 no message")  # type: ignore[union-attr]
+        here.client._connections[0].channel.seal(b"\xc1 no message")
         here.client.flush()
         here.until(lambda: here.server.counters["message"], here.server)
         assert not here.server.connected and "none of version" in here.server.closed_reason
@@ -416,35 +424,58 @@ def test_peer_does_not_read() -> None:
         assert here.server.counters["queue_full"] == 1
 
 
-def test_same_host_connects_anew() -> None:
-    """G7: a peer that lost its connection is not kept out by what is left of it."""
-    with loopback() as here:
-        here.connect()
-        again = LinkClient(here.server.address, KEY)
-        here.seen[again] = []
-        here.until(lambda: again.connected and here.server.counters["replaced"], here.server, again)
-        first, second = here.seen[here.server]
-        assert first == Disconnected("the peer connected anew") and isinstance(second, Connected)
-        again.close()
-
-
-def test_another_host_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """G7: one backup at a time."""
+def test_several_connect() -> None:
+    """Each peer has a number, and what is sent to one does not reach another; a number is free again after the end."""
     with loopback() as here:
         here.connect()
         other = LinkClient(here.server.address, KEY)
         here.seen[other] = []
-        connect_ex = socket.socket.connect_ex
-
-        def from_elsewhere(self: socket.socket, address: Any) -> int:
-            self.bind(("127.0.0.2", 0))
-            return connect_ex(self, address)
-
-        monkeypatch.setattr(socket.socket, "connect_ex", from_elsewhere)
-        here.until(lambda: other.counters["refused"], here.server, other)
-        assert "is connected already" in other.closed_reason and here.server.counters["busy"] == 1
-        assert here.server.connected and here.seen[here.server] == []
+        here.until(lambda: len(here.seen[here.server]) == 1 and other.connected, here.server, other)
+        (connected,) = here.seen[here.server]
+        assert isinstance(connected, Connected) and connected.number == 1
+        here.server.send(Fence(7), 1)
+        here.server.flush()
+        here.until(lambda: len(here.seen[other]) == 2, other)
+        assert here.seen[other][1] == Received(Fence(7)) and here.seen[here.client] == []
+        other.send(Fence(8))
+        other.flush()
+        here.until(lambda: len(here.seen[here.server]) == 2, here.server)
+        assert here.seen[here.server][1] == Received(Fence(8), 1)
         other.close()
+        here.until(lambda: len(here.seen[here.server]) == 3, here.server)
+        assert here.seen[here.server][2] == Disconnected("closed by the peer", 1) and here.server.connected
+        again = LinkClient(here.server.address, KEY)
+        here.seen[again] = []
+        here.until(lambda: len(here.seen[here.server]) == 4 and again.connected, here.server, again)
+        assert here.seen[here.server][3] == Connected(here.seen[here.server][3].peer, 1)  # type: ignore[union-attr]
+        again.close()
+
+
+def test_one_too_many_is_refused() -> None:
+    """Connections are bounded; those that stand go on."""
+    with loopback() as here:
+        here.connect()
+        others = [LinkClient(here.server.address, KEY) for _ in range(LINK_CONNECTIONS_MAX)]
+        for other in others:
+            here.seen[other] = []
+        here.until(lambda: here.server.counters["busy"], here.server, *others)
+        here.until(lambda: any(other.counters["refused"] for other in others), here.server, *others)
+        assert any("are connected already" in other.closed_reason for other in others)
+        assert here.server.connected and here.seen[here.client] == []
+        for other in others:
+            other.close()
+
+
+def test_a_client_tries_each_address() -> None:
+    """Who leads is not known: an address where nobody listens is left for the next one at once."""
+    with loopback() as here, listening("127.0.0.1:0") as away:
+        nobody = away.address
+        away.close()
+        client = LinkClient([nobody, here.server.address], KEY)
+        here.seen[client] = []
+        here.until(lambda: client.connected, here.server, client)
+        assert client.address == here.server.address
+        client.close()
 
 
 def test_reconnects_with_pauses() -> None:

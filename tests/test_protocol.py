@@ -479,7 +479,8 @@ def test_heartbeats_keep_a_backup_quiet() -> None:
             assert machine.receive(message, T + step * MS) == []
         for message in sent(machine.tick(T + step * MS)):
             leader.receive(message, T + step * MS)
-    assert machine.state is leader.state is State.IN_SYNC and machine.lag == leader.lag == 0
+    assert machine.state is leader.state is State.IN_SYNC
+    assert leader.leading is not None and machine.lag == leader.leading.lag == 0
 
 
 def test_a_pause_that_was_announced_is_no_silence() -> None:
@@ -615,7 +616,7 @@ def claiming() -> Backup:
         actions = machine.tick(T + step * MS)
         if actions and machine.state is State.CLAIMING:
             break
-    assert only(actions, Claim) == Claim(2 * TERM, TERM)
+    assert only(actions, Claim) == Claim(2 * TERM, range(TERM, TERM + 1))
     assert only(actions, Close) and not any(isinstance(action, Promote) for action in actions)
     return machine
 
@@ -625,8 +626,8 @@ def test_a_takeover_waits_for_the_witness() -> None:
     machine = claiming()
     assert machine.disconnected("refused", T) == machine.tick(T + 10**12) == []
     assert machine.state is State.CLAIMING
-    actions = machine.granted(2 * TERM)
-    assert only(actions, Promote) == Promote(2 * TERM, f"primary silent for {SILENCE_MS} ms")
+    actions = machine.granted(2 * TERM, T)
+    assert only(actions, Promote) == Promote(2 * TERM, f"primary silent for {SILENCE_MS} ms", complete=True)
     assert machine.epoch == 2 * TERM
 
 
@@ -645,18 +646,18 @@ def test_force_after_a_denied_claim_begins_a_later_term() -> None:
     assert only(machine.promote(force=True), Claim) == Claim(2 * TERM, None)
     assert only(machine.denied(2 * TERM, "a dead process holds the lease"), Remember) == Remember(2 * TERM)
     assert only(machine.promote(force=True), Claim) == Claim(3 * TERM, None)
-    assert only(machine.granted(3 * TERM), Promote).epoch == 3 * TERM
+    assert only(machine.granted(3 * TERM, T), Promote).epoch == 3 * TERM
 
 
 def test_a_claim_ends_when_the_primary_answers() -> None:
     machine = claiming()
     assert sent(machine.connected(Position(3, 103, TERM), T)) == [hello(epoch=TERM, lsn=3, chain=103, log_epoch=TERM)]
     assert only(machine.receive(Welcome(TERM + 1, "tail", 4), T), Unclaim)
-    assert machine.state is State.FOLLOWING and machine.sync_epoch == TERM
+    assert machine.state is State.FOLLOWING and machine.sync_epochs == range(TERM, TERM + 1)
     machine.receive(Records(TERM + 1, 4, [b"r"]), T)
     machine.applied(4, T)
     machine.receive(Sync(TERM + 1, 4), T)
-    assert machine.sync_epoch == TERM + 1
+    assert machine.sync_epochs == range(TERM + 1, TERM + 2)
 
 
 def test_an_operator_asks_the_witness_too() -> None:
@@ -674,7 +675,7 @@ def test_going_on_alone_waits_for_the_witness() -> None:
     assert only(machine.disconnected("reset", T), NewEpoch).epoch == TERM + 1
     machine.logged([b"r"], T)
     assert machine.watermark == 3
-    assert machine.granted(TERM + 1) == [] and machine.watermark == 4
+    assert machine.granted(TERM + 1, T) == [] and machine.watermark == 4
     assert only(machine.fenced(2 * TERM), Fenced).epoch == 2 * TERM and machine.state is State.FENCED
 
 
@@ -774,7 +775,7 @@ def test_window() -> None:
         for batch in batches:
             assert batch.first_lsn == next_lsn and 0 < len(batch.records) <= LINK_BATCH_RECORDS
             next_lsn += len(batch.records)
-        assert next_lsn - machine.ack.applied <= LINK_WINDOW_RECORDS + LINK_BATCH_RECORDS
+        assert next_lsn - machine.feeds[0].ack.applied <= LINK_WINDOW_RECORDS + LINK_BATCH_RECORDS
         said = feed(machine, acked(machine, next_lsn - 1))
     assert machine.watermark == 3 + total
 

@@ -56,4 +56,4 @@ def test_the_deployment_in_the_readme_is_valid(tmp_path: Path) -> None:
     assert text
     file = tmp_path / "edge.toml"
     file.write_text(text[1])
-    assert load_deployment(file, "primary").link == load_deployment(file, "backup").link == "10.9.0.1:7400"
+    assert load_deployment(file, "primary").links == load_deployment(file, "backup").links == ["10.9.0.1:7400"]

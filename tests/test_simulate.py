@@ -22,8 +22,9 @@ from actornet.node.cores import Cores
 from actornet.node.lease_keeper import LeaseKeeper
 from actornet.node.owner_system import OwnerSystem
 from actornet.node.placement import Placement
-from actornet.replication import backup, primary
+from actornet.replication import backup, feed, primary
 from actornet.replication.backup import Backup
+from actornet.replication.feed import Feed
 from actornet.replication.lease import Lease
 from actornet.replication.primary import Primary
 from actornet.replication.protocol import Match, Position, State
@@ -75,19 +76,19 @@ def output_released_early(patch: Patch) -> None:
     def raise_watermark(self: Primary) -> None:
         self.watermark = max(self.watermark, self.logged_lsn)
 
-    patch(Primary, "_raise_watermark", raise_watermark)
+    patch(Primary, "raise_watermark", raise_watermark)
 
 
 def watermark_not_frozen_while_joining(patch: Patch) -> None:
-    def pump(self: Primary, now_ns: int) -> Any:
+    def pump(self: Feed, now_ns: int) -> Any:
         actions = original(self, now_ns)
         if self.state is State.JOINING:
-            self._move(primary.Event.LAG_0)
-            actions += [primary.Send(primary.Sync(self.epoch, self._join_lsn))]
+            self.move(primary.Event.LAG_0)
+            actions += [primary.Send(primary.Sync(self.primary.epoch, self.join_lsn))]
         return actions
 
-    original = Primary._pump
-    patch(Primary, "_pump", pump)
+    original = Feed.pump
+    patch(Feed, "pump", pump)
     patch(Backup, "_accept", _in_sync_when_told)
 
 
@@ -179,11 +180,11 @@ def log_cut_below_the_fork(patch: Patch) -> None:
 
 
 def diverged_log_followed(patch: Patch) -> None:
-    def compared(self: Primary, found: Match, end: Position) -> Any:
+    def compared(self: Feed, found: Match, end: Position) -> Any:
         return original(self, Match(end.chain, found.fork, found.next_epoch) if found.chain else found, end)
 
-    original = Primary.compared
-    patch(Primary, "compared", compared)
+    original = Feed.compared
+    patch(Feed, "compared", compared)
     patch(journal, "check_chain", lambda data, chain: chain_of(data))  # by which the backup would see it, too
 
 
@@ -203,23 +204,25 @@ def restored_core_does_not_wait(patch: Patch) -> None:
 def goes_on_alone_in_the_same_epoch(patch: Patch) -> None:
     def begin(self: Primary, reason: str) -> Any:
         self.commits_alone = True
+        self._sync_set = {each.node for each in self.feeds.values() if each.counts}
+        self.recount()
         return []
 
     patch(Primary, "_begin_epoch", begin)
 
 
 def refusal_tells_no_epoch(patch: Patch) -> None:
-    def refuse(self: Primary, reason: str, fork: Position | None = None) -> Any:
+    def refuse(self: Feed, reason: str, fork: Position | None = None) -> Any:
         actions = original(self, reason, fork)
         return [
-            primary.Send(msgspec.structs.replace(action.message, epoch=0))
-            if isinstance(action, primary.Send) and isinstance(action.message, primary.Refuse)
+            feed.Send(msgspec.structs.replace(action.message, epoch=0), action.peer)
+            if isinstance(action, feed.Send) and isinstance(action.message, feed.Refuse)
             else action
             for action in actions
         ]
 
-    original = Primary._refuse
-    patch(Primary, "_refuse", refuse)
+    original = Feed.refuse
+    patch(Feed, "refuse", refuse)
 
 
 def epoch_told_before_it_is_synced(patch: Patch) -> None:
@@ -269,19 +272,79 @@ def commits_alone_without_a_grant(patch: Patch) -> None:
         self.granted_epoch = self.epoch
         original(self)
 
-    original = Primary._raise_watermark
-    patch(Primary, "_raise_watermark", raise_watermark)
+    original = Primary.raise_watermark
+    patch(Primary, "raise_watermark", raise_watermark)
 
 
 def clocks_drift_beyond_the_guard(patch: Patch) -> None:
-    def rate(self: World, name: str, peer: str) -> Any:
-        node = original(self, name, peer)
+    def rate(self: World, name: str, peers: list[str]) -> Any:
+        node = original(self, name, peers)
         node.rate = 1.3 if name == "b" else 0.7
         return node
 
     original = World._node
     patch(World, "_node", rate)
 
+
+def one_acknowledgement_is_enough(patch: Patch) -> None:
+    def raise_watermark(self: Primary) -> None:
+        counting = [each for each in self.feeds.values() if each.counts]
+        if self.durability != "solo" and counting and self.granted_epoch == self.epoch:
+            lsn = max(each.acked_lsn for each in counting)
+            self.watermark = max(self.watermark, lsn if lsn >= self._epoch_lsn else 0)
+        else:
+            original(self)
+
+    original = Primary.raise_watermark
+    patch(Primary, "raise_watermark", raise_watermark)
+
+
+def lost_backup_left_out_in_the_same_epoch(patch: Patch) -> None:
+    def begin(self: Primary, reason: str) -> Any:
+        counting = {each.node for each in self.feeds.values() if each.counts}
+        if not counting:
+            return original(self, reason)
+        self._sync_set = counting
+        self.recount()
+        return []
+
+    original = Primary._begin_epoch
+    patch(Primary, "_begin_epoch", begin)
+
+
+def lost_backup_not_left_out_when_another_joins(patch: Patch) -> None:
+    patch(Primary, "_all_here", lambda self: True)
+
+
+def witness_asked_before_the_others_know(patch: Patch) -> None:
+    def ask(self: Primary) -> Any:
+        for each in self.feeds.values():
+            each.heard_epoch = self.epoch
+        return original(self)
+
+    original = Primary._ask_witness
+    patch(Primary, "_ask_witness", ask)
+
+
+def claim_of_the_old_epoch_alone(patch: Patch) -> None:
+    def accept(self: Backup, message: Any, now_ns: int) -> Any:
+        before = self.sync_epochs
+        actions = _accept(self, message, now_ns)
+        if before and isinstance(message, backup.Sync) and self.state is State.IN_SYNC:
+            self.sync_epochs = before
+        return actions
+
+    patch(Backup, "_accept", accept)
+
+
+THREE = [
+    one_acknowledgement_is_enough,
+    lost_backup_left_out_in_the_same_epoch,
+    lost_backup_not_left_out_when_another_joins,
+    witness_asked_before_the_others_know,
+    claim_of_the_old_epoch_alone,
+]
+"""Found where a primary has two backups."""
 
 WITNESSED = [
     lease_ignored,
@@ -295,6 +358,7 @@ WITNESSED = [
 """Found where there is a witness, which they take the sense from."""
 
 MUTATIONS = [
+    *THREE,
     *WITNESSED,
     epoch_told_before_it_is_synced,
     output_released_early,
@@ -320,10 +384,10 @@ MUTATIONS = [
 @pytest.mark.parametrize("plant", MUTATIONS, ids=lambda plant: plant.__name__)
 def test_a_planted_bug_is_found(plant: Callable[[Patch], None], monkeypatch: pytest.MonkeyPatch) -> None:
     plant(monkeypatch.setattr)
-    witness = plant in WITNESSED
-    found = next((seed for seed in range(MUTANT_SIMULATIONS) if fails(draw(seed, witness))), None)
+    witness, nodes = plant in WITNESSED or plant in THREE, 3 if plant in THREE else 2
+    found = next((seed for seed in range(MUTANT_SIMULATIONS) if fails(draw(seed, witness, nodes))), None)
     assert found is not None, f"{plant.__name__} passes {MUTANT_SIMULATIONS} seeds"
-    print(f"{plant.__name__}: seed {found}: {fails(draw(found, witness))}")
+    print(f"{plant.__name__}: seed {found}: {fails(draw(found, witness, nodes))}")
 
 
 def test_a_failure_is_cut_down_to_what_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,7 +34,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add = launch.add_argument
     add("role", choices=("primary", "backup"), help="what the node starts as")
     add("file", nargs="?", type=Path, metavar="FILE", help="deployment file (TOML); without it, flags say everything")
-    add("--node", choices=("primary", "backup"), help="the file's table that is this node's, if not the role's own")
+    add("--node", metavar="NAME", help="the file's table that is this node's, if not the role's own")
     add("--name", help="name of the deployment")
     add("--nf", metavar="NF", help="module:Class of the network function")
     add("--cores", type=int, metavar="N", help="cores, one process each")
@@ -65,7 +65,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     ):
         parser = subparsers.add_parser(name, help=purpose, description=f"{purpose.capitalize()}.")
         parser.add_argument("file", nargs="?", type=Path, metavar="FILE", help="deployment file of the node")
-        parser.add_argument("--role", choices=("primary", "backup"), help="which of the file's nodes")
+        parser.add_argument(
+            "--role", "--node", metavar="NAME", help="which of the file's nodes: primary, backup, or a name"
+        )
         parser.add_argument(
             "--control", metavar="ADDRESS:PORT", help="a node anywhere, with --key-file instead of FILE"
         )
@@ -105,6 +107,8 @@ def _launch(args: argparse.Namespace) -> int:
 def _overrides(args: argparse.Namespace) -> dict[str, Any]:
     """What the flags say, as keys of the deployment file."""
     node = args.node or args.role
+    if node not in ("primary", "backup"):
+        node = f"backups.{node}"
     given = {
         "name": args.name,
         "nf": args.nf,
@@ -151,7 +155,7 @@ def _cpus(text: str) -> list[int]:
 
 def _places(args: argparse.Namespace, default_role: Role | None = None) -> Iterator[tuple[str, bytes]]:
     """(control address, key) of each node that the arguments name."""
-    from actornet.node.deployment import load_deployment, read_key, roles_of
+    from actornet.node.deployment import load_deployment, nodes_of, read_key
 
     if args.control and args.key_file:
         yield args.control, read_key(args.key_file)
@@ -159,8 +163,8 @@ def _places(args: argparse.Namespace, default_role: Role | None = None) -> Itera
     if args.file is None:
         raise UsageError("name a deployment file, or --control and --key-file")
     role = args.role or default_role
-    for each in [role] if role else roles_of(args.file):
-        deployment = load_deployment(args.file, each)
+    for each in [role] if role else nodes_of(args.file):
+        deployment = load_deployment(args.file, "primary" if each == "primary" else "backup", node=each)
         yield args.control or deployment.control, read_key(args.key_file or deployment.key_file)
 
 

@@ -46,7 +46,10 @@ class Kind(IntEnum):
 
 
 class EpochBody(msgspec.Struct, array_like=True, gc=False):
-    """A primary's term begins: who, running which NF and code, with which settings and random seed (64 bits)."""
+    """A primary's term begins: who, running which NF and code, with which settings and random seed (64 bits).
+
+    `complete`: it took over with a witness's grant, so that all that was ever committed is in the log before this record.
+    """
 
     node: str
     nf: str
@@ -54,6 +57,7 @@ class EpochBody(msgspec.Struct, array_like=True, gc=False):
     fingerprint: str
     seed: int
     reason: str
+    complete: bool = False
 
 
 class OwnerBody(msgspec.Struct, array_like=True, gc=False):

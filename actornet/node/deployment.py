@@ -1,4 +1,4 @@
-"""The deployment file: one TOML file for both nodes of a pair, resolved here for the role that a node takes.
+"""The deployment file: one TOML file for all nodes of a deployment, resolved here for the role that a node takes.
 
 Everything is checked when it is read; a UsageError names the file and the key in one line. Paths in the file are
 relative to it.
@@ -20,6 +20,7 @@ import msgspec
 
 from actornet.errors import UsageError
 from actornet.limits import (
+    BACKUPS_MAX,
     CORES_MAX,
     FLOWS_MAX,
     FLOWS_MAX_DEFAULT,
@@ -73,9 +74,9 @@ class ReplicationTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class RoleTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A `[primary]` or `[backup]` table; at `link` the primary listens for the backup, which connects there.
+    """A `[primary]`, `[backup]` or `[backups.NAME]` table; at `link` the primary listens for backups, which connect there.
 
-    `listen` is where this node listens instead once it is the primary, so that a new backup can join it.
+    `listen` is where this node listens instead once it is the primary, so that backups can join it.
     """
 
     log: str
@@ -99,22 +100,28 @@ class DeploymentFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     replication: ReplicationTable = ReplicationTable()
     primary: RoleTable | None = None
     backup: RoleTable | None = None
+    backups: dict[str, RoleTable] = {}
+
+    def nodes(self) -> dict[str, RoleTable]:
+        """The table of each node, in the order of the file's kinds."""
+        own = {"primary": self.primary, "backup": self.backup}
+        return {name: table for name, table in own.items() if table is not None} | self.backups
 
 
-CONTROL_DEFAULT: dict[Role, str] = {"primary": "127.0.0.1:7401", "backup": "127.0.0.1:7402"}
+CONTROL_DEFAULT: dict[str, str] = {"primary": "127.0.0.1:7401", "backup": "127.0.0.1:7402"}
 
 
 class Deployment(msgspec.Struct, frozen=True):
     """A deployment as one node of it needs it: paths absolute, defaults filled in, everything checked.
 
     `flows_max` is how many keys a core's flow table may have. `cpus` has one CPU per core, or is None for the supervisor's
-    choice. `link` and `listen` are None only when nothing is replicated. `node` is the table that is this node's; `peer`
-    where the other one listens when it leads, if it does so elsewhere.
+    choice. `listen` is None, and `links` empty, only when nothing is replicated. `node` is the table that is this node's; at
+    one of `links` it finds the primary as a backup; `peers` are where the others listen when they lead, if elsewhere.
     """
 
     name: str
     role: Role
-    node: Role
+    node: str
     nf: str
     cores: int
     cpus: list[int] | None
@@ -126,9 +133,9 @@ class Deployment(msgspec.Struct, frozen=True):
     durability: Literal["solo", "received", "durable", "applied"]
     without_backup: Literal["wait", "solo", "stop"]
     log: Path
-    link: str | None
+    links: list[str]
     listen: str | None
-    peer: str | None
+    peers: list[str]
     witness: str | None
     lease_ms: int
     keep_records: int
@@ -136,7 +143,7 @@ class Deployment(msgspec.Struct, frozen=True):
 
 
 def load_deployment(
-    file: Path | None, role: Role, overrides: Mapping[str, Any] | None = None, node: Role | None = None
+    file: Path | None, role: Role, overrides: Mapping[str, Any] | None = None, node: str | None = None
 ) -> Deployment:
     """Read `file`, replace what `overrides` names ("ports.lan.interface": "veth1"), and resolve it for `role`.
 
@@ -150,20 +157,31 @@ def load_deployment(
     for key, value in (overrides or {}).items():
         _put(content, key, value, where)
     whole = _convert(content, where)
+    nodes = whole.nodes()
+    if node is None and role == "backup" and whole.backup is None and len(whole.backups) == 1:
+        (node,) = whole.backups
+    if node is None and role == "backup" and whole.backup is None and whole.backups:
+        raise UsageError(f"{where}: say which backup this node is: --node {' or '.join(whole.backups)}")
     node = node or role
-    table, other = (whole.primary, whole.backup) if node == "primary" else (whole.backup, whole.primary)
+    table = nodes.get(node)
     if table is None:
-        raise UsageError(f"{where}: there is no [{node}] table: add one with its log, link and control")
+        title = node if node in ROLES else f"backups.{node}"
+        raise UsageError(f"{where}: there is no [{title}] table: add one with its log, link and control")
     problem = _problem(whole, node, table)
     if problem:
         raise UsageError(f"{where}: {problem}")
     listen = table.listen or table.link
-    others = (other.listen or other.link) if other is not None else None
-    peer = others if others != listen else None
-    link = table.link if role == node else others
-    if role == "backup" and link is None:
+    others = {name: each.listen or each.link for name, each in nodes.items() if name != node}
+    peers = [address for address in dict.fromkeys(others.values()) if address is not None and address != listen]
+    links = list(others.values())
+    if node != "primary" and role == "backup" and table.link is not None:  # which is where it finds that one
+        links = [table.link, *(address for name, address in others.items() if name != "primary")]
+    if role == "primary" and node == "primary":
+        links = [table.link]
+    links = [address for address in dict.fromkeys(links) if address is not None]
+    if role == "backup" and not links:
         raise UsageError(f"{where}: [{node}] cannot be a backup: the other node's table says no `listen` and no `link`")
-    control = table.control or CONTROL_DEFAULT[node]
+    control = table.control or CONTROL_DEFAULT.get(node) or _no_control(where, node)
     try:
         split_address(control)
     except UsageError as error:
@@ -183,9 +201,9 @@ def load_deployment(
         durability=whole.replication.durability,
         without_backup=whole.replication.without_backup,
         log=directory / table.log,
-        link=link,
+        links=[address for address in links if address is not None],
         listen=listen,
-        peer=peer,
+        peers=peers,
         witness=whole.replication.witness if whole.replication.witness != "none" else None,
         lease_ms=whole.replication.lease_ms,
         keep_records=whole.replication.keep_records,
@@ -193,9 +211,17 @@ def load_deployment(
     )
 
 
-def roles_of(file: Path) -> list[Role]:
-    """The roles that the file has tables for."""
-    return [role for role in ROLES if role in _read(file)]
+def nodes_of(file: Path) -> list[str]:
+    """The nodes that the file has tables for."""
+    content = _read(file)
+    backups = content.get("backups", {})
+    return [role for role in ROLES if role in content] + list(backups if isinstance(backups, dict) else {})
+
+
+def _no_control(where: str, node: str) -> str:
+    raise UsageError(
+        f'{where}: `backups.{node}.control` is missing: write where it takes questions, say "127.0.0.1:7403"'
+    )
 
 
 def read_key(key_file: Path) -> bytes:
@@ -239,6 +265,10 @@ def _convert(content: dict[str, Any], where: str) -> DeploymentFile:
     _check_keys(content, DeploymentFile, "", where)
     for table, struct in (("replication", ReplicationTable), ("primary", RoleTable), ("backup", RoleTable)):
         _check_keys(content.get(table), struct, f"{table}.", where)
+    backups = content.get("backups")
+    if isinstance(backups, dict):
+        for name, table in backups.items():
+            _check_keys(table, RoleTable, f"backups.{name}.", where)
     ports = content.get("ports")
     if isinstance(ports, dict):
         for name, port in ports.items():
@@ -270,7 +300,7 @@ def _flat(settings: dict[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def _problem(whole: DeploymentFile, role: Role, table: RoleTable) -> str | None:
+def _problem(whole: DeploymentFile, node: str, table: RoleTable) -> str | None:
     """What is wrong with values that each have the right type, or None."""
     if whole.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", whole.name):
         return f"`name` = {whole.name!r}: use letters, digits, dots, dashes and underscores, at most 64"
@@ -291,16 +321,33 @@ def _problem(whole: DeploymentFile, role: Role, table: RoleTable) -> str | None:
         problem = _port_problem(port)
         if problem:
             return f"`ports.{name}.{problem}"
-    if whole.primary and whole.backup and Path(whole.primary.log) == Path(whole.backup.log):
-        return f"`backup.log` = {whole.backup.log!r}: it is the primary's too, each needs a directory of its own"
+    nodes = whole.nodes()
+    for name in whole.backups:
+        if name in ROLES or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}", name):
+            return f"`backups.{name}`: name it otherwise, by letters, digits, dashes and underscores, at most 32"
+    taken: dict[Path, str] = {}
+    for name, each in nodes.items():
+        if (other := taken.setdefault(Path(each.log), name)) != name:
+            whose = f"the {other}'s" if other in ROLES else f"that of {other!r}"
+            title = name if name in ROLES else f"backups.{name}"
+            return f"`{title}.log` = {each.log!r}: it is {whose} too, each needs a directory of its own"
+    if len(nodes) > BACKUPS_MAX + 1:
+        return f"there are {len(nodes)} nodes: at most {BACKUPS_MAX + 1}"
+    if len(nodes) > 2 and whole.replication.witness == "none":
+        return (
+            f'`replication.witness` = "none": of {len(nodes)} nodes two could take over at once; name a witness, '
+            'say "file:/DIRECTORY" on one machine or "etcd:HOST:PORT"'
+        )
     problem = _replication_problem(whole.replication)
     if problem:
         return f"`replication.{problem}"
-    if table.link is None and (role == "backup" or whole.replication.durability != "solo"):
-        return f'`{role}.link` is missing: write where the primary listens for it, or choose durability = "solo"'
+    node = node if node in ROLES else f"backups.{node}"
+    found = table.link is not None or (len(nodes) > 2 and table.listen is not None)
+    if not found and (node != "primary" or whole.replication.durability != "solo"):
+        return f'`{node}.link` is missing: write where the primary listens for it, or choose durability = "solo"'
     for key, address in (("link", table.link), ("listen", table.listen)):
         if address is not None and not _is_endpoint(address):
-            return f'`{role}.{key}` = {address!r}: write an IP address and a port, say "10.9.0.1:7400"'
+            return f'`{node}.{key}` = {address!r}: write an IP address and a port, say "10.9.0.1:7400"'
     return None
 
 

@@ -47,11 +47,11 @@ class Link(Protocol):
 
     def events(self, now_ns: int) -> Iterable[LinkEvent]: ...
 
-    def send(self, message: AnyMessage) -> None: ...
+    def send(self, message: AnyMessage, number: int = 0) -> None: ...
 
     def flush(self) -> None: ...
 
-    def drop(self, reason: str) -> None: ...
+    def drop(self, reason: str, number: int = 0) -> None: ...
 
     def close(self) -> None: ...
 
@@ -103,8 +103,8 @@ class Environment(Protocol):
     def open_witness(self) -> WitnessLine | None:
         """To the witness; None: the deployment has none."""
 
-    def dial_peer(self) -> Link | None:
-        """Connect to where the other node listens when it leads; None: that is not known."""
+    def dial_peers(self) -> Sequence[Link]:
+        """Connect to where each of the other nodes listens when it leads, as far as that is known."""
 
     def dial(self) -> Link:
-        """Connect to the primary, again and again. LinkError: the deployment does not say where it is."""
+        """Connect to the primary, wherever that is, again and again. LinkError: the deployment does not say where it is."""

@@ -1,4 +1,4 @@
-"""The link: one authenticated TCP connection between the owner systems of a primary (server) and its backup (client).
+"""The link: authenticated TCP connections between the owner systems of a primary (server) and its backups (clients).
 
 Nothing here blocks and no clock is read: `events(now_ns)` does what can be done now. It is to be called when the link's
 file descriptor is readable, and every few milliseconds besides. Strangers cost little: there are at most HANDSHAKES_MAX
@@ -11,13 +11,14 @@ import errno
 import os
 import select
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import msgspec
 
 from actornet.errors import LinkError, UsageError
 from actornet.limits import (
+    BACKUPS_MAX,
     HANDSHAKE_MS,
     HANDSHAKES_MAX,
     LINK_QUEUE_BYTES_MAX,
@@ -29,6 +30,8 @@ from actornet.node.channel import STRANGER_BYTES, Channel, ChannelError
 from actornet.replication.messages import AnyMessage, decode, encode
 
 KEY_BYTES_MIN = 32
+LINK_CONNECTIONS_MAX = 2 * BACKUPS_MAX
+"""Of a server: a backup may come again before its former connection is known to be dead."""
 _READ_BYTES = 1 << 16
 _USER_TIMEOUT_MS = 5_000
 _MS = 1_000_000
@@ -36,9 +39,10 @@ _ENDED = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 
 
 class Connected(msgspec.Struct, frozen=True):
-    """Both ends have shown the key."""
+    """Both ends have shown the key. `number` is the connection's from here on, the lowest that is free."""
 
     peer: str
+    number: int = 0
     kind: Literal["connected"] = "connected"
 
 
@@ -46,6 +50,7 @@ class Disconnected(msgspec.Struct, frozen=True):
     """The connection broke, or could not be set up."""
 
     reason: str
+    number: int = 0
     kind: Literal["disconnected"] = "disconnected"
 
 
@@ -53,6 +58,7 @@ class Received(msgspec.Struct, frozen=True):
     """The peer sent a message."""
 
     message: AnyMessage
+    number: int = 0
     kind: Literal["received"] = "received"
 
 
@@ -65,7 +71,8 @@ class _Connection:
     def __init__(self, sock: socket.socket, channel: Channel, peer: str, epoll: select.epoll, now_ns: int) -> None:
         self.channel = channel
         self.peer = peer
-        self.host = peer.rpartition(":")[0]
+        self.number = 0
+        self.overflowed = False
         self.fd = sock.fileno()
         self.since_ns = now_ns
         self._socket = sock
@@ -127,16 +134,16 @@ class _Connection:
 
 _COUNTERS = (
     *("accepted", "closed", "reset", "torn", "garbage", "version", "key", "mac", "oversize", "message", "refused"),
-    *("late", "queue_full", "replaced", "busy", "handshakes_full"),
+    *("late", "queue_full", "busy", "handshakes_full"),
 )
 
 
 class _Link:
-    """What server and client have in common: at most one connection whose peer has shown the key.
+    """What server and client have in common: connections, by number, each to a peer that has shown the key.
 
     `counters` tell how connections ended: by the peer (`closed`, `reset`, `torn` in mid-frame), for what the peer sent
     (`garbage`, `version`, `key`, `mac`, `oversize`, `message`, `refused`), did not send (`late`) or did not read
-    (`queue_full`), or for another connection: the same host's next (`replaced`), another host's (`busy`), strangers'
+    (`queue_full`), or for another connection: there are LINK_CONNECTIONS_MAX (`busy`), or HANDSHAKES_MAX strangers
     (`handshakes_full`).
     """
 
@@ -148,8 +155,7 @@ class _Link:
         self.counters = dict.fromkeys(_COUNTERS, 0)
         self._key = key
         self._family, self._address = _resolve(address)
-        self._connection: _Connection | None = None
-        self._overflowed = False
+        self._connections: dict[int, _Connection] = {}
         self._buffer = memoryview(bytearray(_READ_BYTES))
         self._epoll = select.epoll()
         self._outer_epoll = epoll
@@ -163,43 +169,45 @@ class _Link:
     @property
     def connected(self) -> bool:
         """A peer has shown the key, and the connection stands."""
-        return self._connection is not None and self._connection.channel.open
+        return any(connection.channel.open for connection in list(self._connections.values()))
 
     @property
     def peer(self) -> str:
-        """The address of the connected peer."""
-        return self._connection.peer if self._connection is not None else ""
+        """The addresses of the connected peers."""
+        return ", ".join(connection.peer for connection in list(self._connections.values()))
 
     @property
     def queued_bytes(self) -> int:
-        """What waits for the socket."""
-        return len(self._connection.channel.output) if self._connection is not None else 0
+        """What waits for the sockets."""
+        return sum(len(connection.channel.output) for connection in self._connections.values())
 
-    def send(self, message: AnyMessage) -> None:
+    def send(self, message: AnyMessage, number: int = 0) -> None:
         """Queue a message for the next `flush`. Without a connection it is dropped, as it is when one breaks."""
-        if self._connection is None or not self._connection.channel.open or self._overflowed:
+        connection = self._connections.get(number)
+        if connection is None or not connection.channel.open or connection.overflowed:
             return
-        if len(self._connection.channel.output) > LINK_QUEUE_BYTES_MAX:
-            self._overflowed = True
+        if len(connection.channel.output) > LINK_QUEUE_BYTES_MAX:
+            connection.overflowed = True
             return
-        self._connection.channel.seal(encode(message))
+        connection.channel.seal(encode(message))
 
     def flush(self) -> None:
-        """Send what is queued, as far as the socket takes it; `events` sends the rest."""
-        if self._connection is not None and self._connection.channel.output:
-            self._connection.flush()
+        """Send what is queued, as far as the sockets take it; `events` sends the rest."""
+        for connection in self._connections.values():
+            if connection.channel.output:
+                connection.flush()
 
-    def drop(self, reason: str) -> None:
+    def drop(self, reason: str, number: int = 0) -> None:
         """Close the connection, after what was sent; no Disconnected follows."""
-        if self._connection is not None:
-            self._connection.close(self._buffer)
-            self._connection = None
+        connection = self._connections.pop(number, None)
+        if connection is not None:
+            connection.close(self._buffer)
             self.closed_reason = reason
-        self._overflowed = False
 
     def close(self) -> None:
         """End the link."""
-        self.drop("closed")
+        for number in list(self._connections):
+            self.drop("closed", number)
         if self._outer_epoll is not None and not self._epoll.closed:
             self._outer_epoll.unregister(self._epoll.fileno())
         self._epoll.close()
@@ -207,29 +215,29 @@ class _Link:
     def _receive(self, connection: _Connection, ready: int) -> Iterator[LinkEvent]:
         """What came on an open connection, until that is dropped."""
         try:
-            if self._overflowed:
+            if connection.overflowed:
                 raise ChannelError("queue_full", f"the peer left more than {LINK_QUEUE_BYTES_MAX} bytes unread")
             for payload in connection.receive(ready, self._buffer):
-                yield Received(_decode(payload))
-                if self._connection is not connection:
+                yield Received(_decode(payload), connection.number)
+                if self._connections.get(connection.number) is not connection:
                     return
             connection.flush()
         except ChannelError as error:
-            yield self._lose(error)
+            yield self._lose(error, connection.number)
 
     def _connected(self, connection: _Connection) -> Connected:
         self.counters["accepted"] += 1
-        return Connected(connection.peer)
+        return Connected(connection.peer, connection.number)
 
-    def _lose(self, error: ChannelError) -> Disconnected:
+    def _lose(self, error: ChannelError, number: int = 0) -> Disconnected:
         self.counters[error.counter] += 1
-        self.drop(str(error))
+        self.drop(str(error), number)
         self.closed_reason = str(error)
-        return Disconnected(str(error))
+        return Disconnected(str(error), number)
 
 
 class LinkServer(_Link):
-    """Listens at `address` ("host:port"; port 0: any, see `address` then) for one host's connection at a time.
+    """Listens at `address` ("host:port"; port 0: any, see `address` then) for LINK_CONNECTIONS_MAX connections.
 
     `epoll`, if given, learns of the link's file descriptor. LinkError: the address cannot be listened at.
     """
@@ -253,8 +261,12 @@ class LinkServer(_Link):
     def events(self, now_ns: int) -> Iterator[LinkEvent]:
         """What happens, as it is asked for: exhaust it, then call again. A call reads a bounded amount."""
         ready = dict(self._epoll.poll(0))
-        if self._connection is not None and (self._connection.fd in ready or self._overflowed):
-            yield from self._receive(self._connection, ready.pop(self._connection.fd, 0))
+        for connection in list(self._connections.values()):
+            if connection.fd not in ready and not connection.overflowed:
+                continue
+            mask = ready.pop(connection.fd, 0)
+            if self._connections.get(connection.number) is connection:
+                yield from self._receive(connection, mask)
         for fd, mask in ready.items():
             if fd == self._listener.fileno():
                 self._accept(now_ns)
@@ -294,20 +306,17 @@ class LinkServer(_Link):
             return
         if not stranger.channel.proven:
             return
-        if self._connection is not None and self._connection.host != stranger.host:
-            stranger.channel.admit(refusal=f"{self._connection.peer} is connected already")
+        number = next((n for n in range(LINK_CONNECTIONS_MAX) if n not in self._connections), None)
+        if number is None:
+            stranger.channel.admit(refusal=f"{self.peer} are connected already")
             self._turn_away(stranger, "busy")
             return
-        # A host that comes again has lost its old connection, whether that shows on this side already or not.
-        lost = self._lose(ChannelError("replaced", "the peer connected anew")) if self._connection is not None else None
         stranger.channel.admit()
         stranger.flush()
         del self._strangers[stranger.fd]
-        self._connection = stranger
-        if lost is not None:
-            yield lost
-        if self._connection is stranger:
-            yield self._connected(stranger)
+        stranger.number = number
+        self._connections[number] = stranger
+        yield self._connected(stranger)
 
     def _turn_away(self, stranger: _Connection, counter: str) -> None:
         self.counters[counter] += 1
@@ -316,13 +325,18 @@ class LinkServer(_Link):
 
 
 class LinkClient(_Link):
-    """Connects to `address` ("host:port"), again and again until closed.
+    """Connects to `address` ("host:port"), again and again until closed. Of several it tries one after the other.
 
-    After a break it tries at once, then with pauses of RECONNECT_MS_MIN to RECONNECT_MS_MAX. `epoll` as for LinkServer.
+    After a break it tries the same at once, then with pauses of RECONNECT_MS_MIN to RECONNECT_MS_MAX. `epoll` as for
+    LinkServer.
     """
 
-    def __init__(self, address: str, key: bytes, epoll: select.epoll | None = None) -> None:
-        super().__init__(address, key, epoll)
+    def __init__(self, address: str | Sequence[str], key: bytes, epoll: select.epoll | None = None) -> None:
+        self._addresses = [address] if isinstance(address, str) else list(address)
+        super().__init__(self._addresses[0], key, epoll)
+        self._resolved = {each: _resolve(each) for each in self._addresses}
+        self._again = True
+        """The next attempt is at the same address."""
         self._pause_ms = 0
         self._due_ns: int | None = 0  # of the next attempt; None: as soon as a pause from now is over
         self._at_once_ns = -RECONNECT_MS_MAX * _MS  # last attempt right after a break
@@ -330,7 +344,7 @@ class LinkClient(_Link):
     def events(self, now_ns: int) -> Iterator[LinkEvent]:
         """What happens, as it is asked for: exhaust it, then call again. A call reads a bounded amount."""
         yield from self._service(now_ns)
-        if self._connection is not None or self._epoll.closed:
+        if self._connections or self._epoll.closed:
             return
         if self._due_ns is None:
             self._due_ns = now_ns + self._pause_ms * _MS
@@ -338,14 +352,15 @@ class LinkClient(_Link):
             yield from self._connect(now_ns)
             yield from self._service(now_ns)  # on one host a refusal is there already
 
-    def drop(self, reason: str) -> None:
+    def drop(self, reason: str, number: int = 0) -> None:
         """Close the connection, after what was sent; no Disconnected follows. A pause does."""
         super().drop(reason)
-        self._pause_ms = min(max(2 * self._pause_ms, RECONNECT_MS_MIN), RECONNECT_MS_MAX)
+        if self.address == self._addresses[-1]:
+            self._pause_ms = min(max(2 * self._pause_ms, RECONNECT_MS_MIN), RECONNECT_MS_MAX)
         self._due_ns = None
 
     def _service(self, now_ns: int) -> Iterator[LinkEvent]:
-        connection = self._connection
+        connection = self._connections.get(0)
         if connection is None:
             return
         ready = dict(self._epoll.poll(0)).get(connection.fd)
@@ -355,22 +370,28 @@ class LinkClient(_Link):
             return
         if self._pause_ms and was_open and age_ns > RECONNECT_MS_MAX * _MS:
             self._pause_ms = 0
-        if ready is None and not self._overflowed:
+        if ready is None and not connection.overflowed:
             return
         for event in self._receive(connection, ready or 0):
             if not was_open and connection.channel.open:
                 was_open = True
                 yield self._connected(connection)
-                if self._connection is not connection:
+                if self._connections.get(0) is not connection:
                     return
             if isinstance(event, Disconnected) and was_open and now_ns - self._at_once_ns >= RECONNECT_MS_MAX * _MS:
                 # Whether the peer has died shows soonest by asking. But not again and again.
                 self._at_once_ns = self._due_ns = now_ns
+                self._again = True
             yield event
         if not was_open and connection.channel.open:
             yield self._connected(connection)
 
     def _connect(self, now_ns: int) -> Iterator[LinkEvent]:
+        if not self._again:  # nor was there a break: the next one may lead now
+            at = self._addresses.index(self.address)
+            self.address = self._addresses[(at + 1) % len(self._addresses)]
+            self._family, self._address = self._resolved[self.address]
+        self._again = False
         sock = socket.socket(self._family, socket.SOCK_STREAM)
         sock.setblocking(False)
         failure = sock.connect_ex(self._address)
@@ -379,8 +400,8 @@ class LinkClient(_Link):
             yield self._lose(ChannelError("reset", _describe(OSError(failure, os.strerror(failure)))))
             return
         channel = Channel(self._key, server=False)
-        self._connection = _Connection(sock, channel, self.address, self._epoll, now_ns)
-        self._connection.flush()
+        connection = self._connections[0] = _Connection(sock, channel, self.address, self._epoll, now_ns)
+        connection.flush()
 
 
 def _decode(payload: bytes) -> AnyMessage:

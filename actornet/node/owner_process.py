@@ -76,8 +76,8 @@ class Machine:
             return None
         return WitnessThread(witness_at(self._spec.witness, self._spec.name), self.witness_fd)
 
-    def dial_peer(self) -> LinkClient | None:
-        return LinkClient(self._spec.peer, self._key, self.epoll) if self._spec.peer is not None else None
+    def dial_peers(self) -> list[LinkClient]:
+        return [LinkClient(peer, self._key, self.epoll) for peer in self._spec.peers]
 
     def set_aside_log(self) -> Path:
         return set_aside(self._spec.log)
@@ -91,9 +91,9 @@ class Machine:
             raise LinkError(f"{error}: set `link`, or `listen`, to a free address of this host") from None
 
     def dial(self) -> LinkClient:
-        if self._spec.link is None:
+        if not self._spec.links:
             raise LinkError("[backup] has no `link`: name the address at which the primary listens")
-        return LinkClient(self._spec.link, self._key, self.epoll)
+        return LinkClient(self._spec.links, self._key, self.epoll)
 
 
 class OwnerProcess:

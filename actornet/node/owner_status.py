@@ -15,7 +15,9 @@ def owner_status(system: OwnerSystem) -> dict[str, Any]:
     """Role, state, LSNs, lag and all else; read from another thread than the owner system's, so of about one instant."""
     machine, page, replica = system.machine, system.page, system.journal.replica
     primary = isinstance(machine, Primary)
-    lag_ns = machine.lag_ns(system.environment.monotonic_ns())
+    followed = machine.leading if isinstance(machine, Primary) else machine
+    lag = followed.lag if followed is not None else None
+    lag_ns = followed.lag_ns(system.environment.monotonic_ns()) if followed is not None else 0
     return {
         "role": "primary" if primary else "backup",
         "state": machine.state.value,
@@ -23,14 +25,14 @@ def owner_status(system: OwnerSystem) -> dict[str, Any]:
         "lsn": system.journal.lsn,
         "logged_lsn": page.lsn_logged,
         "watermark": page.watermark if primary else None,
-        "lag_records": machine.lag,
+        "lag_records": lag,
         "durability": system.spec.durability,
         "without_backup": system.spec.without_backup,
         "flows": len(replica.flows),
         "owners": sorted(replica.owners),
         "takeover": system.takeover,
         **_replication(system),
-        "lag_ms": round(lag_ns / 1e6, 3) if machine.lag is not None else None,
+        "lag_ms": round(lag_ns / 1e6, 3) if lag is not None else None,
         "launching": system.launching,
         "upkeep": system.upkeep.status(),
         "witness": system.lease.status() if system.lease is not None else None,
@@ -41,19 +43,32 @@ def owner_status(system: OwnerSystem) -> dict[str, Any]:
 def _replication(system: OwnerSystem) -> dict[str, Any]:
     machine = system.machine
     if isinstance(machine, Primary):
-        ack, linked = machine.ack, machine.lag is not None
+        leading = machine.leading
+        ack = leading.ack if leading is not None else None
         return {
-            "sent_lsn": machine.sent_lsn if linked else None,
-            "backup_received_lsn": ack.received if linked else None,
-            "backup_durable_lsn": ack.durable if linked else None,
-            "backup_applied_lsn": ack.applied if linked else None,
+            "sent_lsn": leading.sent_lsn if leading is not None else None,
+            "backup_received_lsn": ack.received if ack is not None else None,
+            "backup_durable_lsn": ack.durable if ack is not None else None,
+            "backup_applied_lsn": ack.applied if ack is not None else None,
             "commits_alone": machine.commits_alone,
+            "backups": [
+                {
+                    "node": feed.node,
+                    "state": feed.state.value,
+                    "lag_records": feed.lag if feed.welcome else None,
+                    "sent_lsn": feed.sent_lsn,
+                    "received_lsn": feed.ack.received,
+                    "durable_lsn": feed.ack.durable,
+                    "applied_lsn": feed.ack.applied,
+                }
+                for feed in list(machine.feeds.values())
+            ],
         }
     return {
         "primary_lsn": machine.primary_lsn,
         "received_lsn": machine.received_lsn,
         "applied_lsn": machine.applied_lsn,
-        "sync_epoch": machine.sync_epoch or None,
+        "sync_epoch": machine.sync_epochs[-1] if machine.sync_epochs else None,
         "resyncs": len(system.resyncs),
     }
 

@@ -33,7 +33,7 @@ from actornet.limits import (
     SNAPSHOT_SLICES,
 )
 from actornet.log.batch import read_batch
-from actornet.log.record import ControlBody, decode
+from actornet.log.record import ControlBody, EpochBody, decode
 from actornet.log.store import Log
 from actornet.node.cores import Cores
 from actornet.node.environment import Environment, Link
@@ -82,10 +82,14 @@ NO_PRIMARY = ("key", "version", "garbage")
 """Counters of a link that say: what answers there is not this deployment's primary."""
 
 
-class OwnerSpec(msgspec.Struct, frozen=True):
-    """What the owner system needs to know. A backup connects to `link`; whoever is primary listens at `listen`.
+_NOT_LOGGED = 1 << 62
+"""More than the syncer will ever have done."""
 
-    `node` says which of the deployment's two this is, `peer` where the other one listens when it leads. `witness` and
+
+class OwnerSpec(msgspec.Struct, frozen=True):
+    """What the owner system needs to know. A backup connects to one of `links`; whoever is primary listens at `listen`.
+
+    `node` says which of the deployment's this is, `peers` where the others listen when they lead. `witness` and
     `keep_records` as in the deployment file. `spins`: there are CPUs on which it takes nothing from a core when it looks for
     what is about to come.
     """
@@ -97,12 +101,12 @@ class OwnerSpec(msgspec.Struct, frozen=True):
     settings: dict[str, Any]
     ports: list[str]
     log: str
-    link: str | None
+    links: list[str]
     listen: str | None
     durability: Durability
     without_backup: WithoutBackup
     fabric: FabricSpec
-    peer: str | None = None
+    peers: list[str] = []
     witness: str | None = None
     lease_ms: int = LEASE_MS_DEFAULT
     keep_records: int = LOG_KEEP_RECORDS_DEFAULT
@@ -122,7 +126,7 @@ class OwnerSystem:
         self.upkeep = self._upkeep()
         self.syncer = environment.open_syncer(self.log)
         self.lease = self._open_lease()
-        self.probe: RivalProbe | None = None
+        self.probes: list[RivalProbe] = []
         self.launching = False
         """Is to be the primary, and asks the other node and the witness before."""
         self.resyncs: deque[int] = deque()
@@ -141,8 +145,8 @@ class OwnerSystem:
         """Flows just got their answers, and their records are about to come: the next step, due in LINGER_US at most, logs
         and sends both at once."""
         self._drained = False  # nothing of the cores is served any more
-        self._snapshot: Iterator[None] | None = None  # for a backup that begins
-        self._read: Read | None = None  # what the backup is to get from the log next
+        self._snapshots: dict[int, Iterator[None]] = {}  # for backups that begin
+        self._reads: dict[int, Read] = {}  # what backups are to get from the log next
         self._begun = 0  # an epoch of which the peer has not been told: the syncer's number for it
         self._was_welcome = False
         self._disconnected = ""
@@ -205,13 +209,13 @@ class OwnerSystem:
     @property
     def feeds(self) -> bool:
         """Whether a backup is to get more from log or state: the next step is due at once."""
-        return self._read is not None or self._snapshot is not None
+        return bool(self._reads or self._snapshots)
 
     @property
     def rests(self) -> bool:
         """Whether nothing is due before something arrives: a primary without a peer, whose log is in order."""
         alone = isinstance(self.machine, Primary) and self.machine.state is State.ALONE
-        busy = self.left or self.launching or self.lease is not None or self.probe is not None or self.upkeep.busy
+        busy = self.left or self.launching or self.lease is not None or self.probes or self.upkeep.busy
         return alone and not busy
 
     @property
@@ -260,8 +264,7 @@ class OwnerSystem:
             self.journal.save_snapshot()
         self.syncer.close()
         self.log.close()
-        if self.probe is not None:
-            self.probe.close()
+        self._end_probes()
 
     def _open_log(self) -> tuple[Log, Journal]:
         """The log and the state that it ends in. A backup's that proves wrong is set aside, to be filled anew (G8)."""
@@ -340,15 +343,13 @@ class OwnerSystem:
         """Lead as soon as the other node and the witness have nothing against it."""
         self.page.role = PASSIVE
         self._follow()
-        peer = self.environment.dial_peer()
-        if peer is None and self.lease is None:
+        # With the highest epoch known, not the one to come: a primary that lives is not to be fenced by a launch.
+        self._ask_others(self._known_epoch())
+        if not self.probes and self.lease is None:
             self._launched(epoch_of_launch(self._known_epoch(), self.log.led_epoch))
             return
         self.launching = True
         self._launch_until_ns = self._now_ns() + LAUNCH_PROBE_MS * 1_000_000
-        if peer is not None:
-            # With the highest epoch known, not the one to come: a primary that lives is not to be fenced by a launch.
-            self.probe = RivalProbe(peer, self._primary_hello(self._known_epoch()))
 
     def _launched(self, epoch: int) -> None:
         self.launching = False
@@ -356,9 +357,9 @@ class OwnerSystem:
         self.link = self.environment.listen()
 
     def _go_on_launching(self) -> None:
-        if self.probe is not None and self._now_ns() < self._launch_until_ns:
+        if self.probes and self._now_ns() < self._launch_until_ns:
             return
-        self._end_probe()
+        self._end_probes()
         known = self._known_epoch()
         if self.lease is None:
             self._launched(epoch_of_launch(known, self.log.led_epoch))
@@ -386,7 +387,7 @@ class OwnerSystem:
             elif self.launching:
                 self._launched(event.epoch)
             else:
-                self._act(self.machine.granted(event.epoch))
+                self._act(self.machine.granted(event.epoch, self._now_ns()))
         if self.launching and keeper.lease.claims and keeper.lease.contested:
             self._lease_denied(keeper.lease.entry or Entry())
 
@@ -400,31 +401,37 @@ class OwnerSystem:
             self._act(self.machine.denied(entry.epoch, why))
 
     def _hear_rival(self) -> None:
-        probe = self.probe
-        if probe is not None and (outcome := probe.turn(self._now_ns())):
-            self._end_probe()
+        for probe in list(self.probes):
+            if not (outcome := probe.turn(self._now_ns())):
+                continue
+            probe.close()
+            self.probes.remove(probe)
             if outcome == "leads" and self.launching:
                 with suppress(FencedError):
                     self.log.epoch_raise(probe.epoch)
                 self.fail(
                     FencedError(
-                        f"the node at {self.spec.peer} leads in epoch {probe.epoch}: launch this one as its backup "
+                        f"the node at {probe.address} leads in epoch {probe.epoch}: launch this one as its backup "
                         f"(actornet launch backup ... --node {self.spec.node})"
                     )
                 )
             elif isinstance(self.machine, Primary):
-                _log.info("old primary asked", at=self.spec.peer, outcome=outcome)
+                _log.info("old primary asked", at=probe.address, outcome=outcome)
                 if outcome == "leads" and probe.epoch > self.machine.epoch:
                     self._act(self.machine.fenced(probe.epoch))
-        elif probe is not None and isinstance(self.machine, Primary) and self.machine.state is not State.ALONE:
-            self._end_probe()  # it has come back as a backup
+        if isinstance(self.machine, Primary) and len(self.machine.feeds) >= max(1, len(self.spec.peers)):
+            self._end_probes()  # all have come back as backups
         if self.launching and self.ending is None:
             self._go_on_launching()
 
-    def _end_probe(self) -> None:
-        if self.probe is not None:
-            self.probe.close()
-            self.probe = None
+    def _ask_others(self, epoch: int) -> None:
+        hello = self._primary_hello(epoch)
+        self.probes = [RivalProbe(link, hello) for link in self.environment.dial_peers()]
+
+    def _end_probes(self) -> None:
+        for probe in self.probes:
+            probe.close()
+        self.probes.clear()
 
     def _primary_hello(self, epoch: int) -> Hello:
         me = self.identity
@@ -444,7 +451,7 @@ class OwnerSystem:
 
     # -- roles ------------------------------------------------------------------------------------------------------
 
-    def _lead(self, epoch: int, reason: str, *, takeover: bool) -> None:
+    def _lead(self, epoch: int, reason: str, *, takeover: bool, complete: bool = False) -> None:
         """Become the primary of `epoch`."""
         if not self.identity.history:
             self._adopt(self.log.identity)
@@ -459,7 +466,7 @@ class OwnerSystem:
             now_ns=self._now_ns(),
             needs_lease=self.lease is not None,
         )
-        self._begin_epoch(epoch, reason)
+        self._begin_epoch(epoch, reason, complete=complete)
         self.page.lsn_applied = self.journal.lsn
         self.page.role = ACTIVE
         self._publish()
@@ -472,14 +479,15 @@ class OwnerSystem:
         self.log.adopt(history)
         self.identity = msgspec.structs.replace(self.identity, history=history)
 
-    def _begin_epoch(self, epoch: int, reason: str) -> None:
+    def _begin_epoch(self, epoch: int, reason: str, *, complete: bool = False) -> None:
         self.log.lead(epoch)
-        self.journal.begin_epoch(
-            epoch, f"{self.spec.name}/{self.spec.node}", self.nf, self.settings, reason, self.environment.time_ns()
-        )
+        node, now_ns = f"{self.spec.name}/{self.spec.node}", self.environment.time_ns()
+        self.journal.begin_epoch(epoch, node, self.nf, self.settings, reason, now_ns, complete=complete)
         self.page.epoch = epoch
+        self._begun = _NOT_LOGGED
         self._commit()
-        self._begun = self.syncer.soon()
+        if self._begun:
+            self._begun = self.syncer.soon()
 
     def _follow(self, *, wants_snapshot: bool = False) -> None:
         self.machine = Backup(
@@ -490,6 +498,7 @@ class OwnerSystem:
             now_ns=self._now_ns(),
             needs_lease=self.lease is not None,
             wants_snapshot=wants_snapshot,
+            node=self.spec.node,
         )
         self._secure(self.machine)  # what a former life left may not be on the disk, and no record may follow it
 
@@ -497,7 +506,7 @@ class OwnerSystem:
         """Take over: the flows are in the cores' tables and the owners' states are current (G6)."""
         began_ns = self._now_ns()
         waiting = sum(line.waiting for line in self.cores.lines)
-        self._lead(action.epoch, action.reason, takeover=True)
+        self._lead(action.epoch, action.reason, takeover=True, complete=action.complete)
         self.takeover = {
             "reason": action.reason,
             "epoch": action.epoch,
@@ -515,8 +524,7 @@ class OwnerSystem:
             self.link = self.environment.listen()
         except LinkError as error:
             _log.warning("no new backup can join here", error=str(error))
-        if (peer := self.environment.dial_peer()) is not None:
-            self.probe = RivalProbe(peer, self._primary_hello(action.epoch))
+        self._ask_others(action.epoch)
 
     # -- the peer ---------------------------------------------------------------------------------------------------
 
@@ -528,43 +536,53 @@ class OwnerSystem:
             now_ns = self._now_ns()
             if event.kind == "connected":
                 self._act(
-                    self.machine.connected(now_ns)
+                    self.machine.connected(now_ns, event.number)
                     if isinstance(self.machine, Primary)
                     else self.machine.connected(self._end(), now_ns)
                 )
             elif event.kind == "disconnected":
-                self._act(self.machine.disconnected(event.reason, now_ns))
+                self._act(
+                    self.machine.disconnected(event.reason, now_ns, event.number)
+                    if isinstance(self.machine, Primary)
+                    else self.machine.disconnected(event.reason, now_ns)
+                )
                 self._note_disconnected(link, event.reason)
             else:
-                self._act(self.machine.receive(event.message, now_ns))
+                self._act(
+                    self.machine.receive(event.message, now_ns, event.number)
+                    if isinstance(self.machine, Primary)
+                    else self.machine.receive(event.message, now_ns)
+                )
             if self.link is not link:
                 return  # the role changed
 
     def _feed_backup(self) -> None:
-        """For a backup that begins or catches up: a part of the state or log a step, so that nobody waits for all of it."""
-        if self._snapshot is not None and next(self._snapshot, self) is self:
-            self._snapshot = None
-        action, self._read = self._read, None
-        if action is None or not isinstance(self.machine, Primary):
-            return
-        try:
-            records = read_batch(self.log, action.first_lsn, action.last_lsn, action.bytes_max)
-        except LogDamagedError as error:
-            self._act(self.machine.damaged(str(error)))
-        else:
-            self._act(self.machine.tail(records, self._now_ns()))
+        """For backups that begin or catch up: a part of the state or log a step, so that nobody waits for all of it."""
+        for peer, snapshot in list(self._snapshots.items()):
+            if next(snapshot, self) is self and self._snapshots.get(peer) is snapshot:
+                del self._snapshots[peer]
+        reads, self._reads = self._reads, {}
+        for peer, action in reads.items():
+            if not isinstance(self.machine, Primary):
+                return
+            try:
+                records = read_batch(self.log, action.first_lsn, action.last_lsn, action.bytes_max)
+            except LogDamagedError as error:
+                self._act(self.machine.damaged(str(error), peer))
+            else:
+                self._act(self.machine.tail(records, self._now_ns(), peer))
 
     def _note_disconnected(self, link: Link, reason: str) -> None:
         """A backup that waits for its primary says why, once; what waiting cannot mend ends it."""
         if not isinstance(self.machine, Backup) or self._was_welcome:
             return
         if any(link.counters[counter] for counter in NO_PRIMARY):
-            self.fail(LinkError(f"the primary at {self.spec.link} cannot be followed: {reason}"))
+            self.fail(LinkError(f"the primary at {link.address} cannot be followed: {reason}"))
         elif reason != self._disconnected:
             self._disconnected = reason
-            _log.info("waiting for the primary", at=self.spec.link, reason=reason)
+            _log.info("waiting for the primary", at=link.address, reason=reason)
 
-    def _taking_snapshot(self, machine: Primary) -> Iterator[None]:
+    def _taking_snapshot(self, machine: Primary, peer: int) -> Iterator[None]:
         """The state as it is now, for a backup, encoded a slice at a time while the node goes on."""
         end = Position(self.journal.lsn, self.journal.chain, self.journal.epoch)
         pieces = []
@@ -572,7 +590,7 @@ class OwnerSystem:
             pieces.append(piece)
             if number % SNAPSHOT_SLICES == 0:
                 yield
-        self._act(machine.snapshot(end, b"".join(pieces), self._now_ns()))
+        self._act(machine.snapshot(end, b"".join(pieces), self._now_ns(), peer))
 
     def _end(self) -> Position:
         lsn = self.log.last_lsn
@@ -580,7 +598,8 @@ class OwnerSystem:
 
     def _position(self, lsn: int) -> Position:
         record = decode(self.log.read(lsn), lsn)
-        return Position(lsn, record.chain, record.epoch)
+        complete = isinstance(record.body, EpochBody) and record.body.complete
+        return Position(lsn, record.chain, record.epoch, complete)
 
     def _act(self, actions: Iterable[Any]) -> None:
         """Carry out what the protocol decided, in its order."""
@@ -596,10 +615,12 @@ class OwnerSystem:
                         self.log.sync()  # else a machine that goes down could begin the same epoch twice (G7)
                     self._begun = 0
                 if self.link is not None:
-                    self.link.send(action.message)
+                    self.link.send(action.message, action.peer)
             case Close():
                 if self.link is not None:
-                    self.link.drop(action.reason)
+                    self.link.drop(action.reason, action.peer)
+                self._reads.pop(action.peer, None)
+                self._snapshots.pop(action.peer, None)
             case Note():
                 self._was_welcome |= action.event == "catching up"
                 (_log.warning if action.alarm else _log.info)(action.event, detail=action.detail)
@@ -610,21 +631,20 @@ class OwnerSystem:
                     first_lsn = max(1, self.log.first_lsn)
                     found = match(action.end, first_lsn, self.log.last_lsn, self._position)
                 except LogDamagedError as error:
-                    self._act(machine.incomparable(action.end, str(error)))
+                    self._act(machine.incomparable(action.end, str(error), action.peer))
                 else:
-                    self._act(machine.compared(found, action.end))
+                    self._act(machine.compared(found, action.end, action.peer))
             case TakeSnapshot() if isinstance(machine, Primary):
                 self._commit()
-                self._snapshot = self._taking_snapshot(machine)
+                self._snapshots[action.peer] = self._taking_snapshot(machine, action.peer)
             case Read():
-                self._read = action
+                self._reads[action.peer] = action
             case NewEpoch():
-                self._begin_epoch(action.epoch, f"going on alone: {action.reason}")
-                if self.lease is not None:
-                    self.lease.lease.claim(action.epoch)
-                _log.warning("going on without a backup", epoch=action.epoch, reason=action.reason)
+                alone = "alone" if action.alone else "with the backups that remain"
+                _log.warning("going on without a backup", epoch=action.epoch, reason=action.reason, alone=action.alone)
+                self._begin_epoch(action.epoch, f"going on {alone}: {action.reason}")
             case Claim() if self.lease is not None:
-                self.lease.lease.claim(action.epoch, action.after_epoch)
+                self.lease.lease.claim(action.epoch, action.after)
             case Unclaim() if self.lease is not None:
                 self.lease.lease.unclaim()
             case InstallSnapshot() if isinstance(machine, Backup):
@@ -649,7 +669,7 @@ class OwnerSystem:
             case Refused():
                 _log.error("the primary refuses this backup", reason=action.reason)
                 if not self._was_welcome:
-                    self.fail(LinkError(f"the primary at {self.spec.link} refuses this backup: {action.reason}"))
+                    self.fail(LinkError(f"the primary{self._primary_at()} refuses this backup: {action.reason}"))
             case Rewind():
                 self._rewind(action)
             case StopNode():
@@ -725,10 +745,13 @@ class OwnerSystem:
         self.cores.restore_flows(self.journal)
         self._follow(wants_snapshot=wants_snapshot)
 
+    def _primary_at(self) -> str:
+        return f" at {self.link.address}" if self.link is not None else ""
+
     def _rewind(self, action: Rewind) -> None:
         """Drop what this node logged as primary and nobody else got; it was never committed."""
         if self.log.last_lsn < action.fork_lsn or self._position(action.fork_lsn).chain != action.fork_chain:
-            self.fail(LinkError(f"the primary at {self.spec.link} refuses this backup: {action.reason}"))
+            self.fail(LinkError(f"the primary{self._primary_at()} refuses this backup: {action.reason}"))
             return
         removed = self.log.truncate(action.fork_lsn)
         _log.warning("uncommitted records dropped", records=removed, after_lsn=action.fork_lsn)

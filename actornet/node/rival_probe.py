@@ -21,6 +21,10 @@ class RivalProbe:
         self._link = link
         self._hello = hello
 
+    @property
+    def address(self) -> str:
+        return self._link.address
+
     def turn(self, now_ns: int) -> Outcome:
         """Hear and ask; the outcome, once there is one."""
         for event in self._link.events(now_ns):

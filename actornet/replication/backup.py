@@ -12,6 +12,7 @@ from actornet.limits import (
     SILENCE_MS,
     SNAPSHOT_BYTES_MAX,
     SNAPSHOT_CHUNK_BYTES,
+    YIELD_MS,
 )
 from actornet.replication.messages import (
     VERSION,
@@ -77,14 +78,17 @@ class Backup:
         now_ns: int,
         needs_lease: bool = False,
         wants_snapshot: bool = False,
+        node: str = "",
     ) -> None:
         self.identity = identity
+        self.node = node
         self.durability = durability
         self.epoch = epoch
         self.needs_lease = needs_lease
         self.wants_snapshot = wants_snapshot
         self.state = State.ABSENT
-        self.sync_epoch = 0  # in which the primary counted this backup last
+        self.sync_epochs = range(0)  # in a row, in which a primary counted this backup last
+        self._yields = False  # a successor was named, and it is another
         self._claim_reason = ""
         self.primary_lsn = 0  # as last heard
         self.received_lsn = 0
@@ -126,12 +130,15 @@ class Backup:
             end.epoch,
             self.wants_snapshot,
             me.history,
+            self.node,
         )
         return [Send(hello)]
 
     def disconnected(self, reason: str, now_ns: int) -> list[BackupAction]:
         """The link broke, or could not be set up."""
         if self.state in _UNLINKED or self.state is State.CLAIMING:
+            return []
+        if self.state is State.DOUBT and self._yields:
             return []
         if self.state is State.DOUBT:
             return self._promote(Event.LOST, f"link lost: {reason}")
@@ -183,6 +190,8 @@ class Backup:
         limit_ms = SILENCE_MS + self._pause_ms if self.state in _MAY_TAKE_OVER else PATIENCE_MS
         if self.state is State.GREETING:
             limit_ms = GREETING_MS
+        if self.state is State.DOUBT and self._yields:
+            limit_ms = YIELD_MS
         if now_ns - self._heard_ns > limit_ms * _MS:
             reason = f"primary silent for {limit_ms} ms"
             if self.state in _MAY_TAKE_OVER:
@@ -203,7 +212,7 @@ class Backup:
         if self.state in _MAY_TAKE_OVER:
             return self._promote(Event.OPERATOR, "operator")
         if force:
-            self.sync_epoch = 0
+            self.sync_epochs = range(0)
             return self._promote(Event.OPERATOR, f"operator, forced while {self.state.value}")
         if self.state is State.CLAIMING:
             return [Refused("this backup waits for the witness to grant it the lease already: see its status")]
@@ -214,7 +223,7 @@ class Backup:
             )
         ]
 
-    def granted(self, epoch: int) -> list[BackupAction]:
+    def granted(self, epoch: int, now_ns: int) -> list[BackupAction]:
         """The witness has granted the claim: the primary commits nothing any more (G7)."""
         if self.state in _DONE:
             return []
@@ -258,10 +267,17 @@ class Backup:
                 return self._chunk(message, now_ns)
             case Sync() if self.state is State.FOLLOWING and self.applied_lsn >= message.lsn:
                 self._move(Event.LAG_0)
-                self.sync_epoch = self.epoch
+                self.sync_epochs = range(self.epoch, self.epoch + 1)
                 return [Note("in sync", f"at LSN {message.lsn}, epoch {self.epoch}: ready to take over")]
+            case Sync() if self.state is State.IN_SYNC and self.epoch not in self.sync_epochs:
+                self.sync_epochs = range(self.sync_epochs.start, self.epoch + 1)
+                return [self._ack(now_ns)]
             case Stop() if self.state is State.IN_SYNC and self.applied_lsn == message.lsn:
-                return self._promote(Event.HANDED_OVER, "handover")
+                if message.successor:
+                    return self._promote(Event.HANDED_OVER, "handover")
+                self._move(Event.LOST)
+                self._yields = True
+                return [Close("the primary stops"), Note("link lost", "the primary stops, and another takes over")]
             case Fence():
                 return []
             case _:
@@ -270,6 +286,7 @@ class Backup:
     def _welcome(self, welcome: Welcome, now_ns: int) -> list[BackupAction]:
         self._heard_ns = now_ns
         self._refusal = ""
+        self._yields = False
         self._chunks = []
         self.primary_lsn = welcome.lsn
         note = Note("catching up", f"by {welcome.how}, from LSN {self.applied_lsn} to {welcome.lsn}")
@@ -330,10 +347,11 @@ class Backup:
         claimed = self.state is State.CLAIMING
         self._move(Event.REFUSED)
         close = Close(refuse.reason)
-        if claimed:
-            return [Unclaim(), close, Refused(refuse.reason)]
+        unclaim: list[BackupAction] = [Unclaim()] if claimed else []
+        if claimed and not refuse.fork_lsn:
+            return [*unclaim, close, Refused(refuse.reason)]
         if refuse.fork_lsn > 0:
-            return [close, Rewind(refuse.fork_lsn, refuse.fork_chain, refuse.reason)]
+            return [*unclaim, close, Rewind(refuse.fork_lsn, refuse.fork_chain, refuse.reason)]
         if refuse.reason == self._refusal:  # came again, and was told the same
             return [close]
         self._refusal = refuse.reason
@@ -346,10 +364,11 @@ class Backup:
         if self.state is not State.CLAIMING:
             self._move(Event.CLAIM)
         self._claim_reason = reason
-        claim = Claim(epoch, self.sync_epoch or None)
+        claim = Claim(epoch, self.sync_epochs or None)
         return [Close("this node asks the witness whether it may take over"), Note("claiming the lease", reason), claim]
 
     def _lead(self, event: Event, epoch: int, reason: str) -> list[BackupAction]:
         self._move(event)
         self.epoch = epoch
-        return [Send(Fence(epoch)), Close("this node is the primary now"), Promote(epoch, reason)]
+        complete = self.needs_lease and len(self.sync_epochs) > 0
+        return [Send(Fence(epoch)), Close("this node is the primary now"), Promote(epoch, reason, complete)]

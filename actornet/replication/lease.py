@@ -10,9 +10,9 @@ write the entry. The holder writes anew every quarter of that time, with a seria
 when it *had read* it, which is later than when the holder began to write it. The holder stops a GUARD of the time sooner,
 for clocks that run at different speeds and for what a packet takes from the check to the wire (G7).
 
-*Going on alone is a matter for the witness, too.* A backup in sync has all that was committed in the epoch of its Sync.
-Its claim holds for that epoch alone: a primary that wants to commit without it must first bring the witness to a higher
-one. So either the backup can have the lease, or the primary can commit alone, never both.
+*Going on without a backup is a matter for the witness, too.* A backup in sync has all that was committed in the epochs of
+its Sync. Its claim holds for those alone: a primary that wants to commit without it must first bring the witness to a
+higher one. So either the backup can have the lease, or the primary can commit alone, never both.
 
 *Silence of the witness* changes nothing until the lease is over: then the holder emits nothing, and remains the holder
 if nobody else has come when the witness speaks again.
@@ -85,7 +85,7 @@ class Lease:
         self.contested = False
         """Another has written the register since the claim was made: it lives."""
         self._claimed = 0  # epoch that is wanted
-        self._after: int | None = None  # the claim holds only while the register is of this epoch
+        self._after: range | None = None  # the claim holds only while the register is of one of these epochs
         self._asked_ns = 0  # when the last request was made
         self._trying: Swap | None = None
         self._trying_ns = 0
@@ -95,13 +95,13 @@ class Lease:
     def claims(self) -> bool:
         return self._claimed != 0
 
-    def claim(self, epoch: int, after_epoch: int | None = None) -> None:
+    def claim(self, epoch: int, after: range | None = None) -> None:
         """Take the lease in `epoch` as soon as it is free, or bring a lease that is held to that epoch.
 
-        With `after_epoch` the claim is denied when the register's epoch is another.
+        The claim is denied when the register's epoch is none of `after`.
         """
         assert epoch > self.epoch
-        self._claimed, self._after, self.contested = epoch, after_epoch, False
+        self._claimed, self._after, self.contested = epoch, after, False
 
     def unclaim(self) -> None:
         """Want the lease no more; a swap that is on its way may still be granted."""
@@ -178,7 +178,7 @@ class Lease:
         return []
 
     def _may_follow(self, epoch: int) -> bool:
-        return epoch < self._claimed and self._after in (None, epoch)
+        return epoch < self._claimed and (self._after is None or epoch in self._after)
 
     def _took(self, now_ns: int) -> list[LeaseEvent]:
         assert self._trying is not None

@@ -28,7 +28,7 @@ class Hello(Message, frozen=True, tag=1):
 
     `lsn`, `chain` and `log_epoch` are those of the last record in its log (0 when the log is empty). Who has found that
     records decide otherwise here than on the primary wants a `snapshot`: those records would do so again. `history` names the
-    log that this one continues or copies; empty: none yet.
+    log that this one continues or copies; empty: none yet. `node`: its name in the deployment.
     """
 
     version: Count
@@ -41,6 +41,7 @@ class Hello(Message, frozen=True, tag=1):
     log_epoch: Epoch
     snapshot: bool = False
     history: str = ""
+    node: str = ""
 
 
 class Welcome(Message, frozen=True, tag=2):
@@ -104,15 +105,20 @@ class Heartbeat(Message, frozen=True, tag=7):
 
 
 class Sync(Message, frozen=True, tag=8):
-    """From now on no output leaves before the backup has what it depends on: the backup may take over (G6)."""
+    """From now on no output leaves before the backup has what it depends on: the backup may take over (G6).
+
+    To one that may already: it counts in this epoch, too.
+    """
 
     lsn: Lsn
 
 
 class Stop(Message, frozen=True, tag=9):
-    """A clean stop. Of the primary: the backup has everything up to `lsn` and takes over. Of a backup: it leaves."""
+    """A clean stop. Of the primary: the backup has everything up to `lsn`, and takes over, or leaves that to the `successor`
+    for a while. Of a backup: it leaves."""
 
     lsn: Lsn
+    successor: bool = True
 
 
 class Fence(Message, frozen=True, tag=10):

@@ -1,43 +1,16 @@
-"""The primary's side of the protocol; `protocol` has the theory of operation and the table of states."""
+"""The primary's side of the protocol: what is one for all its backups. `feed` has what is of each.
+
+`protocol` has the theory of operation and the table of states.
+"""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator
-
 from actornet.errors import FencedError
-from actornet.limits import (
-    ACK_STALL_MS,
-    GREETING_MS,
-    HEARTBEAT_MS,
-    LINK_BATCH_BYTES,
-    LINK_BATCH_RECORDS,
-    LINK_WINDOW_BYTES,
-    LINK_WINDOW_RECORDS,
-    PATIENCE_MS,
-    PAUSE_MS_MAX,
-    SILENCE_MS,
-    SNAPSHOT_BYTES_MAX,
-    SNAPSHOT_CHUNK_BYTES,
-    TAIL_RECORDS_MAX,
-    TERM_EPOCHS,
-)
-from actornet.replication.messages import (
-    VERSION,
-    Ack,
-    AnyMessage,
-    Fence,
-    Heartbeat,
-    Hello,
-    Records,
-    Refuse,
-    Snapshot,
-    Stop,
-    Sync,
-    Welcome,
-)
+from actornet.limits import BACKUPS_MAX, SILENCE_MS
+from actornet.replication.feed import Feed
+from actornet.replication.messages import VERSION, Ack, AnyMessage, Fence, Hello, Stop, Sync
 from actornet.replication.protocol import (
-    TRANSITIONS,
+    Claim,
     Close,
     Compare,
     Durability,
@@ -49,24 +22,17 @@ from actornet.replication.protocol import (
     Note,
     Position,
     PrimaryAction,
-    Read,
     Send,
     State,
     StopNode,
-    TakeSnapshot,
     WithoutBackup,
     epoch_going_on,
     told_ms,
 )
 
 _MS = 1_000_000
-_SNAPSHOT_WINDOW = LINK_WINDOW_BYTES // SNAPSHOT_CHUNK_BYTES
-
-_OVER = {State.STOPPED, State.FENCED}
-_UNLINKED = _OVER | {State.ALONE}
-_COUNTING = {State.IN_SYNC, State.HANDOVER}
-_STREAMING = _COUNTING | {State.TAIL, State.JOINING}
-_WELCOMED = _STREAMING | {State.SNAPSHOT}
+_OVER = (State.STOPPED, State.FENCED)
+_PROGRESS = list(State)
 
 
 class Primary:
@@ -74,7 +40,8 @@ class Primary:
 
     `logged_lsn` is the log's last LSN; the EPOCH record of `epoch` must be the next one. `epoch` comes from
     `epoch_of_launch` or, with `takeover`, from a Promote action. `watermark` never falls. With `needs_lease` a witness has
-    granted `epoch`, and has to grant every further one.
+    granted `epoch`, and has to grant every further one. `peer`, in all methods, is the backup's connection. `state` and
+    `leading` may be read by other threads.
     """
 
     def __init__(
@@ -94,218 +61,184 @@ class Primary:
         self.durability = durability
         self.without_backup = without_backup
         self.epoch = epoch
-        self.state = State.ALONE
+        self.feeds: dict[int, Feed] = {}
         self.first_lsn = first_lsn  # the owner system raises it when it prunes the log, never above `needed_lsn`
         self.logged_lsn = logged_lsn
         self.watermark = 0
         self.commits_alone = takeover or without_backup == "solo"  # while no backup counts
-        self.ack = Ack(epoch, 0, 0, 0)
         self.needs_lease = needs_lease
         self.granted_epoch = epoch  # by the witness; with no lease needed, whatever epoch it is
+        self.damaged_lsn = 0  # the last record of the own log that proved damaged: nothing up to it is sent (G8)
+        self._sync_set: set[str] = set()  # nodes that may take over from this epoch, connected or not
+        self._holding: list[Feed] = []
+        self._stands = not self.commits_alone
+        self._over: State | None = None
+        self._stopping = False
+        self._untold = False  # those that count do not know of this epoch yet
+        self._asked_epoch = epoch  # of the witness
         self._highest_epoch = epoch  # heard of
         self._epoch_lsn = logged_lsn + 1  # nothing is committed in this epoch before its record is logged
-        self._sent_lsn = 0
-        self._join_lsn = 0  # what was logged when the watermark froze for the backup to join
-        self._in_flight: deque[tuple[int, int]] = deque()  # (last LSN, bytes) of each Records not yet applied
-        self._in_flight_bytes = 0
-        self._reading = False  # a Read has not been answered
-        self._damaged_lsn = 0  # the last record of the own log that proved damaged: nothing up to it is sent (G8)
-        self._wants_snapshot = False
-        self._chunks: list[Snapshot] = []
-        self._heard_ns = self._ticked_ns = self._beat_ns = self._progress_ns = now_ns
+        self._ticked_ns = now_ns
 
     @property
-    def lag(self) -> int | None:
-        """Records that the backup has not applied; None without a backup."""
-        return self.logged_lsn - self.ack.applied if self.state in _WELCOMED else None
+    def state(self) -> State:
+        """How this primary ended, or else how far the backup has come that has come furthest."""
+        if self._over is not None:
+            return self._over
+        return max((feed.state for feed in list(self.feeds.values())), key=_PROGRESS.index, default=State.ALONE)
 
     @property
-    def sent_lsn(self) -> int:
-        """What the backup was sent."""
-        return self._sent_lsn
-
-    def lag_ns(self, now_ns: int) -> int:
-        """For how long the backup has not acknowledged what it was sent; 0 when it has."""
-        return now_ns - self._progress_ns if self.lag else 0
+    def leading(self) -> Feed | None:
+        """The feed of the backup that counts and lacks most; of one that catches up, if none counts."""
+        welcomed = [feed for feed in list(self.feeds.values()) if feed.welcome]
+        return max(welcomed, key=lambda feed: (feed.counts, feed.lag), default=None)
 
     @property
     def needed_lsn(self) -> int:
         """Records from this LSN on must stay in the log: a backup is about to get them. The last one always does."""
-        return min(self._sent_lsn + 1, self.logged_lsn) if self.state in _WELCOMED else self.logged_lsn
+        needed = (feed.needed_lsn for feed in self.feeds.values() if feed.welcome)
+        return min(needed, default=self.logged_lsn)
 
-    def connected(self, now_ns: int) -> list[PrimaryAction]:
+    def connected(self, now_ns: int, peer: int = 0) -> list[PrimaryAction]:
         """A peer has shown the key; its Hello comes next."""
-        if self.state in _OVER:
-            return [Send(Fence(self._highest_epoch)), Close(f"this primary is {self.state.value}")]
-        assert self.state is State.ALONE, "the link has one peer"
-        self._move(Event.CONNECTED)
-        self._heard_ns = now_ns
-        self._in_flight.clear()
-        self._in_flight_bytes = 0
-        self._reading = False
-        self._chunks = []
+        if self._over is not None:
+            return [Send(Fence(self._highest_epoch), peer), Close(f"this primary is {self._over.value}", peer)]
+        assert peer not in self.feeds, "a connection is made once"
+        feed = self.feeds[peer] = Feed(self, peer, now_ns)
+        feed.move(Event.CONNECTED)
         return []
 
-    def disconnected(self, reason: str, now_ns: int) -> list[PrimaryAction]:
+    def disconnected(self, reason: str, now_ns: int, peer: int = 0) -> list[PrimaryAction]:
         """The link broke."""
-        return [] if self.state in _UNLINKED else self._lost(reason)
+        feed = self.feeds.get(peer)
+        return [] if feed is None or self._over is not None else self.lost(feed, reason)
 
-    def receive(self, message: AnyMessage, now_ns: int) -> list[PrimaryAction]:
+    def receive(self, message: AnyMessage, now_ns: int, peer: int = 0) -> list[PrimaryAction]:
         """A message came from the connected peer."""
-        if self.state in _UNLINKED:
+        feed = self.feeds.get(peer)
+        if feed is None or self._over is not None:
             return []
-        self._heard_ns = now_ns
+        feed.heard_ns = now_ns
         match message:
-            case Hello() if self.state is State.GREETING:
-                return self._hello(message)
+            case Hello() if feed.state is State.GREETING:
+                return self._hello(feed, message)
             case _ if message.epoch > self.epoch:
                 return self._fence(message.epoch)
             case _ if message.epoch < self.epoch:
-                return [Send(Fence(self.epoch))]
-            case Ack() if self.state in _WELCOMED:
-                return self._acknowledged(message, now_ns)
+                return [Send(Fence(self.epoch), peer)]
+        feed.heard_epoch = message.epoch
+        match message:
+            case Ack() if feed.welcome:
+                return [*self._ask_witness(), *feed.acknowledged(message, now_ns)]
             case Stop():
                 reason = "the backup was stopped"
-                return [Close(reason), *self._lost(reason)]
+                return [Close(reason, peer), *self.lost(feed, reason)]
             case Fence():
                 return []
             case _:
-                return self._drop(f"unexpected {type(message).__name__} while {self.state.value}")
+                return feed.drop(f"unexpected {type(message).__name__} while {feed.state.value}")
 
-    def compared(self, found: Match, end: Position) -> list[PrimaryAction]:
+    def compared(self, found: Match, end: Position, peer: int = 0) -> list[PrimaryAction]:
         """The answer to Compare(end)."""
-        if self.state is not State.MATCHING:
-            return []
-        new = end.lsn == 0
-        if new and self._wants_snapshot:
-            return self._feed_snapshot("was set aside")
-        if found.chain == end.chain and end.lsn < self._damaged_lsn:
-            return self._feed_snapshot(f"needs LSN {self._damaged_lsn}, which is damaged here")
-        if found.chain == end.chain and not (new and self.logged_lsn > TAIL_RECORDS_MAX):
-            return self._feed_tail(end.lsn)
-        if new or end.lsn < self.first_lsn:
-            return self._feed_snapshot("is empty" if new else f"ends at LSN {end.lsn}, this one begins later")
-        fork = found.fork
-        taken_over = fork.epoch == end.epoch and found.next_epoch // TERM_EPOCHS > end.epoch // TERM_EPOCHS
-        if 0 < fork.lsn < end.lsn and taken_over and self.durability != "solo":
-            reason = f"its records after LSN {fork.lsn} were never committed: it has to cut its log there"
-            return self._refuse(reason, fork)
-        if end.lsn > self.logged_lsn:
-            return self._refuse(
-                f"its log is longer (LSN {end.lsn}, epoch {end.epoch}) than the primary's (LSN {self.logged_lsn}, "
-                f"epoch {self.epoch}): stop the primary and promote the backup, or give it an empty log directory"
-            )
-        return self._refuse(
-            f"its log diverges: its last record (LSN {end.lsn}, epoch {end.epoch}) is not the primary's there; "
-            "keep the log that you want, and give the backup an empty log directory"
-        )
+        feed = self.feeds.get(peer)
+        return feed.compared(found, end) if feed is not None and feed.state is State.MATCHING else []
 
-    def incomparable(self, end: Position, detail: str) -> list[PrimaryAction]:
+    def incomparable(self, end: Position, detail: str, peer: int = 0) -> list[PrimaryAction]:
         """The answer to Compare(end) when the own record there is damaged."""
-        if self.state is not State.MATCHING:
+        feed = self.feeds.get(peer)
+        if feed is None or feed.state is not State.MATCHING:
             return []
-        return [self._alarm(detail), *self._feed_snapshot(f"ends at LSN {end.lsn}, which is damaged here")]
+        return [_alarm(detail), *feed.feed_snapshot(f"ends at LSN {end.lsn}, which is damaged here")]
 
-    def damaged(self, detail: str) -> list[PrimaryAction]:
+    def damaged(self, detail: str, peer: int = 0) -> list[PrimaryAction]:
         """The answer to Read when the next record is damaged. The backup comes again, and gets a snapshot."""
-        self._damaged_lsn = max(self._damaged_lsn, self._sent_lsn + 1)
-        if self.state not in _STREAMING or not self._reading:
+        feed = self.feeds.get(peer)
+        if feed is None:
             return []
-        self._reading = False
-        return [self._alarm(detail), *self._drop(f"LSN {self._damaged_lsn} is damaged in the primary's log")]
+        self.damaged_lsn = max(self.damaged_lsn, feed.sent_lsn + 1)
+        actions = feed.damaged()
+        return [_alarm(detail), *actions] if actions is not None else []
 
-    @staticmethod
-    def _alarm(detail: str) -> Note:
-        return Note("log damaged", f"{detail}. This node goes on; the backup gets its state by snapshot", alarm=True)
-
-    def snapshot(self, end: Position, data: bytes, now_ns: int) -> list[PrimaryAction]:
+    def snapshot(self, end: Position, data: bytes, now_ns: int, peer: int = 0) -> list[PrimaryAction]:
         """The answer to TakeSnapshot: the state at `end`, a record of this log."""
-        if self.state is not State.SNAPSHOT or self._chunks:
-            return []
-        assert self.first_lsn - 1 <= end.lsn <= self.logged_lsn, "no records would follow the snapshot"
-        if len(data) > SNAPSHOT_BYTES_MAX:
-            return self._drop(f"the snapshot has {len(data)} bytes, more than {SNAPSHOT_BYTES_MAX}")
-        pieces = [data[at : at + SNAPSHOT_CHUNK_BYTES] for at in range(0, len(data), SNAPSHOT_CHUNK_BYTES)] or [b""]
-        self._sent_lsn = end.lsn
-        self._chunks = [
-            Snapshot(self.epoch, end.lsn, end.epoch, end.chain, index, len(pieces), piece)
-            for index, piece in enumerate(pieces)
-        ]
-        return [Send(chunk) for chunk in self._chunks[:_SNAPSHOT_WINDOW]]
+        feed = self.feeds.get(peer)
+        return feed.snapshot(end, data) if feed is not None else []
 
-    def tail(self, records: list[bytes], now_ns: int) -> list[PrimaryAction]:
+    def tail(self, records: list[bytes], now_ns: int, peer: int = 0) -> list[PrimaryAction]:
         """The answer to Read: encoded records from its `first_lsn` on."""
-        if self.state not in _STREAMING or not self._reading:
-            return []
-        self._reading = False
-        if not records:
-            return self._drop(f"LSN {self._sent_lsn + 1} is no longer in the log")
-        return [*self._stream(records, now_ns), *self._pump(now_ns)]
+        feed = self.feeds.get(peer)
+        return feed.tail(records, now_ns) if feed is not None else []
 
     def logged(self, records: list[bytes], now_ns: int) -> list[PrimaryAction]:
         """These encoded records are in the log, after `logged_lsn`. FencedError: they should not be (G7)."""
-        if self.state in _OVER:
-            raise FencedError(f"epoch {self.epoch} is over ({self.state.value}): nothing may be logged in it any more")
-        assert self.state is not State.HANDOVER, "logging ends before a handover"
-        at_tail = self.state in _STREAMING and self._sent_lsn == self.logged_lsn
+        if self._over is not None:
+            raise FencedError(f"epoch {self.epoch} is over ({self._over.value}): nothing may be logged in it any more")
+        assert not self._stopping, "logging ends before a handover"
+        feeds = list(self.feeds.values())
+        live = [feed for feed in feeds if feed.is_at_tail]
         self.logged_lsn += len(records)
-        self._raise_watermark()
-        live = self._stream(records, now_ns) if at_tail else []
-        return [*live, *self._pump(now_ns)]
+        self.raise_watermark()
+        actions = self._tell_epoch()
+        for feed in live:
+            actions += feed.stream(records, now_ns)
+        for feed in feeds:  # who joins now may make this epoch the last one: nothing is sent after that
+            actions += feed.pump(now_ns)
+        return actions
 
     def tick(self, now_ns: int) -> list[PrimaryAction]:
-        """Time passes: heartbeat, silence, stall."""
+        """Time passes."""
         slept, self._ticked_ns = now_ns - self._ticked_ns > SILENCE_MS * _MS, now_ns
-        if self.state in _UNLINKED:
+        if self._over is not None:
             return []
-        if slept:
-            self._heard_ns = self._progress_ns = now_ns
-        limit_ms = SILENCE_MS + min(self.ack.pause_ms, PAUSE_MS_MAX) if self.state in _COUNTING else PATIENCE_MS
-        if self.state is State.GREETING:
-            limit_ms = GREETING_MS
-        if now_ns - self._heard_ns > limit_ms * _MS:
-            return self._drop(f"silent for {limit_ms} ms")
-        if self._owed() and now_ns - self._progress_ns > ACK_STALL_MS * _MS:
-            return self._drop(f"acknowledged nothing for {ACK_STALL_MS} ms")
-        if self.state in _WELCOMED and now_ns - self._beat_ns >= HEARTBEAT_MS * _MS:
-            self._beat_ns = now_ns
-            return [Send(Heartbeat(self.epoch, self.logged_lsn, now_ns))]
-        return []
+        actions: list[PrimaryAction] = []
+        for feed in list(self.feeds.values()):
+            actions += feed.tick(now_ns, slept=slept)
+            if self._untold or self._over is not None:
+                break  # the new epoch is logged and told first
+        return actions
 
     def pausing(self, pause_ns: int, now_ns: int) -> list[PrimaryAction]:
         """This node will do nothing else for about so long."""
-        if self.state not in _WELCOMED or not told_ms(pause_ns):
+        if self._over is not None or not told_ms(pause_ns):
             return []
-        self._beat_ns = now_ns
-        return [Send(Heartbeat(self.epoch, self.logged_lsn, now_ns, told_ms(pause_ns)))]
+        return [action for feed in self.feeds.values() for action in feed.beat(now_ns, told_ms(pause_ns))]
 
     def stop(self, now_ns: int) -> list[PrimaryAction]:
         """Stop cleanly; nothing is logged any more. A backup in sync takes over once it has everything (handover)."""
-        if self.state in _OVER or self.state is State.HANDOVER:
+        if self._over is not None or self._stopping:
             return []
-        linked, in_sync = self.state is not State.ALONE, self.state is State.IN_SYNC
-        self._move(Event.STOP)
-        if in_sync:
-            self._progress_ns = now_ns
-            return self._hand_over(now_ns)
-        close: list[PrimaryAction] = [Close("the primary stops")] if linked else []
-        return [*close, StopNode("stopped; no backup was in sync")]
+        actions: list[PrimaryAction] = []
+        for feed in list(self.feeds.values()):
+            if feed.counts:
+                feed.move(Event.STOP)
+                feed.progress_ns = now_ns
+            else:
+                self.forget(feed, Event.STOP)
+                actions.append(Close("the primary stops", feed.peer))
+        if self.feeds:
+            self._stopping = True
+            return [*actions, *self.hand_over(now_ns)]
+        self._over = State.STOPPED
+        return [*actions, StopNode("stopped; no backup was in sync")]
 
     def go_on_alone(self) -> list[PrimaryAction]:
         """The operator ends the waiting for a backup."""
-        if self.commits_alone or self.state in _OVER | _COUNTING:
-            return []
-        return self._begin_epoch("operator")
+        waits = self._over is None and not self.commits_alone and not any(feed.counts for feed in self.feeds.values())
+        return self._begin_epoch("operator") if waits else []
 
-    def granted(self, epoch: int) -> list[PrimaryAction]:
-        """The witness has granted this epoch: what waited for that is committed."""
+    def granted(self, epoch: int, now_ns: int) -> list[PrimaryAction]:
+        """The witness has granted this epoch: what waited for that is committed, and who waited for it joins."""
         self.granted_epoch = epoch
-        self._raise_watermark()
-        return []
+        self.raise_watermark()
+        actions: list[PrimaryAction] = []
+        for feed in list(self.feeds.values()):
+            if feed.has_joined:
+                actions += self.count(feed, now_ns)
+        return actions
 
     def fenced(self, epoch: int) -> list[PrimaryAction]:
         """The witness says that the lease is another's, in that epoch."""
-        return [] if self.state is State.FENCED else self._fence(epoch)
+        return [] if self._over is State.FENCED else self._fence(epoch)
 
     def probe(self) -> Hello:
         """What to say to a node that may believe to be the primary, too; its answer goes to `rival`."""
@@ -325,207 +258,182 @@ class Primary:
 
     def rival(self, answer: AnyMessage) -> list[PrimaryAction]:
         """A node answered to `probe`: it is the primary (Fenced), or has stood down (Note)."""
-        if not isinstance(answer, Fence) or answer.epoch < self.epoch or self.state is State.FENCED:
+        if not isinstance(answer, Fence) or answer.epoch < self.epoch or self._over is State.FENCED:
             return []
         if answer.epoch > self.epoch:
             return self._fence(answer.epoch)
         return [Note("rival fenced", f"it obeys epoch {answer.epoch}")]
 
-    def _move(self, event: Event) -> None:
-        self.state = TRANSITIONS["primary"][self.state][event]
+    # What a feed asks for.
 
-    def _hello(self, hello: Hello) -> list[PrimaryAction]:
+    def count(self, feed: Feed, now_ns: int) -> list[PrimaryAction]:
+        """The backup has all that was ever committed: from now on nothing is committed without it."""
+        if self.needs_lease and self.granted_epoch != self.epoch:
+            return []  # no claim of its own would be good before that
+        feed.move(Event.LAG_0)
+        self.commits_alone = False
+        if self.durability != "solo":
+            self._sync_set.add(feed.node)
+        self.recount()
+        self.raise_watermark()
+        name = f"{feed.node} " if feed.node else ""
+        note = Note("backup in sync", f"{name}at LSN {feed.join_lsn}, epoch {self.epoch}")
+        actions: list[PrimaryAction] = [Send(Sync(self.epoch, feed.join_lsn), feed.peer), note]
+        if (
+            self.durability != "solo" and not self._all_here()
+        ):  # who is lost is left out, now that another can take over
+            actions += self._begin_epoch(f"without the backup that was lost, with {feed.node}")
+        return [*actions, *feed.pump(now_ns)]
+
+    def lost(self, feed: Feed, reason: str) -> list[PrimaryAction]:
+        """The backup is no longer there."""
+        counted = feed.state is State.IN_SYNC and self.durability != "solo"
+        actions: list[PrimaryAction] = [Note("backup lost", reason, alarm=True)] if feed.welcome else []
+        self.forget(feed, Event.LOST)
+        if self._stopping:
+            return [*actions, *self.hand_over(feed.heard_ns)]
+        if not counted:
+            self.raise_watermark()  # which may have waited for it
+            return actions
+        if any(other.counts for other in self.feeds.values()):
+            return [*actions, *self._begin_epoch(reason)]
+        if self.without_backup == "solo":
+            return [*actions, *self._begin_epoch(reason)]
+        if self.without_backup == "stop":
+            self._over = State.STOPPED
+            return [*actions, StopNode(f"backup lost: {reason}")]
+        return actions
+
+    def forget(self, feed: Feed, event: Event) -> None:
+        """The connection ends."""
+        feed.move(event)
+        del self.feeds[feed.peer]
+        self.recount()
+
+    def hand_over(self, now_ns: int) -> list[PrimaryAction]:
+        """Once all that count have everything: the first of them takes over."""
+        feeds = list(self.feeds.values())
+        if not feeds:
+            self._over = State.STOPPED
+            return [StopNode("stopped; the backup was lost before it had everything")]
+        if not all(feed.has_all for feed in feeds):
+            return [action for feed in feeds for action in feed.pump(now_ns)]
+        self._over = State.STOPPED
+        stops: list[PrimaryAction] = [
+            Send(Stop(self.epoch, self.logged_lsn, feed is feeds[0]), feed.peer) for feed in feeds
+        ]
+        return [*stops, StopNode(f"handed over to {feeds[0].node or 'the backup'}")]
+
+    def raise_watermark(self) -> None:
+        """As far as the mode, the witness and all backups that count allow (G3)."""
+        if self.needs_lease and self.granted_epoch != self.epoch:
+            return
+        lsn = self.logged_lsn
+        if self.durability != "solo":
+            if self._stands:
+                return
+            for feed in self._holding:
+                lsn = min(lsn, feed.acked_lsn if feed.counts else feed.join_lsn)
+        if lsn >= self._epoch_lsn:
+            self.watermark = max(self.watermark, lsn)
+
+    def recount(self) -> None:
+        """After each change: whom the watermark waits for, and whether it stands still until somebody comes or goes."""
+        self._holding = [feed for feed in self.feeds.values() if feed.counts or feed.state is State.JOINING]
+        self._stands = not self._all_here() or not (self._sync_set or self.commits_alone)
+
+    # -- the epoch
+
+    def _all_here(self) -> bool:
+        """Whether every node that may take over is connected, and counts."""
+        return sum(feed.counts for feed in self.feeds.values()) >= len(self._sync_set) and all(
+            feed.node in self._sync_set for feed in self.feeds.values() if feed.counts
+        )
+
+    def _begin_epoch(self, reason: str) -> list[PrimaryAction]:
+        """Go on without those that counted and are lost: from the next epoch on they can take over no more."""
+        try:
+            self.epoch = epoch_going_on(self.epoch)
+        except FencedError as error:
+            self._over = State.STOPPED
+            return [StopNode(str(error))]
+        self._sync_set = {feed.node for feed in self.feeds.values() if feed.counts}
+        self._highest_epoch = self.epoch
+        self._epoch_lsn = self.logged_lsn + 1
+        self._untold = True
+        self.commits_alone = not self._sync_set
+        self.recount()
+        return [NewEpoch(self.epoch, reason, self.commits_alone)]
+
+    def _tell_epoch(self) -> list[PrimaryAction]:
+        """The epoch's record is logged: those that remain hear of it before the witness does."""
+        if not self._untold:
+            return []
+        self._untold = False
+        counting = [feed for feed in self.feeds.values() if feed.counts]
+        return [*(Send(Sync(self.epoch, self._epoch_lsn), feed.peer) for feed in counting), *self._ask_witness()]
+
+    def _ask_witness(self) -> list[PrimaryAction]:
+        """Once all that count know of the epoch, so that the claim of any of them is good before and after the grant."""
+        if not self.needs_lease or self._asked_epoch == self.epoch or self._untold:
+            return []
+        if any(feed.counts and feed.heard_epoch < self.epoch for feed in self.feeds.values()):
+            return []
+        self._asked_epoch = self.epoch
+        return [Claim(self.epoch, None)]
+
+    def _hello(self, feed: Feed, hello: Hello) -> list[PrimaryAction]:
         me = self.identity
         if (hello.deployment, hello.version) != (me.deployment, VERSION):
-            return self._refuse(
+            return feed.refuse(
                 f"it is of deployment {hello.deployment!r}, version {hello.version}; "
                 f"this primary is of {me.deployment!r}, version {VERSION}"
             )
         if hello.history and me.history and hello.history != me.history:
-            return self._refuse(
+            return feed.refuse(
                 f"its log ({hello.lsn} records, epoch {hello.epoch}) diverges from the primary's from the first record on: "
                 "keep the log that you want, and give the other node an empty log directory"
             )
         if hello.epoch > self.epoch:
             return self._fence(hello.epoch)
         if hello.role == "primary" and hello.epoch == self.epoch:
-            return self._refuse(f"it is the primary of epoch {hello.epoch}, as this node is: stop one of the two")
+            return feed.refuse(f"it is the primary of epoch {hello.epoch}, as this node is: stop one of the two")
         if hello.role == "primary":
-            self._move(Event.REFUSED)
-            return [Send(Fence(self.epoch)), Close(f"it is the primary of the older epoch {hello.epoch}")]
+            self.forget(feed, Event.REFUSED)
+            reason = f"it is the primary of the older epoch {hello.epoch}"
+            return [Send(Fence(self.epoch), feed.peer), Close(reason, feed.peer)]
         if (hello.nf, hello.fingerprint) != (me.nf, me.fingerprint):
-            return self._refuse(
+            return feed.refuse(
                 f"it runs {hello.nf} ({hello.fingerprint}), this primary {me.nf} ({me.fingerprint}): "
                 "replay needs the same code on both"
             )
-        self._wants_snapshot = hello.snapshot
-        self._move(Event.HELLO)
-        return [Compare(Position(hello.lsn, hello.chain, hello.log_epoch))]
-
-    def _feed_tail(self, lsn: int) -> list[PrimaryAction]:
-        self._move(Event.NEEDS_TAIL)
-        self._sent_lsn = lsn
-        self.ack = Ack(self.epoch, lsn, 0, lsn)
-        note = Note("backup catches up", f"by LSN {lsn + 1} to {self.logged_lsn}")
-        return [
-            Send(Welcome(self.epoch, "tail", self.logged_lsn, self.identity.history)),
-            note,
-            *self._pump(self._heard_ns),
-        ]
-
-    def _feed_snapshot(self, why: str) -> list[PrimaryAction]:
-        self._move(Event.NEEDS_SNAPSHOT)
-        self._sent_lsn = self.first_lsn - 1  # keeps the log from there until the snapshot's LSN is known
-        self.ack = Ack(self.epoch, 0, 0, 0)
-        note = Note("backup catches up", f"by snapshot: its log {why}")
-        return [Send(Welcome(self.epoch, "snapshot", self.logged_lsn, self.identity.history)), note, TakeSnapshot()]
-
-    def _refuse(self, reason: str, fork: Position | None = None) -> list[PrimaryAction]:
-        self._move(Event.REFUSED)
-        refuse = Refuse(self.epoch, reason, fork.lsn, fork.chain) if fork else Refuse(self.epoch, reason)
-        return [Send(refuse), Close(reason), Note("backup refused", reason, alarm=True)]
-
-    def _drop(self, reason: str) -> list[PrimaryAction]:
-        """Part from the peer. It is told so, hence does not take this for the primary's death."""
-        told = Refuse(self.epoch, reason)
-        return [Send(told), Close(reason), *self._lost(reason)]
-
-    def _lost(self, reason: str) -> list[PrimaryAction]:
-        counted = self.state is State.IN_SYNC and self.durability != "solo"
-        actions: list[PrimaryAction] = [Note("backup lost", reason, alarm=True)] if self.state in _WELCOMED else []
-        self._move(Event.LOST)
-        if self.state is State.STOPPED:
-            return [*actions, StopNode("stopped; the backup was lost before it had everything")]
-        if counted and self.without_backup == "solo":
-            return [*actions, *self._begin_epoch(reason)]
-        if counted and self.without_backup == "stop":
-            self._move(Event.STOP)
-            return [*actions, StopNode(f"backup lost: {reason}")]
-        return actions
-
-    def _begin_epoch(self, reason: str) -> list[PrimaryAction]:
-        try:
-            self.epoch = epoch_going_on(self.epoch)
-        except FencedError as error:
-            self._move(Event.STOP)
-            return [StopNode(str(error))]
-        self._highest_epoch = self.epoch
-        self._epoch_lsn = self.logged_lsn + 1
-        self.commits_alone = True
-        return [NewEpoch(self.epoch, reason)]
+        actions: list[PrimaryAction] = []
+        others = [other for other in self.feeds.values() if other is not feed and other.state is not State.GREETING]
+        for other in others:
+            if other.node == hello.node:  # whether that shows on this side already or not
+                reason = "the node connected anew"
+                actions += [Close(reason, other.peer), *self.lost(other, reason)]
+        if self._over is not None:
+            return actions
+        if self._stopping:
+            self.forget(feed, Event.REFUSED)
+            return [*actions, Close("the primary stops", feed.peer)]
+        if sum(other.state is not State.GREETING for other in self.feeds.values()) == BACKUPS_MAX:
+            return [*actions, *feed.refuse(f"there are {BACKUPS_MAX} backups already, the most")]
+        feed.node = hello.node
+        feed.wants_snapshot = hello.snapshot
+        feed.move(Event.HELLO)
+        return [*actions, Compare(Position(hello.lsn, hello.chain, hello.log_epoch), feed.peer)]
 
     def _fence(self, epoch: int) -> list[PrimaryAction]:
-        linked = self.state not in _UNLINKED
-        self._move(Event.FENCE)
+        self._over = State.FENCED
         self._highest_epoch = epoch
-        farewell: list[PrimaryAction] = [Send(Fence(epoch)), Close(f"fenced by epoch {epoch}")] if linked else []
-        return [Fenced(epoch), *farewell]
-
-    def _acknowledged(self, ack: Ack, now_ns: int) -> list[PrimaryAction]:
-        if max(ack.received, ack.durable, ack.applied) > self._sent_lsn:
-            return self._drop(f"acknowledged more than the LSN {self._sent_lsn} that it was sent: {ack}")
-        if ack != self.ack:
-            self._progress_ns = now_ns
-        chunks_before, self.ack = self.ack.chunks, ack
-        if self.state is State.SNAPSHOT:
-            return self._feed_chunks(chunks_before, now_ns)
-        while self._in_flight and self._in_flight[0][0] <= ack.applied:
-            self._in_flight_bytes -= self._in_flight.popleft()[1]
-        self._raise_watermark()
-        if self.state is State.HANDOVER:
-            return self._hand_over(now_ns)
-        if self.state is State.JOINING and min(ack.applied, self._acked_lsn()) >= self._join_lsn:
-            return self._count(now_ns)
-        return self._pump(now_ns)
-
-    def _feed_chunks(self, chunks_before: int, now_ns: int) -> list[PrimaryAction]:
-        if self._chunks and self.ack.chunks == len(self._chunks) and self.ack.applied == self._sent_lsn:
-            self._move(Event.RESTORED)
-            self._chunks = []
-            return self._pump(now_ns)
-        first, end = chunks_before + _SNAPSHOT_WINDOW, self.ack.chunks + _SNAPSHOT_WINDOW
-        return [Send(chunk) for chunk in self._chunks[first:end]]
-
-    def _count(self, now_ns: int) -> list[PrimaryAction]:
-        """The backup has all that was ever committed: from now on nothing is committed without it."""
-        self._move(Event.LAG_0)
-        self.commits_alone = False
-        self._raise_watermark()
-        note = Note("backup in sync", f"at LSN {self._join_lsn}, epoch {self.epoch}")
-        return [Send(Sync(self.epoch, self._join_lsn)), note, *self._pump(now_ns)]
-
-    def _hand_over(self, now_ns: int) -> list[PrimaryAction]:
-        if min(self.ack.applied, self._acked_lsn()) < self.logged_lsn:
-            return self._pump(now_ns)
-        self._move(Event.HANDED_OVER)
-        return [Send(Stop(self.epoch, self.logged_lsn)), StopNode("handed over to the backup")]
-
-    def _acked_lsn(self) -> int:
-        """The backup's acknowledgement of the kind that the durability mode asks for."""
-        if self.durability == "received":
-            return self.ack.received
-        return self.ack.durable if self.durability == "durable" else self.ack.applied
-
-    def _owed(self) -> bool:
-        """An acknowledgement that output may be waiting for is outstanding."""
-        return self.state in _COUNTING | {State.JOINING} and self._acked_lsn() < self._sent_lsn
-
-    def _raise_watermark(self) -> None:
-        if self.needs_lease and self.granted_epoch != self.epoch:
-            return
-        if self.durability == "solo":
-            lsn = self.logged_lsn
-        elif self.state in _COUNTING:
-            lsn = min(self.logged_lsn, self._acked_lsn())
-        elif self.commits_alone and self.state is not State.JOINING:
-            lsn = self.logged_lsn
-        else:
-            return
-        if lsn >= self._epoch_lsn:
-            self.watermark = max(self.watermark, lsn)
-
-    def _pump(self, now_ns: int) -> list[PrimaryAction]:
-        """Read what the backup lacks, as far as the window allows; let it join when it lacks nothing."""
-        if self.state not in _STREAMING or self._reading:
-            return []
-        if self._sent_lsn < self.logged_lsn:
-            if not self._window_open():
-                return []
-            self._reading = True
-            first_lsn = self._sent_lsn + 1
-            return [Read(first_lsn, min(self.logged_lsn, self._sent_lsn + LINK_BATCH_RECORDS), LINK_BATCH_BYTES)]
-        if self.state is not State.TAIL:
-            return []
-        self._move(Event.ALL_SENT)
-        self._join_lsn, self._progress_ns = self.logged_lsn, now_ns
-        return self._count(now_ns) if min(self.ack.applied, self._acked_lsn()) >= self._join_lsn else []
-
-    def _window_open(self) -> bool:
-        return self._in_flight_bytes < LINK_WINDOW_BYTES and self._sent_lsn - self.ack.applied < LINK_WINDOW_RECORDS
-
-    def _stream(self, records: list[bytes], now_ns: int) -> list[PrimaryAction]:
-        """Send the records that come next, as far as the window allows; the rest is read from the log later."""
-        actions: list[PrimaryAction] = []
-        for batch, size in _batches(records):
-            if not self._window_open():
-                break
-            if not self._owed():
-                self._progress_ns = now_ns
-            actions.append(Send(Records(self.epoch, self._sent_lsn + 1, batch)))
-            self._sent_lsn += len(batch)
-            self._in_flight.append((self._sent_lsn, size))
-            self._in_flight_bytes += size
-            self._beat_ns = now_ns
+        actions: list[PrimaryAction] = [Fenced(epoch)]
+        for feed in self.feeds.values():
+            actions += [Send(Fence(epoch), feed.peer), Close(f"fenced by epoch {epoch}", feed.peer)]
+        self.feeds.clear()
         return actions
 
 
-def _batches(records: list[bytes]) -> Iterator[tuple[list[bytes], int]]:
-    """Cut into messages of at most LINK_BATCH_RECORDS and LINK_BATCH_BYTES (or one record); each with its bytes."""
-    first = size = 0
-    for index, record in enumerate(records):
-        if index > first and (size + len(record) > LINK_BATCH_BYTES or index - first == LINK_BATCH_RECORDS):
-            yield records[first:index], size
-            first, size = index, 0
-        size += len(record)
-    if first < len(records):
-        yield records[first:], size
+def _alarm(detail: str) -> Note:
+    return Note("log damaged", f"{detail}. This node goes on; the backup gets its state by snapshot", alarm=True)

@@ -11,15 +11,23 @@ the socket has been read.
 fit into the window is read from it later), and no backup has a record that a restarted primary lacks.
 
 *Watermark* (G3). Output that depends on LSN n leaves once the watermark has reached n: in durability mode `solo`, what
-is logged; in `received`, `durable`, `applied`, what is logged here and acknowledged so by the backup, while a backup
-counts. Without one the policy `without_backup` decides: `wait` (the watermark stands still), `solo` (a new epoch
+is logged; in `received`, `durable`, `applied`, what is logged here and acknowledged so by every backup that counts. Once
+none does the policy `without_backup` decides: `wait` (the watermark stands still), `solo` (a new epoch
 begins, and from its record on the log suffices), `stop`. Before a first backup has counted, `stop` waits too. After a
 takeover the new primary goes on alone, whatever the policy: that is what it was promoted for.
 
 *Joining.* A backup says where its log ends, and gets what it lacks, from the log's tail or by snapshot. Once everything
-is sent, the watermark freezes until the backup has acknowledged what was logged by then: its lag is 0, and nothing that
-ever left is unknown to it. From there on it counts, and only then is it told so (Sync). Hence a backup that believes to
-be in sync has all that was ever committed, and may promote itself without replaying anything (G6).
+is sent, the watermark passes nothing that was logged after, until the backup has acknowledged what was logged by then: its
+lag is 0, and nothing that ever left is unknown to it. From there on it counts, and only then is it told so (Sync). Hence a
+backup that believes to be in sync has all that was ever committed, and may promote itself without replaying anything (G6).
+
+*Several backups* need a witness. Those that count are what Kafka calls in-sync replicas; the witness is to them what the
+configuration manager is in PacificA (MSR-TR-2008-25). One that counts and is lost may take over, so nothing is committed
+without it until a new epoch has begun without it: that is logged, those that remain are told (Sync) and say that they have
+heard, then the witness is asked, and after its grant output goes on. Who remains may take over from either epoch: whether
+the primary dies before or after the grant, its claim stands. Of several claims the witness grants one; who is denied
+follows the winner, and cuts what it has and the winner lacks, which was never committed. The last one that counts is left
+out only as the policy says, or when another has joined. At a clean stop one is named the successor, and the others wait.
 
 *Takeover.* A backup in sync whose primary is silent for SILENCE_MS promotes itself. When the link breaks it asks once
 more first: a dead process refuses the connection at once, a live primary welcomes the backup again. A backup that is
@@ -27,17 +35,18 @@ not in sync never promotes itself; an operator may force it.
 
 *Lease* (G7). With a witness (`lease` has its theory) nobody commits or emits in an epoch that the witness has not granted.
 A primary logs a new epoch's record, then asks for it; a backup asks before it is promoted, for a claim that holds only
-while the witness is of the epoch in which the backup was told Sync. While it claims, it comes back to a primary that
-answers. A grant always promotes: the primary has committed nothing without this backup, and can no more.
+while the witness is of an epoch in which the backup was told Sync. None joins in an epoch that is not granted yet. While
+it claims, a backup comes back to a primary that answers. A grant always promotes: the primary has committed nothing
+without this backup, and can no more.
 
-*Epochs* (G7). A primary that goes on (restarted, or alone) takes the next epoch; a takeover begins the next term, that
-is the next multiple of TERM_EPOCHS. So both sides of a broken link may begin an epoch, yet never the same one, and the
-takeover's is the higher. A primary that hears of a higher epoch is fenced: it neither commits nor emits. A message of
-an older epoch is refused and answered with Fence.
+*Epochs* (G7). A primary that goes on (restarted, or without a backup) takes the next epoch; a takeover begins the next
+term, that is the next multiple of TERM_EPOCHS. So both sides of a broken link may begin an epoch, yet never the same one,
+and the takeover's is the higher. A primary that hears of a higher epoch is fenced: it neither commits nor emits. A message
+of an older epoch is refused and answered with Fence.
 
-*A primary that comes back* may have logged records that nobody else got. They were never committed if they are of the
-very epoch that the takeover ended; then it is told where to cut its log. Any other divergence is refused and left
-to a person (G8).
+*A node that comes back* may have records that nobody else got. They were never committed if they are of the very epoch that
+the takeover ended, or of its term and the witness agreed to the takeover; then it is told where to cut its log. Any other
+divergence is refused and left to a person (G8).
 
 *A process that was itself stopped* for longer than SILENCE_MS accuses nobody: it counts silence anew. One that is about to be
 busy, since it holds its state still, says so before (`pausing`), and is given so much longer, until its next message.
@@ -216,6 +225,7 @@ class Position(msgspec.Struct, frozen=True):
     lsn: int = 0
     chain: int = 0
     epoch: int = 0
+    complete: bool = False  # it begins a term in a log that had all that was ever committed before
 
 
 class Match(msgspec.Struct, frozen=True):
@@ -224,14 +234,15 @@ class Match(msgspec.Struct, frozen=True):
     chain: int | None
     fork: Position
     next_epoch: int
+    complete: bool = False
 
 
 def match(end: Position, first_lsn: int, last_lsn: int, read: Callable[[int], Position]) -> Match:
     """Look up the `end` of the backup's log in the own one, first_lsn..last_lsn; `read` gives the position at an LSN.
 
     `chain` is the own chain at that LSN (None: not in the log); `fork` the own last record of an epoch up to the
-    backup's; `next_epoch` that of the record after it (0: none), both looked for when the chains differ. Reads O(log n)
-    records. LogDamagedError: the own record at that LSN is damaged.
+    backup's; `next_epoch` that of the record after it (0: none) and `complete` what that one says, all looked for when the
+    chains differ. Reads O(log n) records. LogDamagedError: the own record at that LSN is damaged.
     """
     if end.lsn == 0:
         chain = end.chain if first_lsn <= 1 else None
@@ -242,7 +253,8 @@ def match(end: Position, first_lsn: int, last_lsn: int, read: Callable[[int], Po
     try:
         after = first_lsn + bisect_right(range(first_lsn, last_lsn + 1), end.epoch, key=lambda lsn: read(lsn).epoch)
         fork = read(after - 1) if after > first_lsn else Position()
-        return Match(chain, fork, read(after).epoch if after <= last_lsn else 0)
+        following = read(after) if after <= last_lsn else Position()
+        return Match(chain, fork, following.epoch, following.complete)
     except LogDamagedError:  # they differ; where they part cannot be told
         return Match(chain, Position(), 0)
 
@@ -254,12 +266,14 @@ class Send(msgspec.Struct, frozen=True):
     """Send `message` to the peer."""
 
     message: AnyMessage
+    peer: int = 0
 
 
 class Close(msgspec.Struct, frozen=True):
-    """Close the link after what was sent before; no `disconnected` follows."""
+    """Close the connection after what was sent before; no `disconnected` follows."""
 
     reason: str
+    peer: int = 0
 
 
 class Note(msgspec.Struct, frozen=True):
@@ -280,10 +294,13 @@ class Compare(msgspec.Struct, frozen=True):
     """Answer by `compared(match(end, ...), end)`, or by `incomparable` when the own record there is damaged."""
 
     end: Position
+    peer: int = 0
 
 
 class TakeSnapshot(msgspec.Struct, frozen=True):
     """Answer by `snapshot` with the present state."""
+
+    peer: int = 0
 
 
 class Read(msgspec.Struct, frozen=True):
@@ -293,24 +310,24 @@ class Read(msgspec.Struct, frozen=True):
     first_lsn: int
     last_lsn: int
     bytes_max: int
+    peer: int = 0
 
 
 class NewEpoch(msgspec.Struct, frozen=True):
-    """Log an EPOCH record of `epoch` as the very next one, sync the log, and alarm: this primary goes on alone.
-
-    With a witness, then ask it for this epoch and answer by `granted`, or `fenced`.
-    """
+    """Log an EPOCH record of `epoch` as the very next one, sync the log, and alarm: this primary goes on without a backup
+    that counted; `alone` if no other counts. With a witness a Claim follows."""
 
     epoch: int
     reason: str
+    alone: bool = True
 
 
 class Claim(msgspec.Struct, frozen=True):
-    """Ask the witness for the lease in `epoch`, while its own is `after_epoch` (None: whatever it is); answer by
-    `granted` or `denied`."""
+    """Ask the witness for the lease in `epoch`, while its own is one of `after` (None: whatever it is); answer by
+    `granted`, or by `denied` (a backup) or `fenced` (a primary)."""
 
     epoch: int
-    after_epoch: int | None
+    after: range | None
 
 
 class Unclaim(msgspec.Struct, frozen=True):
@@ -365,13 +382,17 @@ class Rewind(msgspec.Struct, frozen=True):
 
 
 class Promote(msgspec.Struct, frozen=True):
-    """Become the primary of `epoch`: log its EPOCH record and sync the log. Nothing is to be replayed (G6)."""
+    """Become the primary of `epoch`: log its EPOCH record and sync the log. Nothing is to be replayed (G6).
+
+    `complete`: a witness has agreed, so that nothing that was ever committed is missing here.
+    """
 
     epoch: int
     reason: str
+    complete: bool = False
 
 
-PrimaryAction = Send | Close | Note | StopNode | Compare | TakeSnapshot | Read | NewEpoch | Fenced
+PrimaryAction = Send | Close | Note | StopNode | Compare | TakeSnapshot | Read | NewEpoch | Claim | Fenced
 BackupAction = (
     Send | Close | Note | Apply | InstallSnapshot | Remember | Adopt | Refused | Rewind | Promote | Claim | Unclaim
 )

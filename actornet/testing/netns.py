@@ -97,36 +97,39 @@ class Lab:
 
         Each of `a` and `b` has `lan0`, `wan0` and `link0` (10.9.0.1/24 and 10.9.0.2/24).
         """
+        return cls._nat("ab", [("a/link0", "b/link0")], [])
+
+    @classmethod
+    def nat_trio(cls) -> Self:
+        """As `nat_pair`, with a third box `c` (10.9.0.3/24); a bridge `peers` joins the three."""
+        links = [(f"{box}/link0", f"switch/{box}-link") for box in "abc"]
+        bridge = ["link add peers type bridge stp_state 0 forward_delay 0 mcast_snooping 0", *_up("peers")]
+        return cls._nat("abc", links, [*bridge, *_up("a-link", "b-link", "c-link", options="master peers")])
+
+    @classmethod
+    def _nat(cls, boxes: str, links: list[tuple[str, str]], linked: list[str]) -> Self:
         bridge = "type bridge stp_state 0 forward_delay 0 mcast_snooping 0"
         node = [*_up("lan0", "wan0", options="arp off"), *_up("link0")]
+        sides = [(f"{box}/{side}0", f"switch/{box}-{side}") for box in boxes for side in ("lan", "wan")]
         return cls(
-            [
-                ("client/eth0", "switch/client"),
-                ("server/eth0", "switch/server"),
-                ("a/lan0", "switch/a-lan"),
-                ("a/wan0", "switch/a-wan"),
-                ("b/lan0", "switch/b-lan"),
-                ("b/wan0", "switch/b-wan"),
-                ("a/link0", "b/link0"),
-            ],
+            [("client/eth0", "switch/client"), ("server/eth0", "switch/server"), *sides, *links],
             {
                 "switch": [
                     f"link add lan {bridge}",
                     f"link add wan {bridge}",
                     *_up("lan", "wan"),
-                    *_up("client", "a-lan", "b-lan", options="master lan"),
-                    *_up("server", "a-wan", "b-wan", options="master wan"),
+                    *_up("client", *(f"{box}-lan" for box in boxes), options="master lan"),
+                    *_up("server", *(f"{box}-wan" for box in boxes), options="master wan"),
+                    *linked,
                 ],
                 "client": _up("eth0"),
                 "server": _up("eth0"),
-                "a": node,
-                "b": node,
+                **dict.fromkeys(boxes, node),
             },
             {
                 "client": _address("eth0", "10.0.0.2/24", "10.0.0.1"),
                 "server": _address("eth0", "203.0.113.254/24"),
-                "a": _address("link0", "10.9.0.1/24"),
-                "b": _address("link0", "10.9.0.2/24"),
+                **{box: _address("link0", f"10.9.0.{host}/24") for host, box in enumerate(boxes, 1)},
             },
         )
 

@@ -22,7 +22,7 @@ from actornet.limits import LEASE_MS_DEFAULT
 from actornet.testing.fault_proxy import FaultProxy
 from actornet.testing.netns import Lab
 
-Name = Literal["a", "b"]
+Name = Literal["a", "b", "c"]
 Role = Literal["primary", "backup"]
 READY_S = 20.0
 COMMAND_S = 15.0
@@ -93,7 +93,7 @@ class Pair:
     ) -> None:
         self.directory = directory
         self.cores = cores
-        self.lab = Lab.nat_pair()
+        self.lab = self._lab()
         self.nodes: dict[Name, subprocess.Popen[Any]] = {}
         self.primary: Name = "a"
         self._begun: dict[Name, int] = {}
@@ -121,6 +121,10 @@ class Pair:
                 backup_host=hosts[backup],
             )
             self.file(primary).write_text(text)
+
+    @staticmethod
+    def _lab() -> Lab:
+        return Lab.nat_pair()
 
     def fault_proxy(self, backup: Name, seed: int) -> FaultProxy:
         """A proxy for the link of a backup whose `links` entry is 10.9.0.N:7399, N being 1 for `a` and 2 for `b`."""
@@ -161,7 +165,7 @@ class Pair:
         """Launch a node in its role; `flags` as for `actornet launch`, `environment` besides this process's."""
         if role == "primary":
             self.primary = node
-        argv = [*_ACTORNET, "launch", role, str(self.file(self.primary)), *self._cpus(node), *flags]
+        argv = [*_ACTORNET, "launch", role, str(self.file(self.primary)), *self._table(node), *self._cpus(node), *flags]
         with self.output(node).open("ab") as file:
             self._begun[node] = file.tell()
             self.nodes[node] = self.lab.popen(
@@ -207,8 +211,7 @@ class Pair:
 
     def command(self, command: str, node: Name, *flags: str) -> str:
         """Ask a node by `actornet status`, `promote` or `stop`; returns what that printed."""
-        role = "primary" if node == self.primary else "backup"
-        argv = [*_ACTORNET, command, str(self.file(self.primary)), "--role", role, *flags]
+        argv = [*_ACTORNET, command, str(self.file(self.primary)), "--role", self._role(node), *flags]
         return self.lab.run(node, argv, timeout_s=COMMAND_S).stdout
 
     def status(self, node: Name) -> dict[str, Any]:
@@ -262,6 +265,14 @@ class Pair:
         """Stop a node cleanly, as an operator would."""
         self.command("stop", node)
         self.nodes[node].wait(COMMAND_S)
+
+    def _table(self, node: Name) -> list[str]:
+        """Flags that say which of the file's nodes this is."""
+        return []
+
+    def _role(self, node: Name) -> str:
+        """What the file calls it."""
+        return "primary" if node == self.primary else "backup"
 
     def _cpus(self, node: Name) -> list[str]:
         """Each node its own CPUs for its cores, as far as there are so many: else both would take the first ones."""

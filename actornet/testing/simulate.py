@@ -1,4 +1,4 @@
-"""Simulate many lives of a pair, each from a seed; a failing one is traced, and cut down to what it takes.
+"""Simulate many lives of two or three nodes, each from a seed; a failing one is traced, and cut down to what it takes.
 
 python -m actornet.testing.simulate --seeds 10000
 python -m actornet.testing.simulate --seed 4711 --shrink
@@ -19,12 +19,12 @@ from actornet.testing.simulation.world import World
 
 
 def simulate(schedule: Schedule, trace: list[str] | None = None) -> World:
-    """One life of a pair. Raises Violation, whose text begins with the guarantee that was broken."""
+    """One life of a deployment. Raises Violation, whose text begins with the guarantee that was broken."""
     world = World(schedule, trace)
     try:
         world.run()
     finally:
-        for node in (world.a, world.b):
+        for node in world.nodes.values():
             node.kill("the end")
     return world
 
@@ -74,6 +74,7 @@ def explain(schedule: Schedule) -> str:
         trace.append(f"{type(error).__name__}: {error}")
     settings = f"durability {schedule.durability}, without backup {schedule.without_backup}, cores {schedule.cores}"
     settings += ", with a witness" if schedule.witness else ""
+    settings += f", {schedule.nodes} nodes"
     return "\n".join([f"seed {schedule.seed}: {settings}", *trace])
 
 

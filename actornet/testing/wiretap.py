@@ -45,7 +45,7 @@ class Wiretap:
     def __init__(self, lab: Lab) -> None:
         self._frames: list[Frame] = []
         ends = {"client": ("client", "lan"), "server": ("server", "wan")}
-        ends |= {f"{node}-{side}": (node, side) for node in "ab" for side in ("lan", "wan")}
+        ends |= {f"{node}-{side}": (node, side) for node in "abc" if node in lab.names for side in ("lan", "wan")}
         self._sockets = {lab.call("switch", _sniffer, end): where for end, where in ends.items()}
         self._ended = threading.Event()
         self._lock = threading.Lock()

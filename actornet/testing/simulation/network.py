@@ -1,4 +1,4 @@
-"""A simulated network between two nodes: TCP connections whose bytes the real channel seals and checks.
+"""A simulated network between the nodes: TCP connections whose bytes the real channel seals and checks.
 
 What an end has sent arrives in order, later, up to where the connection breaks. A direction that is blocked keeps what is
 sent (TCP tries again) until it opens, or the connection is reset.
@@ -7,7 +7,7 @@ sent (TCP tries again) until it opens, or the connection is reset.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from random import Random
 
 from actornet.limits import HANDSHAKE_MS, LINK_QUEUE_BYTES_MAX, RECONNECT_MS_MAX, RECONNECT_MS_MIN
@@ -17,7 +17,7 @@ from actornet.replication.messages import AnyMessage, decode, encode
 
 MS = 1_000_000
 _KEY = b"k" * 32
-_COUNTERS = ("accepted", "closed", "reset", "torn", "garbage", "version", "key", "mac", "oversize", "late", "replaced")
+_COUNTERS = ("accepted", "closed", "reset", "torn", "garbage", "version", "key", "mac", "oversize", "late")
 
 
 class Wire:
@@ -92,6 +92,15 @@ class Network:
             inbox[index], inbox[0] = (due_ns, inbox[0][1]), (inbox[0][0], data)
 
 
+class _Connection:
+    """One end of a wire."""
+
+    def __init__(self, wire: Wire, channel: Channel, number: int = 0) -> None:
+        self.wire = wire
+        self.channel = channel
+        self.number = number
+
+
 class _End:
     """What both ends have in common: see `actornet.node.link`."""
 
@@ -100,44 +109,52 @@ class _End:
         self.counters = dict.fromkeys(_COUNTERS, 0)
         self._network = network
         self._node = node
-        self._wire: Wire | None = None
-        self._channel = Channel(_KEY, server=False)
+        self._connections: dict[int, _Connection] = {}
         self._on_flush = on_flush
 
     @property
     def connected(self) -> bool:
-        return self._wire is not None and self._channel.open
+        return any(connection.channel.open for connection in self._connections.values())
 
-    def send(self, message: AnyMessage) -> None:
-        if self._wire is not None and self._channel.open:
-            self._channel.seal(encode(message))
-            self._wire.epochs[self._wire.other(self._node)].append(self._network.leading(self._node))
+    def send(self, message: AnyMessage, number: int = 0) -> None:
+        connection = self._connections.get(number)
+        if connection is not None and connection.channel.open:
+            connection.channel.seal(encode(message))
+            wire = connection.wire
+            wire.epochs[wire.other(self._node)].append(self._network.leading(self._node))
             self._network.on_send(self._node, message)
 
     def flush(self) -> None:
-        if self._wire is not None and self._channel.output:
-            self._on_flush("before flush")
-            data = bytes(self._channel.output)
-            assert len(data) < LINK_QUEUE_BYTES_MAX
-            self._channel.output.clear()
-            self._network.send(self._wire, self._node, data)
-            self._on_flush("after flush")
+        for connection in list(self._connections.values()):
+            self._flush(connection)
 
-    def drop(self, reason: str) -> None:
-        if self._wire is not None:
-            self.flush()
-            self._hang_up()
+    def drop(self, reason: str, number: int = 0) -> None:
+        connection = self._connections.get(number)
+        if connection is not None:
+            self._flush(connection)
+            self._hang_up(number)
 
     def close(self) -> None:
-        self.drop("closed")
+        for number in list(self._connections):
+            self.drop("closed", number)
 
-    def _hang_up(self) -> None:
+    def _flush(self, connection: _Connection) -> None:
+        output = connection.channel.output
+        if output:
+            self._on_flush("before flush")
+            data = bytes(output)
+            assert len(data) < LINK_QUEUE_BYTES_MAX
+            output.clear()
+            self._network.send(connection.wire, self._node, data)
+            self._on_flush("after flush")
+
+    def _hang_up(self, number: int = 0) -> None:
         """What the kernel does for a process that is gone, as well."""
-        if self._wire is not None:
-            self._network.send(self._wire, self._node, None)
-            if self._wire in self._network.wires:
-                self._network.wires.remove(self._wire)
-            self._wire = None
+        connection = self._connections.pop(number, None)
+        if connection is not None:
+            self._network.send(connection.wire, self._node, None)
+            if connection.wire in self._network.wires:
+                self._network.wires.remove(connection.wire)
 
     def _read(self, wire: Wire, channel: Channel) -> Iterator[bytes]:
         for data in self._network.arrived(wire, self._node):
@@ -146,29 +163,30 @@ class _End:
             channel.feed(data)
             yield from channel.payloads()
 
-    def _receive(self, wire: Wire) -> Iterator[LinkEvent]:
-        was_open = self._channel.open
+    def _receive(self, connection: _Connection) -> Iterator[LinkEvent]:
+        wire, channel, number = connection.wire, connection.channel, connection.number
+        was_open = channel.open
         try:
-            for payload in self._read(wire, self._channel):
+            for payload in self._read(wire, channel):
                 if not was_open:
                     was_open = True
-                    yield Connected(self.peer)
-                    if self._wire is not wire:
+                    yield Connected(self.peer, number)
+                    if self._connections.get(number) is not connection:
                         return
                 message = decode(payload)
                 self._network.on_message(self._node, wire.epochs[self._node].popleft(), message)
-                yield Received(message)
-                if self._wire is not wire:
+                yield Received(message, number)
+                if self._connections.get(number) is not connection:
                     return
-            if not was_open and self._channel.open:
-                yield Connected(self.peer)
+            if not was_open and channel.open:
+                yield Connected(self.peer, number)
         except ChannelError as error:
-            yield self._lose(error)
+            yield self._lose(error, number)
 
-    def _lose(self, error: ChannelError) -> Disconnected:
+    def _lose(self, error: ChannelError, number: int = 0) -> Disconnected:
         self.counters[error.counter] = self.counters.get(error.counter, 0) + 1
-        self._hang_up()
-        return Disconnected(str(error))
+        self._hang_up(number)
+        return Disconnected(str(error), number)
 
 
 class ServerEnd(_End):
@@ -183,8 +201,9 @@ class ServerEnd(_End):
         self._strangers.append((wire, Channel(_KEY, server=True)))
 
     def events(self, now_ns: int) -> Iterator[LinkEvent]:
-        if self._wire is not None:
-            yield from self._receive(self._wire)
+        for connection in list(self._connections.values()):
+            if self._connections.get(connection.number) is connection:
+                yield from self._receive(connection)
         for stranger in list(self._strangers):
             yield from self._shake_hands(*stranger)
 
@@ -196,7 +215,8 @@ class ServerEnd(_End):
         for wire, _ in self._strangers:
             self._network.send(wire, self._node, None)
         self._strangers.clear()
-        self._hang_up()
+        for number in list(self._connections):
+            self._hang_up(number)
 
     def _shake_hands(self, wire: Wire, channel: Channel) -> Iterator[LinkEvent]:
         try:
@@ -209,14 +229,11 @@ class ServerEnd(_End):
             return
         if channel.proven:
             self._strangers.remove((wire, channel))
-            lost = self._lose(ChannelError("replaced", "the peer connected anew")) if self._wire is not None else None
             channel.admit()
-            self._wire, self._channel = wire, channel
+            number = next(n for n in range(1 << 10) if n not in self._connections)
+            self._connections[number] = _Connection(wire, channel, number)
             self.counters["accepted"] += 1
-            if lost is not None:
-                yield lost
-            if self._wire is wire:
-                yield Connected(self.peer)
+            yield Connected(self.peer, number)
         elif channel.output:
             self._network.send(wire, self._node, bytes(channel.output))
             channel.output.clear()
@@ -225,9 +242,11 @@ class ServerEnd(_End):
 class ClientEnd(_End):
     """As LinkClient."""
 
-    def __init__(self, network: Network, node: str, server: str, on_flush: Callable[[str], None]) -> None:
+    def __init__(self, network: Network, node: str, servers: Sequence[str], on_flush: Callable[[str], None]) -> None:
         super().__init__(network, node, on_flush)
-        self._server = server
+        self._servers = servers
+        self._server = servers[0]
+        self._again = True
         self._pause_ms = 0
         self._due_ns: int | None = 0
         self._at_once_ns = -RECONNECT_MS_MAX * MS
@@ -235,14 +254,14 @@ class ClientEnd(_End):
 
     def events(self, now_ns: int) -> Iterator[LinkEvent]:
         yield from self._service(now_ns)
-        if self._wire is not None or self._closed:
+        if self._connections or self._closed:
             return
         if self._due_ns is None:
             self._due_ns = now_ns + self._pause_ms * MS
         if now_ns >= self._due_ns:
             yield from self._connect(now_ns)
 
-    def drop(self, reason: str) -> None:
+    def drop(self, reason: str, number: int = 0) -> None:
         super().drop(reason)
         self._rest()
 
@@ -255,40 +274,45 @@ class ClientEnd(_End):
         self._closed = True
 
     def _rest(self) -> None:
-        self._pause_ms = min(max(2 * self._pause_ms, RECONNECT_MS_MIN), RECONNECT_MS_MAX)
+        if self._server == self._servers[-1]:
+            self._pause_ms = min(max(2 * self._pause_ms, RECONNECT_MS_MIN), RECONNECT_MS_MAX)
         self._due_ns = None
 
-    def _lose(self, error: ChannelError) -> Disconnected:
+    def _lose(self, error: ChannelError, number: int = 0) -> Disconnected:
         lost = super()._lose(error)
         self._rest()
         return lost
 
     def _service(self, now_ns: int) -> Iterator[LinkEvent]:
-        wire = self._wire
-        if wire is None:
+        connection = self._connections.get(0)
+        if connection is None:
             return
-        was_open = self._channel.open
+        was_open = connection.channel.open
         if not was_open and now_ns - self._since_ns > HANDSHAKE_MS * MS:
             yield self._lose(ChannelError("late", "no answer"))
             return
-        for event in self._receive(wire):
+        for event in self._receive(connection):
             if isinstance(event, Disconnected) and was_open and now_ns - self._at_once_ns >= RECONNECT_MS_MAX * MS:
                 self._at_once_ns = self._due_ns = now_ns
+                self._again = True
             yield event
-        if self._wire is wire:
+        if self._connections.get(0) is connection:
             self.flush()
 
     def _connect(self, now_ns: int) -> Iterator[LinkEvent]:
         network = self._network
+        if not self._again:
+            self._server = self._servers[(self._servers.index(self._server) + 1) % len(self._servers)]
+        self._again = False
         if (self._node, self._server) in network.blocked or (self._server, self._node) in network.blocked:
             server = None
         elif (server := network.listeners.get(self._server)) is None:
             yield self._lose(ChannelError("reset", "connection refused"))
             return
         self._since_ns = now_ns
-        self._wire = Wire(self._node, self._server, now_ns)
-        self._channel = Channel(_KEY, server=False)
+        wire = Wire(self._node, self._server, now_ns)
+        self._connections[0] = _Connection(wire, Channel(_KEY, server=False))
         if server is not None:
-            network.wires.append(self._wire)
-            server.accept(self._wire)
+            network.wires.append(wire)
+            server.accept(wire)
             self.flush()

@@ -207,7 +207,7 @@ class Node:
     def __init__(
         self,
         name: str,
-        peer_name: str,
+        peer_names: Sequence[str],
         network: Network,
         fabric: Fabric,
         durability: Durability,
@@ -217,7 +217,7 @@ class Node:
         on_cut: Callable[[Node, dict[bytes, bytes]], None],
     ) -> None:
         self.name = name
-        self.peer_name = peer_name
+        self.peer_names = peer_names
         self.network = network
         self.fabric = fabric
         self.durability = durability
@@ -281,8 +281,13 @@ class Node:
         return self._links[-1]
 
     def dial(self) -> Link:
-        self._links.append(ClientEnd(self.network, self.name, self.peer_name, self.at))
+        self._links.append(ClientEnd(self.network, self.name, self.peer_names, self.at))
         return self._links[-1]
+
+    def dial_peers(self) -> Sequence[Link]:
+        links = [ClientEnd(self.network, self.name, [peer], self.at) for peer in self.peer_names]
+        self._links += links
+        return links
 
     def at(self, point: str) -> None:
         """The owner system passes a point where it may be killed."""
@@ -313,8 +318,9 @@ class Node:
             settings={},
             ports=["lan", "wan"],
             log="simulated",
-            link="peer",
+            links=["peers"],
             listen="self",
+            peers=list(self.peer_names),
             durability=self.durability,
             without_backup=self.without_backup,
             fabric=FabricSpec(-1, [], [], []),
@@ -454,7 +460,7 @@ class _Environment:
         self.open_syncer = node.open_syncer
         self.listen = node.listen
         self.dial = node.dial
-        self.dial_peer = node.dial
+        self.dial_peers = node.dial_peers
         self.set_aside_log = node.disk.set_aside
         self.boot_ns = node.monotonic_ns
         self.open_witness: Callable[[], Any] = node.open_witness

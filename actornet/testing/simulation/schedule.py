@@ -14,7 +14,7 @@ STEPS = 70
 
 
 class Event(msgspec.Struct, frozen=True):
-    """One fault, before step `step`. `node` is "a" or "b", `value` what the kind asks for."""
+    """One fault, before step `step`. `node` is "a", "b" or "c", `value` what the kind asks for."""
 
     step: int
     kind: str
@@ -35,6 +35,7 @@ class Schedule(msgspec.Struct, frozen=True):
     cores: int
     events: tuple[Event, ...]
     witness: bool = False
+    nodes: int = 2
 
     def without(self, indices: set[int]) -> Schedule:
         """The schedule less some of its events."""
@@ -67,7 +68,7 @@ WITNESS_KINDS = {"freeze": 3, "witness cut": 3, "witness slow": 1, "witness down
 """And those that come where there is a witness."""
 
 
-def draw(seed: int, witness: bool | None = None) -> Schedule:
+def draw(seed: int, witness: bool | None = None, nodes: int | None = None) -> Schedule:
     """The schedule of a seed. Some have a story that chance alone seldom tells."""
     random = Random(seed)
     durability: Durability = random.choice(("solo", "received", "durable", "applied", "applied"))
@@ -128,7 +129,41 @@ def draw(seed: int, witness: bool | None = None) -> Schedule:
     if cores > 1:
         events += _moves(Random(f"{seed} moves"), cores)
         events.sort(key=lambda event: event.step)
-    return Schedule(seed, durability, without_backup, cores, tuple(events), witness)
+    if nodes is None:
+        nodes = 3 if witness and seed % 2 else 2
+    if nodes > 2:
+        events = _among_three(Random(f"{seed} three"), events)
+    return Schedule(seed, durability, without_backup, cores, tuple(events), witness, nodes)
+
+
+def _among_three(random: Random, events: list[Event]) -> list[Event]:
+    """What strikes a pair strikes any of three; and one that counts is lost, and comes back, while another goes on."""
+    events = [
+        msgspec.structs.replace(event, node=random.choice("abc")) if random.random() < 0.6 else event
+        for event in events
+    ]
+    for _ in range(random.randint(0, 2)):
+        begin, one = random.randint(6, STEPS - 20), random.choice("bc")
+        loss = random.choice(
+            (
+                Event(begin, "kill", one),
+                Event(begin, "pause", one, value=random.choice((40, 100))),
+                Event(begin, "block", "a", "one", random.randint(0, 1)),
+                Event(begin, "machine down", one),
+            )
+        )
+        then = begin + random.choice((1, 2, 3, 5, 12, 30))  # before, while and after it is left out
+        death = random.choice(
+            (
+                Event(then, "leader down", value=random.choice((5, 40))),
+                Event(then, "witness cut", "a", value=100),
+                Event(then, "freeze", "a", "owner", 60),
+                Event(then, "unblock"),
+            )
+        )
+        events += [loss, death]
+    events.sort(key=lambda event: event.step)
+    return events
 
 
 def _moves(random: Random, cores: int) -> list[Event]:

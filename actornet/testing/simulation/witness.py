@@ -1,4 +1,4 @@
-"""A simulated witness: one register that both nodes reach over lines that are slow, cut, or lose the answer."""
+"""A simulated witness: one register that all nodes reach over lines that are slow, cut, or lose the answer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Register:
         self.random = Random(0)
         self.entry = Entry(1)  # given back: nobody has to wait
         self.delay_ns = (MS // 20, MS)
-        self.cut_until_ns = {"a": 0, "b": 0}
+        self.cut_until_ns = dict.fromkeys("abc", 0)
         self._durable = self.entry
         self._under_way: list[tuple[int, RegisterLine, Look | Swap]] = []
 

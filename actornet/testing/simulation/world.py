@@ -1,4 +1,4 @@
-"""Two simulated nodes, the network between them, the operator's hand, and what must hold after every step."""
+"""The simulated nodes, the network between them, the operator's hand, and what must hold after every step."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Claim:
 
 
 class World:
-    """One life of a pair. `trace`, if given, gets a line for each thing that happens."""
+    """One life of a deployment. `trace`, if given, gets a line for each thing that happens."""
 
     def __init__(self, schedule: Schedule, trace: list[str] | None = None) -> None:
         Ticketing.prepare()
@@ -51,8 +51,9 @@ class World:
         self.step = 0
         self.random = Random(schedule.seed)
         self.network = Network(lambda: self.now_ns)
-        self.a, self.b = (self._node(*names) for names in (("a", "b"), ("b", "a")))
-        self.nodes = {"a": self.a, "b": self.b}
+        names = "abc"[: schedule.nodes]
+        self.nodes = {name: self._node(name, [other for other in names if other != name]) for name in names}
+        self.a, self.b = self.nodes["a"], self.nodes["b"]
         self.network.leading = self._leading
         self.network.on_message = self._told
         self.network.on_send = self._tells
@@ -60,12 +61,13 @@ class World:
         self._began: dict[int, Any] = {}  # by which machine
         self.register = Register(lambda: self.now_ns)
         if schedule.witness:
-            self.a.register = self.b.register = self.register
+            for node in self.nodes.values():
+                node.register = self.register
         self.leader_of: dict[int, str] = {}
-        self.led_epoch = {"a": 0, "b": 0}
-        self.told_epoch = {"a": 0, "b": 0}
-        self.told_sync = {"a": False, "b": False}
-        self._heard_epoch = {"a": 0, "b": 0}  # in the step that goes on
+        self.led_epoch = dict.fromkeys("abc", 0)
+        self.told_epoch = dict.fromkeys("abc", 0)
+        self.told_sync = dict.fromkeys("abc", False)
+        self._heard_epoch = dict.fromkeys("abc", 0)  # in the step that goes on
         self.claims: dict[int, Claim] = {}
         self.tickets: dict[int, int] = {}  # of each offloaded flow that was seen outside and not closed since
         self.closed: set[int] = set()
@@ -76,14 +78,14 @@ class World:
         self._watermarks: dict[str, tuple[Any, int]] = {}
         self._takeover: dict[str, Any] = {}
         self._sync_rate = (0.02, 0.2)[schedule.seed % 2]
-        self._full_until = {"a": 0, "b": 0}
-        self._down_until = {"a": 0, "b": 0}
+        self._full_until = dict.fromkeys("abc", 0)
+        self._down_until = dict.fromkeys("abc", 0)
 
-    def _node(self, name: str, peer: str) -> Node:
+    def _node(self, name: str, peers: list[str]) -> Node:
         cores, plan = self.schedule.cores, self.schedule
         fabric = _fabrics.setdefault((name, cores), Fabric(cores))
         watched = (self._observe, self._seen, self._cut)
-        node = Node(name, peer, self.network, fabric, plan.durability, plan.without_backup, *watched)
+        node = Node(name, peers, self.network, fabric, plan.durability, plan.without_backup, *watched)
         node.rate = 1 + self.random.uniform(-0.01, 0.01)
         return node
 
@@ -96,7 +98,8 @@ class World:
     def run(self) -> None:
         """All of it. Raises Violation."""
         self._launch(self.a, "primary")
-        self._launch(self.b, "backup")
+        for node in list(self.nodes.values())[1:]:
+            self._launch(node, "backup")
         events: dict[int, list[Event]] = {}
         for event in self.schedule.events:
             events.setdefault(event.step, []).append(event)
@@ -114,7 +117,11 @@ class World:
         self.network.random.seed(self.schedule.seed << 20 | self.step | 1 << 60)
         self.register.random.seed(self.schedule.seed << 20 | self.step | 1 << 61)
         self.now_ns += self.random.randint(MS // 4, 3 * MS)
-        order = [self.a, self.b] if self.random.random() < 0.5 else [self.b, self.a]
+        order = list(self.nodes.values())
+        if len(order) > 2:
+            self.random.shuffle(order)
+        elif self.random.random() >= 0.5:
+            order.reverse()
         for node in order:
             if node.disk.full and self.step >= self._full_until[node.name]:
                 node.disk.full = False
@@ -155,8 +162,11 @@ class World:
             self.say(f"VIOLATION: {text}")
             raise Violation(text)
 
-    def _peer(self, node: Node) -> Node:
-        return self.nodes[node.peer_name]
+    def _peers(self, node: Node) -> list[Node]:
+        return [self.nodes[name] for name in node.peer_names]
+
+    def _leads_besides(self, node: Node) -> bool:
+        return any(peer.leads for peer in self._peers(node))
 
     def _observe(self, node: Node) -> None:
         """After each step of an owner system."""
@@ -169,6 +179,7 @@ class World:
         self._demand(page.lsn_logged <= log.last_lsn, "G3: more is said to be logged than is")
         if isinstance(machine, Primary):
             self._lead(node, machine)
+            self._successors(node, machine)
             known, watermark = self._watermarks.get(node.name, (None, 0))
             if known is machine:
                 self._demand(machine.watermark >= watermark, "G3: the watermark fell")
@@ -176,9 +187,21 @@ class World:
             if system.takeover is not None and system.takeover is not self._takeover.get(node.name):
                 self._takeover[node.name] = system.takeover
                 self._taken_over(node)
-        peer = self._peer(node)
-        if peer.system is not None and self.random.random() < 0.3:
-            self._same_state(node, peer)
+        for peer in self._peers(node):
+            if peer.system is not None and self.random.random() < 0.3:
+                self._same_state(node, peer)
+
+    def _successors(self, node: Node, machine: Primary) -> None:
+        """Each backup that counts would be granted the lease now, if it is to take over at any moment (G6)."""
+        entry = self.register.entry
+        if not self.schedule.witness or not node.leads or entry.epoch != machine.epoch:
+            return
+        for feed in machine.feeds.values():
+            system = self.nodes[feed.node].system if feed.counts else None
+            backup = system.machine if system is not None else None
+            if isinstance(backup, Backup) and backup.state is State.IN_SYNC:
+                claims = entry.epoch in backup.sync_epochs
+                self._demand(claims, f"G6: {feed.node} counts in epoch {entry.epoch}, and could not take over")
 
     def _leading(self, name: str) -> int:
         """The epoch that a node leads; 0: none."""
@@ -204,7 +227,7 @@ class World:
         if self.leader_of.get(epoch) != node.name:
             told = self.told_epoch[node.name]
             self._demand(epoch > told, f"G7: {node.name} begins epoch {epoch}, and was told of {told} before")
-            self._demand(epoch not in self.leader_of, f"G7: epoch {epoch} begun by both nodes")
+            self._demand(epoch not in self.leader_of, f"G7: epoch {epoch} begun by two nodes")
             self.leader_of[epoch] = node.name
             self.led_epoch[node.name] = epoch
             self.say(f"{node.name} leads epoch {epoch}")
@@ -278,15 +301,16 @@ class World:
 
     def _cut(self, node: Node, records: dict[bytes, bytes]) -> None:
         """Records were cut off a log that went another way: only those that the primary does not have."""
-        peer = self._peer(node)
-        theirs = peer.disk.tables[b"records"].values if peer.leads else {}
+        leading = next((peer for peer in self._peers(node) if peer.leads), None)
+        theirs = leading.disk.tables[b"records"].values if leading is not None else {}
         shared = [int.from_bytes(key, "big") for key, data in records.items() if theirs.get(key) == data]
         self._demand(not shared, f"G8: records {shared} are cut off a log that has them as the primary does")
 
     def _one_emitter(self) -> None:
         """With a witness no two nodes could let a packet leave in this instant, frozen or not (G7)."""
         if self.schedule.witness:
-            self._demand(not all(node.leads and node.holds_lease for node in (self.a, self.b)), "G7: two emitters")
+            emitters = [node for node in self.nodes.values() if node.leads and node.holds_lease]
+            self._demand(len(emitters) < 2, "G7: two emitters")
 
     def _seen(self, node: Node, frames: list[bytes]) -> None:
         """Packets came out of a node."""
@@ -339,14 +363,15 @@ class World:
         self._demand(log.last_lsn >= lsn, f"G3: it left before it was logged: {where}")
         if mode == "solo":
             return True
-        peer = self._peer(node)
-        holds = peer.disk.holds(log, lsn, durable=mode == "durable")
+        counting = [self.nodes[feed.node] for feed in machine.feeds.values() if feed.counts]
+        peers, all_or_any = (counting, all) if counting else (self._peers(node), any)  # the last one has just been lost
+        holds = all_or_any(peer.disk.holds(log, lsn, durable=mode == "durable") for peer in peers)
         if machine.state not in _COUNTING_STATES and machine.commits_alone:
             self._demand(machine.watermark >= lsn, f"G3: it left above the watermark: {where}")
             return True
-        if mode == "received" and not holds and peer.system is None:
+        if mode == "received" and not holds and any(peer.system is None for peer in peers):
             return False  # it was in the memory of a process that is gone
-        self._demand(holds or self.wiped, f"G3: it left before the backup had it: {where}")
+        self._demand(holds or self.wiped, f"G3: it left before every backup that counts had it: {where}")
         return False
 
     # -- faults -----------------------------------------------------------------------------------------------------
@@ -357,7 +382,7 @@ class World:
             case "kill":
                 node.kill("killed")
             case "leader down":
-                for one in (self.a, self.b):
+                for one in self.nodes.values():
                     if one.leads:
                         one.kill("killed, and stays down")
                         self.keep_down(one, event.value)
@@ -379,9 +404,10 @@ class World:
             case "reset":
                 self.network.reset()
             case "block":
-                self.network.blocked.add((node.name, node.peer_name))
-                if event.step % 2:
-                    self.network.blocked.add((node.peer_name, node.name))
+                for peer in node.peer_names if event.text != "one" else node.peer_names[event.value % 2 :][:1]:
+                    self.network.blocked.add((node.name, peer))
+                    if event.step % 2:
+                        self.network.blocked.add((peer, node.name))
             case "unblock":
                 self.network.blocked.clear()
             case "pause":
@@ -396,7 +422,7 @@ class World:
                 node.disk.full = True
                 self._full_until[node.name] = self.step + event.value
             case "damage":
-                if node.system is None and self._peer(node).leads:
+                if node.system is None and self._leads_besides(node):
                     node.disk.damage(event.text, event.value)
             case "freeze":
                 node.frozen_until_ns[event.text] = self.now_ns + event.value * MS
@@ -427,9 +453,9 @@ class World:
 
     def _restart(self, node: Node) -> None:
         """The operator starts what has ended in the role that fits, now and then in the other."""
-        peer = self._peer(node)
+        led = self._leads_besides(node)
         refused = "diverge" in node.end or "longer" in node.end
-        if refused and not peer.leads and self.random.random() < 0.5:
+        if refused and not led and self.random.random() < 0.5:
             self._launch(node, "primary")  # "keep the log that you want"
             return
         if "LogDamagedError" in node.end or (refused and self.random.random() < 0.2):
@@ -437,9 +463,9 @@ class World:
         last = max(self.leader_of, default=0)
         empty = not node.disk.end()[1]
         own = self.leader_of.get(last) == node.name and not empty and "the witness" not in node.end
-        if not empty and not peer.leads and (own or self.random.random() < 0.15):
+        if not empty and not led and (own or self.random.random() < 0.15):
             self._launch(node, "primary")
-        elif peer.leads or not own:
+        elif led or not own:
             self._launch(node, "backup")
 
     def _wipe(self, node: Node) -> None:
@@ -453,12 +479,13 @@ class World:
 
     @property
     def in_sync(self) -> bool:
-        systems = [node.system for node in (self.a, self.b)]
-        machines = [system.machine for system in systems if system is not None]
+        machines = [node.system.machine for node in self.nodes.values() if node.system is not None]
+        primaries = [machine for machine in machines if isinstance(machine, Primary)]
         return (
-            len(machines) == 2
+            len(machines) == len(self.nodes)
             and {machine.state for machine in machines} == {State.IN_SYNC}
-            and {type(machine) for machine in machines} == {Primary, Backup}
+            and len(primaries) == 1
+            and sum(feed.counts for feed in primaries[0].feeds.values()) == len(self.nodes) - 1
         )
 
     def heal(self) -> None:
@@ -466,7 +493,7 @@ class World:
         self.say("-- healing")
         self.network.blocked.clear()
         self.network.delay_ns = (MS // 20, MS // 2)
-        for node in (self.a, self.b):
+        for node in self.nodes.values():
             node.disk.full = False
             node.crash_point = None
             node.paused_until_ns = self.register.cut_until_ns[node.name] = 0
@@ -484,31 +511,33 @@ class World:
             if step % 50 == 49 and not self.in_sync:
                 self._operate()
         else:
-            states = [node.system.machine.state.value if node.system else node.end for node in (self.a, self.b)]
-            self._demand(False, f"liveness: the pair does not find together: {states}")
+            states = [node.system.machine.state.value if node.system else node.end for node in self.nodes.values()]
+            self._demand(False, f"liveness: the nodes do not find together: {states}")
         self._settled()
 
     def _operate(self) -> None:
         """An operator looks after the pair now and then."""
-        for node in (self.a, self.b):
-            peer = self._peer(node)
-            if node.system is None or any(one.system is not None and one.system.launching for one in (node, peer)):
+        nodes = list(self.nodes.values())
+        for node in nodes:
+            led = self._leads_besides(node)
+            if node.system is None or any(one.system is not None and one.system.launching for one in nodes):
                 continue  # one order at a time
             machine = node.system.machine
-            if node.leads and peer.leads:
-                older = min(node, peer, key=lambda one: self.led_epoch[one.name])
+            if node.leads and led:
+                leading = [one for one in nodes if one.leads]
+                older = min(leading, key=lambda one: self.led_epoch[one.name])
                 older.kill("the operator ends one of two primaries")
                 self.say(f"{older.name} is ended: two primaries")
             elif isinstance(machine, Primary) and not node.leads:
                 node.kill("no longer the primary")
-            elif isinstance(machine, Backup) and machine.state is State.REFUSED and peer.leads:
+            elif isinstance(machine, Backup) and machine.state is State.REFUSED and led:
                 node.kill("refused: it diverges")
-            elif isinstance(machine, Backup) and not peer.leads and self._is_best(node):
+            elif isinstance(machine, Backup) and not led and self._is_best(node):
                 error = node.command("promote", {"force": True})
                 self.promotions += 1
                 self.say(f"{node.name} is promoted by force: {error or 'done'}")
-        if self.a.system is None and self.b.system is None:
-            best = self.a if self._is_best(self.a) else self.b
+        if all(node.system is None for node in nodes):
+            best = next(node for node in nodes if self._is_best(node))
             if not best.disk.end()[1]:  # nothing is left of either: a new deployment
                 self.leader_of.clear()
                 self.claims.clear()
@@ -517,24 +546,23 @@ class World:
             self._launch(best, "primary")
 
     def _is_best(self, node: Node) -> bool:
-        peer = self._peer(node)
-        return node.disk.end() >= peer.disk.end()
+        return all(node.disk.end() >= peer.disk.end() for peer in self._peers(node))
 
     def _settled(self) -> None:
         """At rest: both have the same state, it is what their logs say, and no number leaked (G4, G5)."""
         for _ in range(400):
             self.now_ns += 2 * MS
-            for node in (self.a, self.b):
+            for node in self.nodes.values():
                 if node.system is not None:
                     node.turn([[] for _ in node.cores])
-            systems = [node.system for node in (self.a, self.b)]
+            systems = [node.system for node in self.nodes.values()]
             if all(systems) and len({system.journal.lsn for system in systems if system}) == 1 and self.in_sync:
                 break
-        self._demand(self.in_sync, "liveness: the pair fell apart at rest")
-        assert self.a.system is not None and self.b.system is not None
-        a, b = self.a.system.journal, self.b.system.journal
-        self._demand(a.lsn == b.lsn and a.chain == b.chain, "G4: one history: the logs' ends differ")
-        self._demand(a.replica.state_hash() == b.replica.state_hash(), "G4: the states differ at rest")
+        self._demand(self.in_sync, "liveness: the nodes fell apart at rest")
+        a, *others = (node.system.journal for node in self.nodes.values() if node.system is not None)
+        for b in others:
+            self._demand(a.lsn == b.lsn and a.chain == b.chain, "G4: one history: the logs' ends differ")
+            self._demand(a.replica.state_hash() == b.replica.state_hash(), "G4: the states differ at rest")
         for number, claim in self.claims.items():
             self._demand(self._knows(a.replica, number, claim), f"G6: number {number} of flow {claim.flow} is lost")
         orphans = [flow for flow, _, _ in a.replica.orphans()]
