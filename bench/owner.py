@@ -167,6 +167,11 @@ def across_processes(flows: int, seconds: float, directory: str, *, replicated: 
             link.poll()
             return 0
 
+        if replicated:  # the backup follows once its core holds its flows, of which there are none yet
+            standby = RingLink(fabrics[1].requests[0], fabrics[1].replies[0], nf)
+            standby.core = Core(nf, [MemoryPort("lan"), MemoryPort("wan")], link=standby)
+            standby.attach()
+            _turn_until(lambda: standby.attached, lambda: standby.poll() or 0, lambda: time.sleep(0.001))
         link.attach()
         _turn_until(lambda: link.attached, listen, sleep)
         found = rate(core, flows, turn, sleep, seconds)
