@@ -250,6 +250,19 @@ def test_a_checksum_that_the_card_is_to_complete(wrap: Wrap) -> None:
     assert checksums_right(completed, inner=TUNNELS) and outer_udp_right(completed)
 
 
+@pytest.mark.parametrize("udp_checksum", [False, True])
+@pytest.mark.parametrize("wrap", [vxlan, gtp_u])
+def test_a_checksum_inside_that_the_card_is_to_complete_is_not_the_tunnels(wrap: Wrap, udp_checksum: bool) -> None:
+    """An NF that does not look into the tunnel: a checksum that the tunnel has stays right, and none stays none."""
+    whole = wrap(frames.tcp(A, 1000, P, 80, 2, b"hello"), udp_checksum)
+    l4 = parse(whole, inner=TUNNELS)["l4"]
+    left = rewrite(whole, source=EXTERNAL, source_port=7777, csum_partial=True, csum_start=l4)
+    assert left is not None and left != whole and parse(left)["flow"].source == EXTERNAL
+    assert checksums_right(left)
+    udp = parse(left)["l4"]
+    assert (left[udp + 6 : udp + 8] != bytes(2)) == udp_checksum
+
+
 class InnerNAT(SourceNAT):
     inner = ("gtp-u", "vxlan", "gre")
     untracked = FORWARD

@@ -37,6 +37,7 @@ def rewrite(
     decrement_ttl: bool = False,
     dscp: int | None = None,
     csum_partial: bool = False,
+    csum_start: int | None = None,
     inner: tuple[str, ...] = (),
 ) -> bytes | None: ...
 def checksums_right(frame: bytes, csum_partial: bool = False, inner: tuple[str, ...] = ()) -> bool: ...

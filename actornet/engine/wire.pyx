@@ -193,21 +193,24 @@ def rewrite(
     decrement_ttl: bool = False,
     dscp: int | None = None,
     csum_partial: bool = False,
+    csum_start: int | None = None,
     inner: tuple[str, ...] = (),
 ) -> bytes | None:
     """The frame rewritten as an offloaded packet is, or None when its TTL or hop limit expires.
 
-    `inner`: tunnels to open. `csum_partial`: the transport checksum field holds only the pseudo-header's sum. UsageError: a value out of range,
-    or an address of the other IP version.
+    `inner`: tunnels to open. `csum_partial`: the transport checksum field holds only the pseudo-header's sum; that of the header at
+    `csum_start`, if it is not the packet's own. UsageError: a value out of range, or an address of the other IP version.
     """
     cdef an_packet packet
     cdef an_rewrite wanted
     cdef uint8_t addresses[32]
     cdef bytes out = PyBytes_FromStringAndSize(<const char *>frame, len(frame)) # a copy of its own, rewritten in place
     cdef int version
+    cdef uint16_t start
     packet_of(out, 0, csum_partial, &packet, inner)
     if csum_partial:
-        memcpy(packet.vnet + 6, &packet.l4, 2) # where it says which checksum that is
+        start = number_of(csum_start, "start of the checksum", 65535) if csum_start is not None else packet.l4
+        memcpy(packet.vnet + 6, &start, 2) # where it says which checksum that is
     version = packet.key.version
     memset(&wanted, 0, sizeof(wanted))
     memset(addresses, 0, sizeof(addresses))
