@@ -26,6 +26,7 @@ class Count(FlowActor):
         return DROP if packet.payload[0] == 0 else FORWARD
 
 
+IDLE_S = 600.0  # longer than any flow is idle by default
 REPLY = frames.udp("198.51.100.1", 53, "10.0.0.2", 1000, b"r")
 
 
@@ -54,6 +55,22 @@ def test_a_flow_that_closes_leaves_its_held_output_in_the_queue() -> None:
     node.core.commit_to(2)
     node.turn()
     assert payloads(node.out()) == [1, 9] and node.core.held == 0
+
+
+def test_a_flow_whose_output_waits_is_not_idle() -> None:
+    """G1: were it closed, a next flow of its keys might live on another core, and overtake what waits here."""
+    node = Bench(Count, link=SlowLink())
+    node.core.commit_to(0)
+    node.lan_in(packet(1))
+    for _ in range(3):  # virtual time goes by packets of another flow
+        node.lan_in(packet(1, 2000), after_s=IDLE_S)
+    assert node.count("flows_closed") == 0 and node.core.held == 4
+    node.core.commit_to(100)
+    node.turn()
+    assert len(node.out()) == 4
+    node.lan_in(packet(1, 2000), after_s=IDLE_S)
+    node.lan_in(packet(1, 2000), after_s=1)
+    assert node.count("flows_closed") >= 1
 
 
 class SwiftLink(SlowLink):

@@ -224,7 +224,8 @@ cdef class Flows:
             if not self.table.entries[due[k]].state & AN_PRIMARY:
                 continue  # closed together with one before it
             flow = <FlowBase>self.table.entries[due[k]].actor
-            last = self.last_seen_ns(flow) if flow.suspension is None else core.now_ns
+            # Nor is idle whose output waits: were it gone, a next flow of its keys, maybe on another core, could overtake (G1).
+            last = self.last_seen_ns(flow) if flow.suspension is None and not flow.held else core.now_ns
             if last + flow.idle_ns <= core.now_ns:
                 core.begin_close(flow, "idle")
             else:
@@ -264,7 +265,7 @@ cdef class Flows:
         for _ in range(min(self.table.touched, walk_max)):
             self.hand = self.hand + 1 if self.hand + 1 < self.table.touched else 0
             e = &self.table.entries[self.hand]
-            if not e.state & AN_PRIMARY or e.state & AN_BUSY or (<FlowBase>e.actor).marks & MARK_CLOSING:
+            if not e.state & AN_PRIMARY or e.state & (AN_BUSY | AN_HELD) or (<FlowBase>e.actor).marks & MARK_CLOSING:
                 continue
             deadline_ns = self.last_seen_ns(<FlowBase>e.actor) + (<FlowBase>e.actor).idle_ns
             if deadline_ns < soonest_ns:
