@@ -116,9 +116,9 @@ static inline int an_csum_offset(uint8_t protocol)
 
 /* Is it the packet's own transport checksum that the interface completes, and not that of a packet in it, which nobody looks
  * into here? */
-static inline int an_csum_is_partial(const struct an_packet *p)
+static inline int an_csum_is_partial(const struct an_packet *p, const uint8_t *l4)
 {
-    return p->flags & AN_CSUM_PARTIAL && an_load16(p->vnet + 6) < p->l4 + 8u;
+    return p->flags & AN_CSUM_PARTIAL && an_load16(p->vnet + 6) < l4 - p->data + 8;
 }
 
 /* Is every checksum of a parsed packet right? IPv4 header, TCP, UDP, ICMP, and the IPv4 header embedded in an ICMP
@@ -144,7 +144,7 @@ static inline int an_csum_verify(const struct an_packet *p)
                      : p->key.version == 4 ? an_swap16(an_load16(ip + 2)) - (uint32_t)(p->l4 - p->l3)
                                            : an_swap16(an_load16(ip + 4)) + 40u - (uint32_t)(p->l4 - p->l3);
     uint64_t pseudo = protocol == AN_ICMP ? 0 : an_pseudo_sum(ip, protocol, bytes);
-    if (an_csum_is_partial(p))
+    if (an_csum_is_partial(p, l4))
         return an_load16(l4 + an_csum_offset(protocol)) == an_fold(pseudo);
     if (protocol == AN_UDP && p->flags & AN_UDP_NO_CSUM)
         return 1;

@@ -124,7 +124,7 @@ static inline int an_offload_glanced(struct an_table *table, struct an_packet *p
     an_store16(ip + 10, an_csum_update(an_load16(ip + 10), l3_delta));
     an_store64(ip + 12, source | (uint64_t)destination << 32);
     memcpy(l4, &ports, 4);
-    an_rewrite_csum(l4 + (protocol == AN_TCP ? 16 : 6), protocol, an_csum_is_partial(p), l4_delta, pseudo_delta);
+    an_rewrite_csum(l4 + (protocol == AN_TCP ? 16 : 6), protocol, an_csum_is_partial(p, l4), l4_delta, pseudo_delta);
     return out;
 }
 

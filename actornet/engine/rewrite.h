@@ -150,7 +150,7 @@ static __attribute__((noinline, unused)) int an_rewrite_exception(struct an_pack
                                                                   const uint8_t *addresses)
 {
     uint8_t *ip = p->data + p->l3, *l4 = p->data + p->l4;
-    int four = p->key.version == 4, partial = an_csum_is_partial(p);
+    int four = p->key.version == 4, partial = an_csum_is_partial(p, l4);
     uint32_t bytes = four ? 4 : 16, at = four ? 12 : 8;
     uint8_t *ttl = ip + (four ? 8 : 7);
     uint16_t pseudo = 0;
@@ -252,7 +252,7 @@ static inline int an_rewrite_apply(struct an_packet *p, const struct an_rewrite 
     if (an_unlikely(fields & AN_SET_DSCP))
         an_rewrite_dscp(ip, r->dscp);
 
-    int partial = an_csum_is_partial(p);
+    int partial = an_csum_is_partial(p, l4);
     if (an_likely(protocol == AN_TCP || protocol == AN_UDP)) {
         uint16_t ports[2];
         memcpy(ports, l4, 4);

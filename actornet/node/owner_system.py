@@ -585,12 +585,12 @@ class OwnerSystem:
     def _taking_snapshot(self, machine: Primary, peer: int) -> Iterator[None]:
         """The state as it is now, for a backup, encoded a slice at a time while the node goes on."""
         end = Position(self.journal.lsn, self.journal.chain, self.journal.epoch)
-        pieces = []
+        data = bytearray()
         for number, piece in enumerate(self.journal.replica.snapshotting(), 1):
-            pieces.append(piece)
+            data += piece
             if number % SNAPSHOT_SLICES == 0:
                 yield
-        self._act(machine.snapshot(end, b"".join(pieces), self._now_ns(), peer))
+        self._act(machine.snapshot(end, data, self._now_ns(), peer))
 
     def _end(self) -> Position:
         lsn = self.log.last_lsn

@@ -72,7 +72,8 @@ class Feed:
         self._in_flight: deque[tuple[int, int]] = deque()  # (last LSN, bytes) of each Records not yet applied
         self._in_flight_bytes = 0
         self._reading = False  # a Read has not been answered
-        self._chunks: list[Snapshot] = []
+        self._chunks: list[memoryview] = []  # of the snapshot at `_snapshot_end`
+        self._snapshot_end = Position()
         self.heard_ns = self._beat_ns = self.progress_ns = now_ns
 
     def move(self, event: Event) -> None:
@@ -150,7 +151,7 @@ class Feed:
         self._reading = False
         return self.drop(f"LSN {self.primary.damaged_lsn} is damaged in the primary's log")
 
-    def snapshot(self, end: Position, data: bytes) -> list[PrimaryAction]:
+    def snapshot(self, end: Position, data: bytes | bytearray) -> list[PrimaryAction]:
         """The answer to TakeSnapshot."""
         primary = self.primary
         if self.state is not State.SNAPSHOT or self._chunks:
@@ -158,13 +159,13 @@ class Feed:
         assert primary.first_lsn - 1 <= end.lsn <= primary.logged_lsn, "no records would follow the snapshot"
         if len(data) > SNAPSHOT_BYTES_MAX:
             return self.drop(f"the snapshot has {len(data)} bytes, more than {SNAPSHOT_BYTES_MAX}")
-        pieces = [data[at : at + SNAPSHOT_CHUNK_BYTES] for at in range(0, len(data), SNAPSHOT_CHUNK_BYTES)] or [b""]
         self.sent_lsn = end.lsn
+        view = memoryview(data)  # nothing is copied before it is sent: that takes a while
         self._chunks = [
-            Snapshot(primary.epoch, end.lsn, end.epoch, end.chain, index, len(pieces), piece)
-            for index, piece in enumerate(pieces)
+            view[at : at + SNAPSHOT_CHUNK_BYTES] for at in range(0, max(1, len(data)), SNAPSHOT_CHUNK_BYTES)
         ]
-        return [Send(chunk, self.peer) for chunk in self._chunks[:_SNAPSHOT_WINDOW]]
+        self._snapshot_end = end
+        return self._send_chunks(0, _SNAPSHOT_WINDOW)
 
     def tail(self, records: list[bytes], now_ns: int) -> list[PrimaryAction]:
         """The answer to Read."""
@@ -283,7 +284,14 @@ class Feed:
             self._chunks = []
             return self.pump(now_ns)
         first, end = chunks_before + _SNAPSHOT_WINDOW, self.ack.chunks + _SNAPSHOT_WINDOW
-        return [Send(chunk, self.peer) for chunk in self._chunks[first:end]]
+        return self._send_chunks(first, end)
+
+    def _send_chunks(self, first: int, end: int) -> list[PrimaryAction]:
+        epoch, at, count = self.primary.epoch, self._snapshot_end, len(self._chunks)
+        return [
+            Send(Snapshot(epoch, at.lsn, at.epoch, at.chain, index, count, bytes(self._chunks[index])), self.peer)
+            for index in range(first, min(end, count))
+        ]
 
     def _owed(self) -> bool:
         """An acknowledgement that output may be waiting for is outstanding."""

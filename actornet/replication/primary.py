@@ -159,7 +159,7 @@ class Primary:
         actions = feed.damaged()
         return [_alarm(detail), *actions] if actions is not None else []
 
-    def snapshot(self, end: Position, data: bytes, now_ns: int, peer: int = 0) -> list[PrimaryAction]:
+    def snapshot(self, end: Position, data: bytes | bytearray, now_ns: int, peer: int = 0) -> list[PrimaryAction]:
         """The answer to TakeSnapshot: the state at `end`, a record of this log."""
         feed = self.feeds.get(peer)
         return feed.snapshot(end, data) if feed is not None else []
