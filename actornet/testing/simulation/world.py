@@ -301,7 +301,9 @@ class World:
 
     def _cut(self, node: Node, records: dict[bytes, bytes]) -> None:
         """Records were cut off a log that went another way: only those that the primary does not have."""
-        leading = next((peer for peer in self._peers(node) if peer.leads), None)
+        leading = max(
+            (peer for peer in self._peers(node) if peer.leads), key=lambda peer: peer.page.epoch, default=None
+        )
         theirs = leading.disk.tables[b"records"].values if leading is not None else {}
         shared = [int.from_bytes(key, "big") for key, data in records.items() if theirs.get(key) == data]
         self._demand(not shared, f"G8: records {shared} are cut off a log that has them as the primary does")
