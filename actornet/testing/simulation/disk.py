@@ -228,6 +228,7 @@ class SimulatedLog(Log):
 
     def __init__(self, disk: Disk, *, name: str, nf: str) -> None:
         self.disk = disk
+        self._closed = False
         super().__init__("simulated", name=name, nf=nf, map_bytes=LOG_MAP_BYTES)
 
     def _lock(self) -> int:
@@ -249,9 +250,14 @@ class SimulatedLog(Log):
         )
 
     def abandon(self) -> None:
-        """The process is gone, without a last word to the disk."""
-        self._opened.pop_all()
-        os.close(self._lock_fd)
+        """The process is gone, without a last word to the disk, unless it had closed the log before."""
+        if not self._closed:
+            self._opened.pop_all()
+            os.close(self._lock_fd)
+
+    def close(self) -> None:
+        self._closed = True
+        super().close()
 
     def set_aside(self) -> Path:
         self.close()
