@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypedDict
 
 import msgspec
 import pytest
@@ -32,6 +33,20 @@ class Nested(Struct, frozen=True):
     points: list[Point]
 
 
+@dataclass
+class Mark:
+    x: int = 0
+
+
+class Typed(TypedDict):
+    x: int
+
+
+class Node(Struct):
+    number: int
+    children: dict[str, Node] = {}
+
+
 class World(Struct):
     """A bit of everything that a state may be made of."""
 
@@ -44,6 +59,9 @@ class World(Struct):
     nested: Nested = Nested([])
     either: Count | None = None
     pairs: dict[int, tuple[int, list[int]]] = {}
+    data: dict[int, Mark] = {}
+    typed: Typed = msgspec.field(default_factory=lambda: Typed(x=0))
+    tree: Node = msgspec.field(default_factory=lambda: Node(0))
     total: float = 0
 
 
@@ -67,6 +85,10 @@ class Sphere(Owner[World]):
             state.either.seen += 1
         for _, numbers in state.pairs.values():
             numbers.append(key)
+        for mark in state.data.values():
+            mark.x += 1
+        state.typed["x"] += 1
+        state.tree.children.setdefault("left", Node(key)).number += 1
         state.total += 1
         return key
 
@@ -83,6 +105,9 @@ def filled(entries: int) -> World:
         nested=Nested(points[:5]),
         either=Count(Point(1)),
         pairs={number: (number, [number]) for number in range(min(entries, 10))},
+        data={number: Mark() for number in range(min(entries, 10))},
+        typed={"x": 1},
+        tree=Node(1, {"left": Node(2)}),
         total=entries,
     )
 
@@ -157,6 +182,10 @@ def test_copies_share_only_what_cannot_change() -> None:
     assert copy.deep["big"] is not state.deep["big"] and copy.deep["big"][1] is state.deep["big"][1]
     assert copy.deeper["x"]["y"] is not state.deeper["x"]["y"] and copy.rows[0] is not state.rows[0]
     assert copy.nested.points is not state.nested.points and copy.either is not state.either
+    assert copy.data[1] is not state.data[1] and copy.typed is not state.typed
+    assert copy.tree.children["left"] is not state.tree.children["left"]
+    state.queue = (1, 2)  # type: ignore[assignment]
+    assert copied(state).queue == [1, 2], "what the log would make of it"
     assert copier(Point) is None and copier(dict[str, int]) is not None
 
 

@@ -1,8 +1,8 @@
 """Copies of owners' states, made by their types: what cannot change is shared.
 
 Per entry a `dict[Endpoint, Binding]` of frozen Structs takes 5 ns, one of Structs that handlers change in place 110 ns;
-anything else that may change (a tuple with a list in it) goes through the codec, in 1 us. So a state that is to grow large
-should have frozen Structs, tuples and scalars in its containers.
+anything else that may change (a tuple with a list in it, a tree) goes through the codec, in 1 us. So a state that is to grow
+large should have frozen Structs, tuples and scalars in its containers.
 """
 
 from __future__ import annotations
@@ -25,12 +25,8 @@ CODED_NS = 1000
 _copy = methodcaller("__copy__")  # of a Struct; half the time of copy.copy
 
 _CHANGEABLE = (
-    shapes.DictType,
-    shapes.ListType,
-    shapes.SetType,
-    shapes.ByteArrayType,
-    shapes.AnyType,
-    shapes.CustomType,
+    *(shapes.DictType, shapes.ListType, shapes.SetType, shapes.ByteArrayType, shapes.MemoryViewType),
+    *(shapes.TypedDictType, shapes.DataclassType, shapes.AnyType, shapes.CustomType),
 )
 
 
@@ -42,11 +38,11 @@ def copier(hint: Any) -> Callable[[Any], Any] | None:
     kind, arguments = get_origin(hint), get_args(hint)
     if kind is dict and not _changes(arguments[0]):
         inner = copier(arguments[1])
-        return dict.copy if inner is None else _dict_copier(inner)
+        return dict if inner is None else _dict_copier(inner)
     if kind is list:
         inner = copier(arguments[0])
-        return list.copy if inner is None else lambda value: list(map(inner, value))
-    if isinstance(hint, type) and issubclass(hint, msgspec.Struct):
+        return list if inner is None else lambda value: list(map(inner, value))
+    if isinstance(hint, type) and issubclass(hint, msgspec.Struct) and not _holds_itself(hint):
         hints = get_type_hints(hint)
         fields = [(name, inner) for name in hint.__struct_fields__ if (inner := copier(hints[name])) is not None]
         return _struct_copier(fields) if fields else _copy
@@ -59,7 +55,7 @@ def copy_ns(hint: Any, value: Any) -> int:
     kind, arguments = get_origin(hint), get_args(hint)
     if not _changes(hint):
         return 0
-    if isinstance(hint, type) and issubclass(hint, msgspec.Struct):
+    if isinstance(hint, type) and issubclass(hint, msgspec.Struct) and not _holds_itself(hint):
         hints = get_type_hints(hint)
         return COPIED_NS + sum(copy_ns(hints[name], getattr(value, name)) for name in hint.__struct_fields__)
     if kind not in (dict, list):
@@ -73,7 +69,7 @@ def copy_ns(hint: Any, value: Any) -> int:
 def _entry_ns(hint: Any) -> int:
     if not _changes(hint):
         return SHARED_NS
-    plain = isinstance(hint, type) and issubclass(hint, msgspec.Struct)
+    plain = isinstance(hint, type) and issubclass(hint, msgspec.Struct) and not _holds_itself(hint)
     return COPIED_NS if plain or get_origin(hint) in (dict, list) else CODED_NS
 
 
@@ -89,6 +85,13 @@ def _struct_copier(fields: list[tuple[str, Callable[[Any], Any]]]) -> Callable[[
         return new
 
     return copied
+
+
+@cache
+def _holds_itself(kind: type[msgspec.Struct]) -> bool:
+    """Whether the Struct has others of its type in it, as a tree's node does."""
+    fields = (hint for name, hint in get_type_hints(kind).items() if name in kind.__struct_fields__)
+    return any(getattr(shape, "cls", None) is kind for hint in fields for shape in shapes_in(hint))
 
 
 @cache
