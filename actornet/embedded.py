@@ -133,7 +133,10 @@ class Embedded:
         self.link.core = self.core
         if self._log is not None:
             self.core.commit_to(0)
-        self.journal.begin_epoch(self.journal.epoch + 1, name, nf, values, "embedded run", self._now_ns())
+        self.owners_kept = self.journal.begin_epoch(
+            self.journal.epoch + 1, name, nf, values, "embedded run", self._now_ns()
+        )
+        """Owners that the log has, and that began with other settings."""
         self.link.flush()
         self.core.revoke(self.journal.replica.revocations)
         for body in self.journal.replica.flows.values():

@@ -72,14 +72,20 @@ class Journal:
         time_ns: int,
         *,
         complete: bool = False,
-    ) -> None:
-        """Begin a primary's term, and create the owners that the network function refers to and the log lacks."""
+    ) -> list[str]:
+        """Begin a primary's term, and create the owners that the network function refers to and the log lacks.
+
+        Returns the names of owners that began with other settings: they keep their state.
+        """
         body = EpochBody(node, path_of(nf), dict(settings), fingerprint(nf), self._random_bits(64), reason, complete)
         self._enqueue(self.replica.begin_epoch(epoch, body, time_ns))
+        created, otherwise = self.replica.created, []
         for reference in owners_of(nf).values():
-            self._enqueue(
-                self.replica.create_owner(reference.name, reference.path, reference.resolved(settings), time_ns)
-            )
+            wanted = reference.resolved(settings)
+            if reference.name in created and created[reference.name].settings != wanted:
+                otherwise.append(reference.name)
+            self._enqueue(self.replica.create_owner(reference.name, reference.path, wanted, time_ns))
+        return otherwise
 
     def ask(self, core: int, request: bytes, time_ns: int) -> bytes:
         """Run an owner's handler, or find its recorded reply (G5); returns the reply. `request`: see `AskRequest`."""

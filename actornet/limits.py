@@ -143,6 +143,9 @@ is closed and counted as refused."""
 CONTROL_CALL_S = 10.0
 """Longest wait for a node's answer to a control request."""
 
+COMMAND_S = 3.0
+"""Longest wait for what an operator asked an owner system for, the watermark included."""
+
 WORKER_RESTARTS_MAX = 5
 WORKER_RESTARTS_S = 10.0
 """Restarts of one worker within the time; beyond it the node stops with an error."""

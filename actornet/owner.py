@@ -19,7 +19,7 @@ and a replay decide the same (G4)::
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial, reduce
 from importlib import import_module
 from random import Random
@@ -90,7 +90,7 @@ class Message:
     fit). `normalise`, where set, takes an encoded `[0, value]` to a pair whose floats are floats.
     """
 
-    __slots__ = ("_decode_reply", "decode", "function", "name", "normalise", "signature")
+    __slots__ = ("_decode_reply", "_types", "decode", "function", "name", "normalise", "signature")
 
     def __init__(self, function: FunctionType, where: str) -> None:
         hints = _hints(function, where)
@@ -107,11 +107,40 @@ class Message:
                 raise UsageError(f"{where}: {what} needs a type hint: messages are decoded by it")
             _check_shape(hints[name], f"{where}: {name}", sets="use a list: a set's order varies")
         result: Any = hints["return"]
+        self._types = types = [hints[parameter.name] for parameter in parameters]
         self.decode: Callable[[bytes], tuple[Any, ...]] = msgspec.msgpack.Decoder(
-            tuple[*(hints[parameter.name] for parameter in parameters)]  # type: ignore[misc]
+            tuple[*types]  # type: ignore[valid-type]
         ).decode
         self._decode_reply: Callable[[bytes], tuple[int, Any]] = msgspec.msgpack.Decoder(tuple[int, result]).decode
         self.normalise = self._decode_reply if holds(result, shapes.FloatType) else None
+
+    def encode_texts(self, texts: Sequence[str]) -> bytes:
+        """The arguments that a person typed, encoded: each as its type reads it, or as JSON. Raises UsageError."""
+        try:
+            given = self.signature.bind(None, *texts)
+        except TypeError as error:
+            raise UsageError(f"{self}: {error}") from None
+        values = []
+        for name, hint in zip(list(self.signature.parameters)[1:], self._types, strict=True):
+            if name not in given.arguments:
+                values.append(self.signature.parameters[name].default)
+                continue
+            text = given.arguments[name]
+            try:
+                values.append(msgspec.convert(text, hint, strict=False))
+            except msgspec.ValidationError:
+                try:
+                    values.append(msgspec.json.decode(text, type=hint))
+                except msgspec.DecodeError:
+                    raise UsageError(
+                        f"{self}: {name}={text!r} is no such value; write lists and tables as JSON"
+                    ) from None
+        return _encode(values)
+
+    def __str__(self) -> str:
+        """As a person asks for it: `weigh(name: str, weight: int) -> None`."""
+        parameters = list(self.signature.parameters.values())[1:]
+        return f"{self.name}{self.signature.replace(parameters=parameters)}".replace("'", "")
 
     def reply_value(self, reply: bytes) -> Any:
         """The value in a reply's bytes; raises OwnerError if the handler raised."""

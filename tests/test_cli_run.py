@@ -138,6 +138,14 @@ def test_log_goes_on_where_it_ended(here, capsys):
     assert 0 < lsns[0] < lsns[1]
 
 
+def test_settings_that_the_log_overrules(here, capsys):
+    """An owner goes on with what it has in the log; a person who has just changed a setting wants to know."""
+    for address, warned in (("203.0.113.1", False), ("203.0.113.1", False), ("203.0.113.9", True)):
+        assert main(["run", NAT, "--read", SIP, "--log", "log", "--set", f"address={address}"]) == 0
+        error = capsys.readouterr().err
+        assert ("warning: owner 'wan-ports' goes on from the log" in error) == warned, error
+
+
 def test_pipes(here):
     data = Path(SIP).read_bytes()
     command = [sys.executable, "-m", "actornet.cli.main", "run", "mynf:Pass", "--read", "-", "--write", "-"]

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from typing import Any
 
+from actornet.cli import summary
 from actornet.embedded import Embedded
 from actornet.engine.five_tuple import FiveTuple
 from actornet.errors import UsageError
@@ -44,6 +45,7 @@ def run(
         epoll = stack.enter_context(select.epoll())
         embedded = Embedded(nf, ports, settings, args.log, flows_max=args.flows_max, on_error=on_error)
         stack.callback(embedded.finish)
+        summary.warn_of_settings(embedded.owners_kept)
         for port in ports:
             port.activate()
         begun = time.perf_counter()

@@ -16,6 +16,7 @@ COMMANDS = {
     "launch": ("actornet.cli.node", "start a node on network interfaces, as primary or backup"),
     "status": ("actornet.cli.node", "show a node's role, replication and counters"),
     "promote": ("actornet.cli.node", "make a backup the primary"),
+    "ask": ("actornet.cli.ask", "send a message to an owner of a running node"),
     "stop": ("actornet.cli.node", "stop a node cleanly"),
     "rss": ("actornet.cli.rss", "the RSS keys that keep what a function's flows share on one core"),
     "replay": ("actornet.cli.replay", "inspect, verify and re-execute a log"),

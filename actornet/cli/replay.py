@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from actornet.errors import ActornetError, LogDamagedError, UsageError
-from actornet.log.record import AskBody, CloseBody, ControlBody, EpochBody, FlowBody, OwnerBody, Record
+from actornet.log.record import OPERATOR, AskBody, CloseBody, ControlBody, EpochBody, FlowBody, OwnerBody, Record
 from actornet.owner import path_of
 from actornet.replay.history import Entry, History, Reply
 from actornet.replay.query import Query
@@ -151,7 +151,8 @@ def _reply(history: History, record: Record) -> tuple[Reply | None, ActornetErro
 
 
 def _fields(record: Record) -> list[tuple[str, list[str]]]:
-    fields = [("time", [instant(record.time_ns)]), ("epoch", [str(record.epoch)]), ("core", [str(record.core)])]
+    core = str(record.core) if record.core != OPERATOR else "none: an operator asked"
+    fields = [("time", [instant(record.time_ns)]), ("epoch", [str(record.epoch)]), ("core", [core])]
     body = record.body
     if isinstance(body, AskBody | FlowBody | CloseBody) and body.flow is not None:
         fields.append(("flow", [f"{body.flow}, arriving on port {body.port}, incarnation {body.incarnation}"]))

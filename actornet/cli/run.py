@@ -109,6 +109,7 @@ def run(args: argparse.Namespace) -> int:
             on_error=HandlerErrors(progress),
         )
         stack.callback(embedded.finish)
+        summary.warn_of_settings(embedded.owners_kept)
         feed.suspended = lambda: embedded.core.suspended > 0
         begun = time.perf_counter()
         interrupted = _play(embedded, feed, captures, list(outlets.values()), progress)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from datetime import UTC, datetime
 from typing import Any
 
@@ -121,3 +122,10 @@ def _duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
+
+
+def warn_of_settings(owners: list[str]) -> None:
+    """Say which owners go on with what they have in the log, whatever the settings are now."""
+    for name in owners:
+        text = f"owner {name!r} goes on from the log; its settings were others when it began"
+        print(f"actornet: warning: {text}", file=sys.stderr)

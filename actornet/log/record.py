@@ -32,6 +32,9 @@ HEADER_BYTES = 40
 CHAIN_START = 0
 """The chain before the first record of a log."""
 
+OPERATOR = 0xFFFF
+"""The core of an ask that an operator sent, by way of no core."""
+
 
 class Kind(IntEnum):
     """What a record tells; each kind has one body."""

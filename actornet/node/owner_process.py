@@ -17,6 +17,7 @@ from typing import Any
 from actornet.engine.ring import ControlPage
 from actornet.errors import ActornetError, LinkError, NodeError
 from actornet.limits import (
+    COMMAND_S,
     HEARTBEAT_MS,
     LINGER_US,
     OWNER_BUSY_MS,
@@ -30,7 +31,7 @@ from actornet.node.core_line import RingLine
 from actornet.node.fabric import Fabric
 from actornet.node.link import LinkClient, LinkServer
 from actornet.node.log_syncer import LogSyncer
-from actornet.node.owner_system import OwnerSpec, OwnerSystem
+from actornet.node.owner_system import Answer, OwnerSpec, OwnerSystem
 from actornet.node.thread import own_descriptors, run_early, run_first
 from actornet.node.witness import WitnessThread, witness_at
 
@@ -108,6 +109,7 @@ class OwnerProcess:
         self._spins = spec.spins
         self._hurries = True
         self._commands: deque[tuple[str, dict[str, Any], Future[Any]]] = deque()
+        self._answers: deque[tuple[Answer, Future[Any]]] = deque()
 
     def run(self, ready: Callable[[], None]) -> None:
         """Until the node stops. Raises what ends the node in error."""
@@ -149,6 +151,7 @@ class OwnerProcess:
             line.sleep_end()
         self._obey()
         self.system.step()
+        self._answer()
         if self.system.hurries != self._hurries:
             self._hurries = not self._hurries
             if self._hurries:
@@ -177,17 +180,29 @@ class OwnerProcess:
 
     def command(self, command: str, arguments: dict[str, Any]) -> Any:
         """Called from the control thread: have the loop carry out a command, within OWNER_IDLE_MS, and answer."""
-        answer: Future[Any] = Future()
-        self._commands.append((command, arguments, answer))
-        return answer.result(timeout=5)
+        future: Future[Any] = Future()
+        self._commands.append((command, arguments, future))
+        try:
+            return future.result(timeout=COMMAND_S)
+        except TimeoutError:
+            raise NodeError(
+                f"no answer within {COMMAND_S:g} s. What it asked for may be logged all the same, and wait for a backup: "
+                "see `actornet status`, and `actornet replay ls` of the log"
+            ) from None
 
     def _obey(self) -> None:
         while self._commands:
-            command, arguments, answer = self._commands.popleft()
+            command, arguments, future = self._commands.popleft()
             try:
-                answer.set_result(self.system.command(command, arguments))
+                self._answers.append((self.system.command(command, arguments), future))
             except Exception as error:
-                answer.set_exception(error)
+                future.set_exception(error)
+
+    def _answer(self) -> None:
+        """Nobody is told what a takeover could undo (G3)."""
+        while self._answers and self._answers[0][0].lsn <= self.machine.page.watermark:
+            answer, future = self._answers.popleft()
+            future.set_result(answer.value)
 
 
 def run(spec: OwnerSpec, stop: threading.Event, report: Any) -> None:

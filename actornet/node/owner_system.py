@@ -14,11 +14,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import structlog
 
+from actornet.engine.asks import ask_request
 from actornet.engine.ring import ACTIVE, FENCED, PASSIVE
 from actornet.errors import DivergenceError, FencedError, LinkError, LogDamagedError, LogError, NodeError
 from actornet.journal import Journal, fingerprint, path_of
@@ -27,13 +28,14 @@ from actornet.limits import (
     LAUNCH_PROBE_MS,
     LEASE_MS_DEFAULT,
     LOG_KEEP_RECORDS_DEFAULT,
+    MESSAGE_BYTES_MAX,
     REQUESTS_PER_TURN,
     RESYNCS_MAX,
     RESYNCS_S,
     SNAPSHOT_SLICES,
 )
 from actornet.log.batch import read_batch
-from actornet.log.record import ControlBody, EpochBody, decode
+from actornet.log.record import OPERATOR, ControlBody, EpochBody, decode
 from actornet.log.store import Log
 from actornet.node.cores import Cores
 from actornet.node.environment import Environment, Link
@@ -111,6 +113,13 @@ class OwnerSpec(msgspec.Struct, frozen=True):
     lease_ms: int = LEASE_MS_DEFAULT
     keep_records: int = LOG_KEEP_RECORDS_DEFAULT
     spins: bool = True
+
+
+class Answer(NamedTuple):
+    """What an operator gets for a command, once the watermark has reached `lsn` (G3)."""
+
+    value: Any
+    lsn: int = 0
 
 
 class OwnerSystem:
@@ -482,7 +491,10 @@ class OwnerSystem:
     def _begin_epoch(self, epoch: int, reason: str, *, complete: bool = False) -> None:
         self.log.lead(epoch)
         node, now_ns = f"{self.spec.name}/{self.spec.node}", self.environment.time_ns()
-        self.journal.begin_epoch(epoch, node, self.nf, self.settings, reason, now_ns, complete=complete)
+        journal = self.journal
+        for name in journal.begin_epoch(epoch, node, self.nf, self.settings, reason, now_ns, complete=complete):
+            began = journal.replica.created[name].settings
+            _log.warning("owner keeps the state that it began with other settings", owner=name, began_with=began)
         self.page.epoch = epoch
         self._begun = _NOT_LOGGED
         self._commit()
@@ -773,10 +785,11 @@ class OwnerSystem:
 
     # -- operators --------------------------------------------------------------------------------------------------
 
-    def command(self, command: str, arguments: dict[str, Any]) -> Any:
+    def command(self, command: str, arguments: dict[str, Any]) -> Answer:
         """Carry out an operator's command, between two steps. NodeError: it is not known, or not possible now.
 
-        Other errors end the node: what it was about to do is begun, and not logged.
+        `promote` (`force`) answers with how the node took over; `ask` (`owner`, `message`, and `args`, a msgpack list) with
+        the owner's reply, encoded. Other errors end the node: what it was about to do is begun, and not logged.
         """
         try:
             return self._command(command, arguments)
@@ -784,24 +797,41 @@ class OwnerSystem:
             self.fail(error)
             raise
 
-    def _command(self, command: str, arguments: dict[str, Any]) -> Any:
+    def _command(self, command: str, arguments: dict[str, Any]) -> Answer:
         self._commit()  # of a step that lingered
-        if command != "promote":
-            raise NodeError(f"the owner system knows no command {command!r}")
         if self.launching:
             raise NodeError("this node is about to lead: see its status for what it waits for")
+        match command:
+            case "promote":
+                return Answer(self._promote_by_hand(force=bool(arguments.get("force"))))
+            case "ask":
+                return self._ask(**arguments)
+        raise NodeError(f"the owner system knows no command {command!r}")
+
+    def _promote_by_hand(self, *, force: bool) -> dict[str, Any] | None:
         if isinstance(self.machine, Primary):
             going_on = self.machine.go_on_alone()
             if not going_on:
                 raise NodeError("this node is the primary already, and waits for no backup")
             self._act(going_on)
             return {"epoch": self.machine.epoch, "reason": "goes on without a backup"}
-        actions = self.machine.promote(force=bool(arguments.get("force")))
+        actions = self.machine.promote(force=force)
         for action in actions:
             if isinstance(action, Refused):
                 raise NodeError(action.reason)
         self._act(actions)
         return self.takeover
+
+    def _ask(self, owner: str, message: str, args: bytes) -> Answer:
+        """An operator's message takes its turn among those of the flows, and is logged like them."""
+        if self.page.role != ACTIVE or self._drained:
+            raise NodeError("this node does not lead, so its owners take no messages: ask the primary")
+        if len(args) > MESSAGE_BYTES_MAX // 2:
+            raise NodeError(f"the arguments have {len(args)} bytes; {MESSAGE_BYTES_MAX // 2} is the most")
+        reply = self.journal.ask(OPERATOR, ask_request(None, owner, message, args), self.environment.time_ns())
+        self.cores.tell_revocations()
+        self._commit()
+        return Answer(reply, self.journal.lsn)
 
     def status(self) -> dict[str, Any]:
         """Called from the control thread."""

@@ -11,6 +11,7 @@ import msgspec
 
 from actornet.engine.five_tuple import FiveTuple
 from actornet.log.record import (
+    OPERATOR,
     AskBody,
     CloseBody,
     ControlBody,
@@ -156,7 +157,7 @@ class Lines:
             instant(record.time_ns),
             str(record.epoch),
             record.kind.name,
-            "-" if flow is None else str(flow),
+            str(flow) if flow is not None else "operator" if record.core == OPERATOR else "-",
             summary(record),
         )
 
@@ -185,7 +186,7 @@ def describe(entry: Entry) -> dict[str, Any]:
         "time_ns": record.time_ns,
         "epoch": record.epoch,
         "kind": record.kind.name,
-        "core": record.core,
+        "core": record.core if record.core != OPERATOR else None,
         "chain": f"{record.chain:016x}",
         "bytes": len(entry.data),
         **plain(body),
