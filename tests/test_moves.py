@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
+from collections.abc import Callable, Coroutine
 
 import pytest
 
 from actornet.engine.ring import ACTIVE
+from actornet.errors import UsageError
 from actornet.node import cores
 from actornet.node.exchange import Revoked
 from actornet.testing.simulation.network import Network
 from actornet.testing.simulation.node import Fabric, Node, SimulatedCore, five_tuple, frame, read_frame
-from actornet.testing.simulation.ticketing import COUNTING, OFFLOADING
+from actornet.testing.simulation.ticketing import COUNTING, OFFLOADING, Ticketing
 
 CORES = 2
 FABRIC = Fabric(CORES)
@@ -151,6 +153,59 @@ def test_a_flow_that_moved_and_closed_opens_at_home_again() -> None:
     send()
     assert len(world.cores[home].core.actors()) == 1
     assert len(world.left[flow]) == 6
+
+
+def test_what_follows_a_flow_that_moved_and_closed_does_not_overtake_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """G1: it closes while its output waits; a next flow of its key, on the first core, begins when that has left."""
+    closed: list[int] = []
+    monkeypatch.setattr(Ticketing, "on_close", _counted(Ticketing.on_close, closed))
+    world = World(1)
+    system = world.node.system
+    assert system is not None
+    flow = 1
+    home = five_tuple(flow, COUNTING).core(CORES)
+    here, there = world.cores[home], world.cores[1 - home]
+
+    def arrive(*sequences: int, close: int = 0) -> None:
+        frames = [frame(flow, COUNTING, sequence, close=sequence == close) for sequence in sequences]
+        world.take(here.turn(frames))
+        for _ in range(8):
+            world.take(there.turn([]))
+            system.step()
+            world.take(here.turn([]))
+
+    here.core.give_away(1.0, 1 - home, 2)
+    for sequence in (1, 2, 3):
+        arrive(sequence)
+    assert len(there.core.actors()) == 1 and not here.core.actors()
+
+    with monkeypatch.context() as no_backup:
+        no_backup.setattr(system.cores, "publish", lambda watermark: None)
+        arrive(4, 5, 6, close=6)
+        assert there.core.held == 2 and closed == [flow]
+        there.core.close_all()
+        answers: list[object] = []
+        there.core.tell(five_tuple(flow, COUNTING), "hello", answers.append)
+        arrive(7)
+        assert closed == [flow], "on_close runs once"
+        assert not answers and len(there.core.actors()) == 1 and not here.core.actors()
+        assert world.left[flow] == [1, 2, 3]
+    system.step()
+    world.take(here.turn([]))  # the first core hears of the watermark first
+    arrive(8)
+    assert [type(answer) for answer in answers] == [UsageError] and not there.core.actors()
+    assert there.core.count()["handoff_stale"] == 2, "what came to the closed flow is counted"
+    arrive(9)
+    assert world.left[flow] == sorted(set(world.left[flow])) and {4, 5, 9} < set(world.left[flow])
+    assert len(here.core.actors()) == 1 and closed == [flow]
+
+
+def _counted(on_close: Callable[[Ticketing], Coroutine[None, None, None]], closed: list[int]) -> object:
+    async def counting(actor: Ticketing) -> None:
+        closed.append(actor.flow.source_port)
+        await on_close(actor)
+
+    return counting
 
 
 def test_a_flow_goes_once_its_handler_is_done_and_its_record_committed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,13 +22,13 @@ from libc.stdlib cimport free
 from libc.string cimport memcmp, memcpy, memset
 
 from actornet.engine.counters cimport *
-from actornet.engine.flow_base cimport MARK_CLOSING, MARK_DIRTY, MARK_LEAVING, MARK_SAVED
+from actornet.engine.flow_base cimport MARK_CLOSING, MARK_DIRTY, MARK_ENDED, MARK_LEAVING, MARK_SAVED
 from actornet.engine.flows cimport an_addresses, an_revoked, an_terms_conform, an_terms_expired, an_terms_mirror
 from actornet.engine.handoff cimport Handoff
 from actornet.engine.parked cimport an_park
 from actornet.engine.port cimport Port
 from actornet.engine.ring cimport AN_NO_LEASE, an_lease_holds, an_word_load
-from actornet.engine.suspension cimport Suspension
+from actornet.engine.suspension cimport Suspension, stop
 from actornet.engine.types cimport *
 from actornet.engine.verdict cimport (
     VERDICT_DROP, VERDICT_OFFLOADED, VERDICT_REJECT, VERDICT_EMIT, VERDICT_REWRITE, Emit, Forward, Made, Verdict,
@@ -269,7 +269,11 @@ cdef class Core:
                 if self.handed >> i & 1:
                     (<Handoff>self.siblings[i]).outgoing.wake()
             self.handed = 0
-        return self._flush()
+        self._flush()
+        if self.output.ended:
+            self.output.end_flows()
+            return self.exhale()
+        return 0
 
     cdef int _burst(self, int n) except -1:
         """Treat the `n` packets in `burst`; returns `n`.
@@ -660,7 +664,7 @@ cdef class Core:
         cdef an_entry *e
         self._retire_view()
         if phase == PHASE_CLOSE:
-            return self._end_close(flow)
+            return self.end_close(flow)
         if phase == PHASE_OPEN:
             e = &self.flows.table.entries[flow.first]
             if verdict is None:
@@ -673,7 +677,7 @@ cdef class Core:
                 self.counters[<int>C_FLOWS_OPENED] -= 1
                 self._apply(flow, p, verdict)
                 flow.reason = "refused"
-                return self._end_close(flow)
+                return self.end_close(flow)
         try:
             self._save(flow)
         except (TypeError, ValueError, OverflowError) as error:  # a field holds what its type does not allow
@@ -708,7 +712,7 @@ cdef class Core:
         if phase == PHASE_MESSAGE:
             self._answer_message(error)
         if phase == PHASE_CLOSE:
-            return self._end_close(flow)
+            return self.end_close(flow)
         return self.begin_close(flow, "handler error")
 
     cdef int _fail_packet(self, FlowBase flow, an_packet *p) except -1:
@@ -788,7 +792,7 @@ cdef class Core:
         return 0
 
     cdef int begin_close(self, FlowBase flow, str reason) except -1:
-        if flow.core == NULL or flow.marks & MARK_LEAVING:
+        if flow.core == NULL or flow.marks & (MARK_LEAVING | MARK_ENDED):
             return 0
         flow.marks |= MARK_CLOSING
         if flow.reason is None:
@@ -797,11 +801,16 @@ cdef class Core:
             return 0  # when its handler has completed
         if self.has_close:
             return self.handle(flow, NULL, PHASE_CLOSE)
-        return self._end_close(flow)
+        return self.end_close(flow)
 
-    cdef int _end_close(self, FlowBase flow) except -1:
+    cdef int end_close(self, FlowBase flow) except -1:
+        """`on_close` has run. While output of the flow waits, a next flow of its keys on another core could overtake that: so
+        it keeps them until then (G1). One on this core is behind it in the queue."""
         if flow.core == NULL:
             return 0
+        if flow.held and not self.flows.at_home(flow):
+            flow.marks |= MARK_ENDED
+            return stop(flow)
         if self.link is not None and (flow.marks & MARK_SAVED or flow.asks):
             self.submitted = True
             self.link.close(flow, flow.reason or "closed")

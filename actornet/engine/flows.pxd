@@ -37,6 +37,7 @@ cdef class Flows:
     cdef uint64_t last_seen_ns(self, FlowBase flow) noexcept
     cdef uint32_t _next_to_go(self) noexcept
     cdef int close_all(self, str reason) except -1
+    cdef bint at_home(self, FlowBase flow) noexcept
     cdef int install(self, uint32_t index, Verdict verdict, bint punt, const an_terms *terms) except -1
     cdef int withdraw(self, an_entry *e) noexcept
     cdef bint stands(self, const an_entry *e) noexcept

@@ -192,6 +192,16 @@ cdef class Flows:
         flow.keys += 1
         return True
 
+    cdef bint at_home(self, FlowBase flow) noexcept:
+        """Whether packets of all keys of the flow come to this core."""
+        cdef Core core = <Core>self.core
+        cdef uint32_t i = flow.first
+        for _ in range(flow.keys if core.cores > 1 else 0):
+            if core.home(&self.table.entries[i].key) != <unsigned>core.index:
+                return False
+            i = self.table.entries[i].next_key
+        return True
+
     cdef int set_state(self, FlowBase flow, uint8_t bit, bint on) except -1:
         """Set or clear a bit in all entries of the flow."""
         cdef uint32_t i = flow.first
@@ -224,7 +234,7 @@ cdef class Flows:
             if not self.table.entries[due[k]].state & AN_PRIMARY:
                 continue  # closed together with one before it
             flow = <FlowBase>self.table.entries[due[k]].actor
-            # Nor is idle whose output waits: were it gone, a next flow of its keys, maybe on another core, could overtake (G1).
+            # Nor is idle whose output waits.
             last = self.last_seen_ns(flow) if flow.suspension is None and not flow.held else core.now_ns
             if last + flow.idle_ns <= core.now_ns:
                 core.begin_close(flow, "idle")

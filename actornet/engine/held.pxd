@@ -9,9 +9,11 @@ cdef class Held:
     cdef void *core              # borrowed: the Core whose output this is
     cdef an_queue queue
     cdef uint32_t packets        # in the queue, besides markers
+    cdef list ended              # flows that have ended, and whose last item has just gone
 
     cdef int hold(self, FlowBase flow, an_packet *p, int out) except -1
     cdef int release(self) except -1
     cdef int drop(self) except -1
+    cdef int end_flows(self) except -1
 
     cdef int _let_go(self, an_parked *item) except -1

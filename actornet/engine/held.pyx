@@ -8,8 +8,10 @@ from libc.string cimport memset
 
 from actornet.engine.core cimport Core
 from actornet.engine.counters cimport C_HELD, C_HELD_FENCED, C_HELD_FULL
+from actornet.engine.flow_base cimport MARK_ENDED
 from actornet.engine.parked cimport an_queue_pop, an_queue_push
 from actornet.engine.ring cimport an_word_load
+from actornet.engine.suspension cimport Suspension, drain
 from actornet.engine.types cimport AN_HELD
 
 from actornet.limits import HELD_PACKETS_MAX
@@ -20,6 +22,9 @@ cdef uint32_t packets_max = HELD_PACKETS_MAX
 cdef class Held:
     """Packets, and markers: a flow with an item here is one whose offload must join the queue. At most one marker per
     flow waits, so the flow table bounds them."""
+
+    def __cinit__(self):
+        self.ended = []
 
     def __dealloc__(self):
         cdef an_parked *item
@@ -73,9 +78,25 @@ cdef class Held:
         flow.held -= 1
         if flow.held or flow.core == NULL:
             return 0
+        if flow.marks & MARK_ENDED:
+            self.ended.append(flow)
+            return 0
         if flow.depends > an_word_load(core.committed):
             return self.hold(flow, NULL, -1)  # it was saved again meanwhile
         return core.flows.set_state(flow, AN_HELD, False)
+
+    cdef int end_flows(self) except -1:
+        """All that these flows had sent has left: now their keys are free, on whichever core (G1)."""
+        cdef Core core = <Core>self.core
+        cdef FlowBase flow
+        cdef Suspension waiting
+        ended, self.ended = self.ended, []
+        for flow in ended:
+            waiting = flow.suspension
+            if flow.core != NULL:
+                core.end_close(flow)
+                drain(waiting, core)
+        return 0
 
     cdef int drop(self) except -1:
         """Drop all packets: they must not leave any more (G7)."""

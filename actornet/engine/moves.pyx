@@ -21,8 +21,8 @@ from actornet.engine.counters cimport C_FLOWS_MOVED
 from actornet.engine.flow_base cimport MARK_CLOSING, MARK_LEAVING, MARK_SAVED
 from actornet.engine.parked cimport an_queue_pop
 from actornet.engine.ring cimport an_word_load
-from actornet.engine.suspension cimport Suspension, refuse
-from actornet.engine.types cimport AN_BUSY, AN_NONE, an_entry, an_key
+from actornet.engine.suspension cimport Suspension, refuse, stop
+from actornet.engine.types cimport AN_NONE, an_entry, an_key
 
 from actornet.limits import MOVE_FLOWS_MAX, MOVE_TURNS_MAX
 
@@ -79,10 +79,8 @@ cdef class Moves:
             if not self._may_go(flow):
                 continue
             if self._rests(flow):
-                flow.suspension = Suspension.__new__(Suspension)
-                flow.suspension.flow = flow
+                stop(flow)
                 flow.marks |= MARK_LEAVING
-                core.flows.set_state(flow, AN_BUSY, True)
                 core.link.leaving(flow, self.to)
                 core.submitted = True
             else:
@@ -94,15 +92,7 @@ cdef class Moves:
 
     cdef bint _may_go(self, FlowBase flow) except -1:
         """Whether the flow is open and all of its packets come to this core."""
-        cdef Core core = <Core>self.core
-        cdef uint32_t i = flow.first
-        if flow.core == NULL or flow.marks & (MARK_CLOSING | MARK_LEAVING):
-            return False
-        for _ in range(flow.keys):
-            if core.home(&core.flows.table.entries[i].key) != <unsigned>core.index:
-                return False
-            i = core.flows.table.entries[i].next_key
-        return True
+        return flow.core != NULL and not flow.marks & (MARK_CLOSING | MARK_LEAVING) and (<Core>self.core).flows.at_home(flow)
 
     cdef bint _rests(self, FlowBase flow) except -1:
         """Whether no handler of the flow waits, and all that it has logged and sent is out."""

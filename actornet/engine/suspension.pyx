@@ -13,7 +13,7 @@ from actornet.engine.core cimport (
     an_steady_ns, take_error,
 )
 from actornet.engine.counters cimport C_HELD_FENCED, C_MAILBOX_FULL, C_SUSPENDED
-from actornet.engine.flow_base cimport Ask
+from actornet.engine.flow_base cimport MARK_ENDED, Ask
 from actornet.engine.parked cimport an_queue_pop, an_queue_push
 from actornet.engine.types cimport AN_BUSY, AN_NONE, an_entry
 
@@ -235,11 +235,11 @@ cdef class Suspension:
 
 
 cdef int drain(Suspension s, Core core) except -1:
-    """Treat what came meanwhile, until a handler waits again."""
+    """Treat what came meanwhile, until a handler waits again, or the flow has ended and its output is held yet."""
     cdef FlowBase flow = s.flow
     cdef an_parked *item
     cdef an_entry *e
-    while s.view is None and s.mailbox.head != NULL:
+    while not _waits(s) and s.mailbox.head != NULL:
         item = an_queue_pop(&s.mailbox)
         item.p.entry = core.flows.find(&item.p.key)
         if flow.core == NULL or item.p.entry == AN_NONE:
@@ -250,15 +250,28 @@ cdef int drain(Suspension s, Core core) except -1:
             core.offloaded(e, &item.p)
         else:
             core.handle(flow, &item.p, PHASE_PACKET)
-    while s.view is None and s.messages:
+    while not _waits(s) and s.messages:
         message, reply = s.messages.pop(0)
         if flow.core == NULL:
             refuse(reply)
         else:
             core.deliver(flow, message, reply)
-    if s.view is None:
+    if not _waits(s):
         flow.suspension = None
         core.flows.set_state(flow, AN_BUSY, False)
+    return 0
+
+
+cdef bint _waits(Suspension s) noexcept:
+    return s.view is not None or (s.flow.core != NULL and s.flow.marks & MARK_ENDED)
+
+
+cdef int stop(FlowBase flow) except -1:
+    """What arrives from now on waits in the flow's mailbox, though no handler does."""
+    if flow.suspension is None:
+        flow.suspension = Suspension.__new__(Suspension)
+        flow.suspension.flow = flow
+        (<Core>flow.core).flows.set_state(flow, AN_BUSY, True)
     return 0
 
 
