@@ -20,6 +20,8 @@ from actornet.testing.simulation.ticketing import COUNTING, OFFLOADING, READING,
 from actornet.testing.simulation.witness import Register
 
 HEAL_STEPS_MAX = 4000
+UNDER_WAY_NS = 25 * MS
+"""When the faults end, the longest delay in the network goes on for so long: a reset may be under way yet."""
 _COUNTING_STATES = (State.IN_SYNC, State.HANDOVER, State.STOPPED)
 _FLOWS = 12
 _fabrics: dict[tuple[str, int], Fabric] = {}
@@ -57,7 +59,7 @@ class World:
         self.network.leading = self._leading
         self.network.on_message = self._told
         self.network.on_send = self._tells
-        self.announced: set[int] = set()  # epochs of which a primary has sent a message
+        self.announced: set[int] = set()  # epochs in which their primary has sent a message
         self._began: dict[int, Any] = {}  # by which machine
         self.register = Register(lambda: self.now_ns)
         if schedule.witness:
@@ -210,8 +212,8 @@ class World:
         return system.machine.epoch if leads and system is not None else 0
 
     def _tells(self, name: str, message: AnyMessage) -> None:
-        if not isinstance(message, Fence | Hello) and (epoch := self._leading(name)):
-            self.announced.add(epoch)
+        if not isinstance(message, Fence | Hello) and message.epoch == self._leading(name):
+            self.announced.add(message.epoch)
 
     def _told(self, name: str, epoch: int, message: AnyMessage) -> None:
         """A node hears a message, of a sender that led this epoch (0: it led none)."""
@@ -501,14 +503,14 @@ class World:
             node.paused_until_ns = self.register.cut_until_ns[node.name] = 0
             node.frozen_until_ns = {"owner": 0, "cores": 0}
         self.register.delay_ns = (MS // 20, MS)
-        emitted_in_sync = 0
+        emitted_in_sync, rest_ns = 0, self.now_ns + UNDER_WAY_NS
         for step in range(HEAL_STEPS_MAX):
             before = self.emitted
             in_sync = self.in_sync
             self.go()
             if in_sync and self.in_sync:
                 emitted_in_sync += self.emitted - before
-            if emitted_in_sync > 3:
+            if emitted_in_sync > 3 and self.now_ns > rest_ns:
                 break
             if step % 50 == 49 and not self.in_sync:
                 self._operate()
@@ -535,17 +537,22 @@ class World:
             elif isinstance(machine, Backup) and machine.state is State.REFUSED and led:
                 node.kill("refused: it diverges")
             elif isinstance(machine, Backup) and not led and self._is_best(node):
+                self._forget_if_nothing_is_left(node)
                 error = node.command("promote", {"force": True})
                 self.promotions += 1
                 self.say(f"{node.name} is promoted by force: {error or 'done'}")
         if all(node.system is None for node in nodes):
             best = next(node for node in nodes if self._is_best(node))
-            if not best.disk.end()[1]:  # nothing is left of either: a new deployment
-                self.leader_of.clear()
-                self.claims.clear()
-                self.tickets.clear()
-                self.announced.clear()
+            self._forget_if_nothing_is_left(best)
             self._launch(best, "primary")
+
+    def _forget_if_nothing_is_left(self, best: Node) -> None:
+        """The best log is empty: who leads with it begins a new history, and epochs are compared within one."""
+        if not best.disk.end()[1]:
+            for known in (self.leader_of, self.claims, self.tickets, self.announced, self._began):
+                known.clear()
+            for told in (self.told_epoch, self._heard_epoch):
+                told.update(dict.fromkeys(told, 0))
 
     def _is_best(self, node: Node) -> bool:
         return all(node.disk.end() >= peer.disk.end() for peer in self._peers(node))
