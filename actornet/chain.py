@@ -162,8 +162,8 @@ class Member:
                 return key
         raise UsageError(f"{what}: {flow} is not bound to this flow; call bind first")
 
-    def _keys(self) -> list[Any]:
-        return [[flow, port] for flow, port in self._seat.keys]
+    def _bound(self) -> list[Key]:
+        return list(self._seat.keys)
 
     def _ask(self, reference: Any, message: Any, args: tuple[Any, ...]) -> Any:
         return self._seat.chain._ask(reference, message, args)
@@ -173,9 +173,6 @@ class Member:
 
     def _opposite_port(self, port: int) -> int:
         return self._seat.chain._opposite_port(port)
-
-    def _revocations(self) -> int:
-        return self._seat.chain._revocations()
 
     def _now_ns(self) -> int:
         return self._seat.chain._now_ns()

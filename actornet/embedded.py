@@ -14,10 +14,11 @@ from typing import Any
 
 import msgspec
 
-from actornet.engine.asks import ask_request, flow_body
+from actornet.engine.asks import ask_request
 from actornet.engine.core import Core
 from actornet.engine.five_tuple import FiveTuple
 from actornet.engine.flow_base import Ask
+from actornet.engine.flow_state import flow_body
 from actornet.engine.port import Port
 from actornet.errors import UsageError
 from actornet.flow import FlowActor
@@ -41,6 +42,7 @@ class LocalLink:
         self.core: Core | None = None
         self._now_ns = now_ns
         self._saves = journal.log is not None
+        self._revocations = journal.replica.revocations
         self._messages = {
             (reference.name, name): message
             for reference in owners_of(nf).values()
@@ -52,9 +54,11 @@ class LocalLink:
         journal = self.journal
         request = ask_request(sender, ask.owner, ask.message.name, _encode(args))
         reply = journal.ask(0, request, self._now_ns())
-        self._hear_revocations()
+        replica = journal.replica
+        if replica.revocations != self._revocations:
+            self._hear_revocations()
         ask.answer(reply)
-        return journal.replica.lsn if self._saves else 0
+        return replica.lsn if self._saves else 0
 
     def ask_from_outside(self, owner: str, message: str, args: tuple[Any, ...]) -> Any:
         known = self._messages.get((owner, message))
@@ -67,9 +71,9 @@ class LocalLink:
         return known.reply_value(reply)
 
     def _hear_revocations(self) -> None:
-        count = self.journal.replica.revocations
-        if self.core is not None and count != self.core.revocations:
-            self.core.revoke(count)
+        self._revocations = self.journal.replica.revocations
+        if self.core is not None and self._revocations != self.core.revocations:
+            self.core.revoke(self._revocations)
 
     def save(self, actor: FlowActor) -> int:
         if not self._saves:

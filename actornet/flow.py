@@ -13,6 +13,7 @@ from actornet.engine import rss
 from actornet.engine.core import FRAGMENT_POLICIES, HANDLERS
 from actornet.engine.five_tuple import FiveTuple
 from actornet.engine.flow_base import FlowBase
+from actornet.engine.flow_state import flow_state
 from actornet.engine.packet import Packet
 from actornet.engine.verdict import DROP, FORWARD, Forward, Verdict
 from actornet.engine.wire import TUNNELS
@@ -209,7 +210,7 @@ class FlowActor(FlowBase, metaclass=FlowMeta):
             fields: Any = cls._read_fields(self)
         else:
             fields = [getattr(self, name) for name in cls._replicated]
-        return _encode((fields, self._keys(), int(self.idle_s * 1e9), self._revocations()))
+        return flow_state(self, _encode(fields))
 
     @classmethod
     def restore_arguments(cls, state: bytes) -> tuple[list[tuple[str, Any]], list[KeyState], int, int]:

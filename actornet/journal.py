@@ -11,6 +11,7 @@ from functools import cache
 from typing import Any
 
 from actornet.engine.core import Core
+from actornet.engine.records import seal
 from actornet.errors import LogDamagedError
 from actornet.flow import FlowActor
 from actornet.log.record import (
@@ -24,7 +25,6 @@ from actornet.log.record import (
     Record,
     decode,
     encode,
-    seal,
 )
 from actornet.log.record import verify_chain as check_chain
 from actornet.log.store import Log
@@ -97,13 +97,14 @@ class Journal:
             self._queue.append((lsn, data))
         return reply
 
-    def save(self, core: int, body: bytes, time_ns: int) -> None:
-        """Log that a flow is saved; `body` is an encoded `FlowBody`. The same as `execute`, without the way back."""
+    def save(self, core: int, body: bytes, time_ns: int) -> FlowBody:
+        """Log that a flow is saved; `body` is an encoded `FlowBody`, which is returned decoded. RingError if it is none."""
         replica = self.replica
-        replica.execute_save(body, time_ns)
+        saved = replica.execute_save(body, time_ns)
         if self.log is not None:
             data, self.chain = seal(_FLOW, core, replica.epoch, replica.lsn, replica.time_ns, body, self.chain)
             self._queue.append((replica.lsn, data))
+        return saved
 
     def execute(self, body: FlowBody | CloseBody | ControlBody, core: int, time_ns: int) -> None:
         """Log what happened: a flow saved or closed, something for the operator."""

@@ -43,6 +43,9 @@ NEIGHBOR_PACKETS_MAX = 64
 KEYS_PER_FLOW_MAX = 16
 """Keys (five-tuples on ports) that one flow actor may bind."""
 
+PORT_NAME_BYTES_MAX = 64
+"""Of a port's name in UTF-8: the log has it in every flow's record."""
+
 PORTS_MAX = 16
 """Ports of one core."""
 

@@ -87,10 +87,10 @@ class Message:
     """One handler of an owner class, with what is needed to call it from bytes.
 
     `decode` takes the msgpack list of arguments to a tuple of the hinted types (msgspec.ValidationError if they do not
-    fit). `normalise`, where set, takes an encoded `[0, value]` to a pair whose floats are floats.
+    fit), `decode_reply` an encoded `[0, value]` to that pair. `normalise`, where set, does the same, for its floats.
     """
 
-    __slots__ = ("_decode_reply", "_types", "decode", "function", "name", "normalise", "signature")
+    __slots__ = ("_types", "decode", "decode_reply", "function", "name", "normalise", "signature")
 
     def __init__(self, function: FunctionType, where: str) -> None:
         hints = _hints(function, where)
@@ -111,8 +111,8 @@ class Message:
         self.decode: Callable[[bytes], tuple[Any, ...]] = msgspec.msgpack.Decoder(
             tuple[*types]  # type: ignore[valid-type]
         ).decode
-        self._decode_reply: Callable[[bytes], tuple[int, Any]] = msgspec.msgpack.Decoder(tuple[int, result]).decode
-        self.normalise = self._decode_reply if holds(result, shapes.FloatType) else None
+        self.decode_reply: Callable[[bytes], tuple[int, Any]] = msgspec.msgpack.Decoder(tuple[int, result]).decode
+        self.normalise = self.decode_reply if holds(result, shapes.FloatType) else None
 
     def encode_texts(self, texts: Sequence[str]) -> bytes:
         """The arguments that a person typed, encoded: each as its type reads it, or as JSON. Raises UsageError."""
@@ -145,7 +145,7 @@ class Message:
     def reply_value(self, reply: bytes) -> Any:
         """The value in a reply's bytes; raises OwnerError if the handler raised."""
         try:
-            return self._decode_reply(reply)[1]
+            return self.decode_reply(reply)[1]
         except msgspec.ValidationError as mismatch:
             outcome = msgspec.msgpack.decode(reply)
             if outcome[0] == 0:

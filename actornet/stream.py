@@ -168,5 +168,5 @@ class StreamActor(FlowActor):
 
     def _offload_both(self, verdict: Verdict) -> None:
         self.offload(verdict, punt_tcp=False)
-        for flow, port, *_ in self._keys()[1:]:
+        for flow, port in self._bound()[1:]:
             self.offload(verdict, flow, port, punt_tcp=False)

@@ -12,7 +12,8 @@ import lmdb
 import msgspec
 
 from actornet.engine.five_tuple import FiveTuple
-from actornet.log.record import CloseBody, ControlBody, EpochBody, FlowBody, Kind, Record, decode, encode, seal
+from actornet.engine.records import seal
+from actornet.log.record import CloseBody, ControlBody, EpochBody, FlowBody, Kind, Record, decode, encode
 from actornet.log.store import Log
 from actornet.owner import Owner, Struct
 from actornet.replication.replica import AskRequest, Replica

@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actornet import DROP, FlowActor, Owner, Packet, Struct, Verdict
-from actornet.engine.asks import OwnerLink, ask_body, ask_reply, ask_request, flow_body, is_ask, push_reply, read_ask
+from actornet.engine.asks import OwnerLink, ask_body, ask_reply, ask_request, is_ask, push_reply, read_ask
 from actornet.engine.core import Core
 from actornet.engine.five_tuple import FiveTuple, flow_key
+from actornet.engine.flow_state import flow_body
 from actornet.engine.ring import ControlPage, Ring
 from actornet.errors import RingError
 from actornet.log.record import AskBody, FlowBody

@@ -240,7 +240,7 @@ def test_the_composed_decision_is_the_cores() -> None:
             assert (packet.flow.source, packet.flow.destination) == (source, destination)
     assert box.count("handled") == handled
     (actor,) = box.embedded.core.actors()
-    assert actor._members is None and len(actor._keys()) == 2
+    assert actor._members is None and len(actor._bound()) == 2
     box.finish()
 
 

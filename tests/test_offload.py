@@ -360,7 +360,9 @@ def test_mac_addresses_and_their_record() -> None:
         ethernet = dpkt.ethernet.Ethernet(frame)
         assert ethernet.src.hex(":") == SOURCE_MAC and ethernet.dst.hex(":") == OTHER_MAC
         assert ethernet.vlan_tags[0].id == 9 and ethernet.data.tos >> 2 == 46 and ethernet.data.ttl == 63
-    assert [actor._keys() for actor in twin.core.actors()] == [actor._keys() for actor in node.core.actors()]
+    assert [actor.saved_state() for actor in twin.core.actors()] == [
+        actor.saved_state() for actor in node.core.actors()
+    ]
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,30 @@
-from libc.stdint cimport uint8_t, uint64_t
+from libc.stddef cimport size_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from actornet.engine.flow_base cimport Ask, FlowBase
 from actornet.engine.ring cimport Ring
+from actornet.engine.types cimport an_key
+
+cdef extern from "msgpack.h" nogil:
+    enum:
+        AN_MP_NIL, AN_MP_ARRAY, AN_MP_HEAD_MAX
+
+    struct an_mp:
+        const uint8_t *at
+        const uint8_t *end
+
+    uint8_t *an_mp_head(uint8_t *out, uint8_t first, uint64_t value, int bytes)
+    uint8_t *an_mp_uint(uint8_t *out, uint64_t value)
+    uint8_t *an_mp_str(uint8_t *out, const void *text, uint32_t length)
+    uint8_t *an_mp_bin(uint8_t *out, const void *bytes, uint32_t length)
+    uint8_t *an_mp_bin_head(uint8_t *out, uint32_t length)
+    uint64_t an_mp_take(an_mp *mp, int bytes)
+    uint64_t an_mp_read_uint(an_mp *mp)
+    const uint8_t *an_mp_read_str(an_mp *mp, size_t *length)
+    const uint8_t *an_mp_read_bin(an_mp *mp, size_t *length)
+
+cdef enum:
+    KEY_BYTES_MAX = 128          # head, five-tuple with two addresses as text, port
 
 
 cdef class OwnerLink:
@@ -16,3 +39,12 @@ cdef class OwnerLink:
 
     cdef int _push(self, const uint8_t *data, size_t length) except -1
     cdef int _treat(self, bytes data) except -1
+
+
+cdef uint8_t *write_key(uint8_t *out, const an_key *key) noexcept
+cdef uint8_t *write_five_tuple(uint8_t *out, const an_key *key) noexcept
+cdef uint8_t *write_address(uint8_t *out, const uint8_t *address, int version) noexcept
+cdef bint skip_flow(an_mp *mp) noexcept
+cpdef tuple read_ask(bytes request)
+cpdef bytes ask_body(bytes request, uint64_t reply_hash)
+cdef bytes flow_key_of(bytes body)

@@ -30,32 +30,14 @@ from actornet.errors import RingError
 from actornet.limits import PACKET_KEPT_BYTES_MAX
 
 
-cdef extern from "msgpack.h" nogil:
-    enum:
-        AN_MP_NIL, AN_MP_ARRAY, AN_MP_HEAD_MAX
-
-    struct an_mp:
-        const uint8_t *at
-        const uint8_t *end
-
-    uint8_t *an_mp_head(uint8_t *out, uint8_t first, uint64_t value, int bytes)
-    uint8_t *an_mp_uint(uint8_t *out, uint64_t value)
-    uint8_t *an_mp_str(uint8_t *out, const void *text, uint32_t length)
-    uint8_t *an_mp_bin(uint8_t *out, const void *bytes, uint32_t length)
-    uint64_t an_mp_take(an_mp *mp, int bytes)
-    uint64_t an_mp_read_uint(an_mp *mp)
-    const uint8_t *an_mp_read_str(an_mp *mp, size_t *length)
-    const uint8_t *an_mp_read_bin(an_mp *mp, size_t *length)
-
-
 cdef enum:
     ASK = 1
     REPLY = 11
     FIELDS = 9
     PACKET_HEAD = 1 + 12
-    KEY_BYTES_MAX = 128          # head, five-tuple with two addresses as text, port
     REPLY_HEAD_MAX = 2 + 2 * 9   # type, sequence number, length
     POLL_MESSAGES = 256
+    SMALL_REQUEST_BYTES = 2048
 
 cdef double FULL_SLEEP_S = 50e-6
 cdef uint32_t packet_kept_max = PACKET_KEPT_BYTES_MAX
@@ -65,10 +47,14 @@ _encode_args = msgspec.msgpack.Encoder().encode
 
 def ask_request(FlowBase flow, str owner, str message, bytes args) -> bytes:
     """A message to an owner, `args` a msgpack list; `flow` is None when the sender is no flow."""
-    cdef size_t most = request_bytes_max(owner, message, args)
-    cdef bytes request = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>most)
-    cdef uint8_t *begin = <uint8_t *>PyBytes_AS_STRING(request)
-    return request[:write_request(begin, flow, owner, message, args) - begin]
+    cdef uint8_t room[SMALL_REQUEST_BYTES]
+    cdef size_t most = request_bytes_max(flow, owner, message, args)
+    cdef bytes request
+    cdef uint8_t *begin = room
+    if most > SMALL_REQUEST_BYTES:
+        request = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>most)
+        begin = <uint8_t *>PyBytes_AS_STRING(request)
+    return (<const char *>begin)[:write_request(begin, flow, owner, message, args) - begin]
 
 
 def is_ask(bytes message) -> bool:
@@ -77,7 +63,7 @@ def is_ask(bytes message) -> bool:
     return PyBytes_GET_SIZE(message) > 2 and data[0] == AN_MP_ARRAY + FIELDS and data[1] == ASK
 
 
-def read_ask(bytes request) -> tuple:
+cpdef tuple read_ask(bytes request):
     """Of a request: key, incarnation, number, target, args, packet; RingError for other bytes.
 
     The key is empty when the sender is no flow, the packet when there is none.
@@ -122,7 +108,7 @@ def read_ask(bytes request) -> tuple:
     )
 
 
-def ask_body(bytes request, uint64_t reply_hash) -> bytes:
+cpdef bytes ask_body(bytes request, uint64_t reply_hash):
     """The body of the ASK record for a request that `read_ask` has read."""
     cdef Py_ssize_t length = PyBytes_GET_SIZE(request) - 2
     cdef bytes body = PyBytes_FromStringAndSize(NULL, 1 + length + AN_MP_HEAD_MAX)
@@ -133,28 +119,25 @@ def ask_body(bytes request, uint64_t reply_hash) -> bytes:
     return body
 
 
+cdef bytes flow_key_of(bytes body):
+    """`flow_key` of a flow's encoded `FlowBody`."""
+    cdef an_mp mp
+    cdef const uint8_t *begin
+    mp.at = <const uint8_t *>PyBytes_AS_STRING(body)
+    mp.end = mp.at + PyBytes_GET_SIZE(body)
+    begin = mp.at + 1
+    if an_mp_take(&mp, 1) != AN_MP_ARRAY + 5 or not skip_flow(&mp):
+        mp.at = NULL
+    an_mp_read_uint(&mp)
+    if mp.at == NULL:
+        raise RingError("request ring: a flow's record cannot be read; the node's processes differ in version")
+    return PyBytes_FromStringAndSize(<const char *>begin, mp.at - begin)
+
+
 def ask_reply(uint64_t sequence, bytes reply) -> bytes:
     """The reply to the request with this sequence number, as it is sent."""
     cdef uint8_t head[REPLY_HEAD_MAX]
     return (<const char *>head)[:write_reply_head(head, sequence, reply) - head] + reply
-
-
-def flow_body(FlowBase flow, bytes state) -> bytes:
-    """The body of the FLOW record that saves the flow with this state: that of `FlowBody`."""
-    cdef const an_key *key
-    cdef uint8_t *begin
-    cdef uint8_t *out
-    cdef Py_ssize_t length = PyBytes_GET_SIZE(state)
-    cdef size_t most = KEY_BYTES_MAX + 3 * AN_MP_HEAD_MAX + length
-    if flow.core == NULL:
-        raise RuntimeError("this flow is closed")
-    key = &(<Core>flow.core).flows.table.entries[flow.first].key
-    cdef bytes body = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>most)
-    begin = <uint8_t *>PyBytes_AS_STRING(body)
-    out = write_key(an_mp_head(begin, AN_MP_ARRAY + 5, 0, 0), key)
-    out = an_mp_uint(an_mp_uint(out, flow.incarnation), flow.asks)
-    out = an_mp_bin(out, PyBytes_AS_STRING(state), <uint32_t>length)
-    return body[:out - begin]
 
 
 def push_reply(Ring ring, uint64_t sequence, bytes reply) -> bool:
@@ -185,7 +168,7 @@ cdef class OwnerLink:
         """Send a flow's message to an owner."""
         cdef bytes encoded = _encode_args(args)
         cdef str message = ask.message.name
-        cdef size_t most = request_bytes_max(ask.owner, message, encoded)
+        cdef size_t most = request_bytes_max(actor, ask.owner, message, encoded)
         cdef uint8_t *buffer
         if most > self.buffer_bytes:
             buffer = <uint8_t *>realloc(self.buffer, most)
@@ -257,13 +240,22 @@ cdef uint8_t *write_reply_head(uint8_t *out, uint64_t sequence, bytes reply) noe
     return an_mp_head(out, 0xc6, <uint64_t>PyBytes_GET_SIZE(reply), 4)
 
 
-cdef size_t request_bytes_max(str owner, str message, bytes args) except 0:
+cdef an_packet *packet_kept(FlowBase flow) noexcept:
+    """The packet that goes with the flow's next ask, or NULL."""
+    cdef an_packet *packet = NULL
+    if flow is not None and flow.core != NULL and flow.asks == 1 and not flow.marks & MARK_SAVED:
+        packet = (<Core>flow.core).packet_of(flow)
+    return packet if packet != NULL and packet.length <= packet_kept_max else NULL
+
+
+cdef size_t request_bytes_max(FlowBase flow, str owner, str message, bytes args) except 0:
+    cdef an_packet *packet = packet_kept(flow)
     cdef Py_ssize_t owner_bytes, message_bytes
     PyUnicode_AsUTF8AndSize(owner, &owner_bytes)
     PyUnicode_AsUTF8AndSize(message, &message_bytes)
     return <size_t>(
         2 + KEY_BYTES_MAX + 6 * AN_MP_HEAD_MAX + owner_bytes + message_bytes + PyBytes_GET_SIZE(args)
-        + PACKET_HEAD + packet_kept_max
+        + PACKET_HEAD + (packet.length if packet != NULL else 0)
     )
 
 
@@ -272,13 +264,11 @@ cdef uint8_t *write_request(uint8_t *out, FlowBase flow, str owner, str message,
     cdef Py_ssize_t length
     cdef const char *text
     cdef an_key *key = NULL
-    cdef an_packet *packet = NULL
+    cdef an_packet *packet = packet_kept(flow)
     if flow is not None:
         if flow.core == NULL:
             raise RuntimeError("this flow is closed")
         key = &(<Core>flow.core).flows.table.entries[flow.first].key
-        if flow.asks == 1 and not flow.marks & MARK_SAVED:
-            packet = (<Core>flow.core).packet_of(flow)
     out = write_key(an_mp_head(out, AN_MP_ARRAY + FIELDS, ASK, 1), key)
     out = an_mp_uint(out, flow.incarnation if flow is not None else 0)
     out = an_mp_uint(out, flow.asks if flow is not None else 0)
@@ -287,12 +277,9 @@ cdef uint8_t *write_request(uint8_t *out, FlowBase flow, str owner, str message,
     text = PyUnicode_AsUTF8AndSize(message, &length)
     out = an_mp_str(out, text, <uint32_t>length)
     out = an_mp_bin(out, PyBytes_AS_STRING(args), <uint32_t>PyBytes_GET_SIZE(args))
-    if packet == NULL or packet.length > packet_kept_max:
+    if packet == NULL:
         return an_mp_head(out, AN_MP_NIL, 0, 0)
-    if PACKET_HEAD + packet.length < 256:
-        out = an_mp_head(out, 0xc4, PACKET_HEAD + packet.length, 1)
-    else:
-        out = an_mp_head(out, 0xc5, PACKET_HEAD + packet.length, 2)
+    out = an_mp_bin_head(out, PACKET_HEAD + packet.length)
     out = an_mp_head(out, packet.flags & AN_CSUM_PARTIAL, 0, 0)
     memcpy(out, packet.vnet, PACKET_HEAD - 1)
     memcpy(out + PACKET_HEAD - 1, packet.data, packet.length)
@@ -301,13 +288,17 @@ cdef uint8_t *write_request(uint8_t *out, FlowBase flow, str owner, str message,
 
 cdef uint8_t *write_key(uint8_t *out, const an_key *key) noexcept:
     """Five-tuple and port index; nil and 0 for NULL. At most KEY_BYTES_MAX."""
-    if key == NULL or key.version == 0:
-        out = an_mp_head(out, AN_MP_NIL, 0, 0)
-    else:
-        out = an_mp_uint(an_mp_head(out, AN_MP_ARRAY + 5, 0, 0), key.protocol)
-        out = an_mp_uint(write_address(out, key.source, key.version), key.source_port)
-        out = an_mp_uint(write_address(out, key.destination, key.version), key.destination_port)
+    out = write_five_tuple(out, key) if key != NULL else an_mp_head(out, AN_MP_NIL, 0, 0)
     return an_mp_uint(out, key.port if key != NULL else 0)
+
+
+cdef uint8_t *write_five_tuple(uint8_t *out, const an_key *key) noexcept:
+    """As `FiveTuple` is encoded; nil for the key of a packet that is not IP."""
+    if key.version == 0:
+        return an_mp_head(out, AN_MP_NIL, 0, 0)
+    out = an_mp_uint(an_mp_head(out, AN_MP_ARRAY + 5, 0, 0), key.protocol)
+    out = an_mp_uint(write_address(out, key.source, key.version), key.source_port)
+    return an_mp_uint(write_address(out, key.destination, key.version), key.destination_port)
 
 
 cdef uint8_t *write_address(uint8_t *out, const uint8_t *address, int version) noexcept:

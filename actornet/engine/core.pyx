@@ -45,7 +45,8 @@ from actornet.engine.verdict import DROP, FORWARD, OFFLOADED, REJECT
 from actornet.engine.wire import TUNNELS
 from actornet.errors import UsageError
 from actornet.limits import (
-    BURST_PACKETS, FLOWS_MAX_DEFAULT, MAILBOX_PACKETS_MAX, MOVE_SAMPLE_PACKETS, PORTS_MAX,
+    BURST_PACKETS, FLOWS_MAX_DEFAULT, MAILBOX_PACKETS_MAX, MOVE_SAMPLE_PACKETS, PORT_NAME_BYTES_MAX,
+    PORTS_MAX,
 )
 
 cdef extern from "link.h" nogil:
@@ -95,6 +96,8 @@ cdef class Core:
         for i, port in enumerate(ports):
             if port.name in self.port_names:
                 raise UsageError(f"two ports are named {port.name!r}")
+            if len(port.name.encode()) > PORT_NAME_BYTES_MAX:
+                raise UsageError(f"port name {port.name!r} has more than {PORT_NAME_BYTES_MAX} bytes: choose a shorter one")
             port.index = i
             self.port_objects[i] = <void *>port
             self.port_names.append(port.name)

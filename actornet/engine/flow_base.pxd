@@ -43,3 +43,6 @@ cdef class FlowBase:
     cdef uint8_t marks
 
     cdef uint32_t _index_of(self, Core core, flow, str port, str what) except? 0xffffffff
+
+
+cdef Core core_of(FlowBase flow)

@@ -2,6 +2,8 @@
 
 import asyncio
 
+from msgspec import ValidationError
+
 from cpython.object cimport PyObject_GenericSetAttr
 
 from actornet.engine.core cimport Core
@@ -46,9 +48,12 @@ cdef class Ask:
     cpdef int answer(self, bytes reply) except -1:
         """The owner's reply has come."""
         try:
-            value = self.message.reply_value(reply)
-        except OwnerError as error:
-            return self._finish(None, error)
+            value = (<tuple>self.message.decode_reply(reply))[1]
+        except ValidationError:  # an error, or no value of the hinted type
+            try:
+                value = self.message.reply_value(reply)
+            except OwnerError as error:
+                return self._finish(None, error)
         return self._finish(value, None)
 
     def fail(self, error: BaseException) -> None:
@@ -284,26 +289,6 @@ cdef class FlowBase:
             bound.append((five_tuple(&e.key), core.port_names[e.key.port]))
             i = e.next_key
         return bound
-
-    def _keys(self) -> list:
-        """Record form of the keys: [five-tuple, port, verdict form or False, punt, next hop or None] each, and the terms
-        if there are some."""
-        cdef Core core = core_of(self)
-        cdef uint32_t i = self.first
-        cdef an_entry *e
-        keys = []
-        for _ in range(self.keys):
-            e = &core.flows.table.entries[i]
-            form = [
-                five_tuple(&e.key), core.port_names[e.key.port],
-                core.flows.offload_form(e) if core.flows.stands(e) else False,
-                bool(e.state & AN_PUNT_TCP), core.neighbors.form(e.rewrite.adjacency),
-            ]
-            if e.state & AN_TERMS:
-                form.append(core.flows.terms_form(e))
-            keys.append(form)
-            i = e.next_key
-        return keys
 
 
 cdef Core core_of(FlowBase flow):

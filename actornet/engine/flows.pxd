@@ -44,7 +44,6 @@ cdef class Flows:
     cdef object terms_form(self, const an_entry *e)
     cdef int revoke(self, uint64_t count) except -1
     cdef an_extra *extra(self, an_entry *e) except NULL
-    cdef object offload_form(self, const an_entry *e)
     cdef int restore(
         self, object flow, str port, uint64_t incarnation, uint32_t asks, object fields, object keys, uint64_t idle_ns,
         uint64_t generation

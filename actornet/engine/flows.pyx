@@ -12,13 +12,12 @@ from actornet.engine.core cimport Core
 from actornet.engine.counters cimport C_FLOW_TABLE_FULL, C_FLOWS_EVICTED, C_FLOWS_RESTORED, C_LIVE_FLOWS
 from actornet.engine.flow_base cimport MARK_CLOSING, MARK_LEAVING, MARK_SAVED
 from actornet.engine.types cimport (
-    AN_BUSY, AN_DECREMENT_TTL, AN_DROP, AN_FORWARD, AN_HELD, AN_NONE, AN_PRIMARY, AN_PUNT_TCP, AN_REDIRECT,
-    AN_LINK_DESTINATION, AN_LINK_SOURCE, AN_LINK_VLAN, AN_SET_DESTINATION, AN_SET_DESTINATION_PORT, AN_SET_DSCP,
-    AN_SET_LINK, AN_SET_SOURCE, AN_SET_SOURCE_PORT, AN_SLOW, AN_TERMS, an_rewrite,
+    AN_BUSY, AN_DROP, AN_FORWARD, AN_HELD, AN_NONE, AN_PRIMARY, AN_PUNT_TCP, AN_REDIRECT, AN_SET_LINK, AN_SLOW, AN_TERMS,
+    an_rewrite,
 )
-from actornet.engine.verdict cimport VERDICT_DROP, VERDICT_FORWARD, VERDICT_REWRITE, Forward, Rewrite, mac_text
+from actornet.engine.verdict cimport VERDICT_DROP, VERDICT_FORWARD, VERDICT_REWRITE, Forward, Rewrite
 from actornet.engine.wire cimport (
-    address_text, an_hash, an_rewrite_prepare, an_table_find, an_table_free, an_table_init, an_table_insert,
+    an_hash, an_rewrite_prepare, an_table_find, an_table_free, an_table_init, an_table_insert,
     an_table_remove, an_timer_advance, an_timer_arm, key_of,
 )
 
@@ -384,35 +383,6 @@ cdef class Flows:
             form["meter"] = {"burst": t.burst, "bytes_per_s" if t.meter_bytes else "packets_per_s": t.rate}
         if t.mirror_every or t.mirror_packets or t.mirror_bytes:
             form["mirror"] = {"every": t.mirror_every, "packets": t.mirror_packets, "bytes": t.mirror_bytes}
-        return form
-
-    cdef object offload_form(self, const an_entry *e):
-        """Record form of an entry's offload: `decode_verdict` makes the same verdict of it."""
-        cdef const an_rewrite *r = &e.rewrite
-        cdef const uint8_t *source = <const uint8_t *>&r.source
-        cdef const uint8_t *destination = <const uint8_t *>&r.destination
-        if r.action == AN_DROP:
-            return None
-        to = (<Core>self.core).port_names[r.out_port]
-        if r.fields == 0:
-            return [to]
-        if e.key.version == 6 and e.extra != NULL:
-            source, destination = e.extra.addresses, e.extra.addresses + 16
-        form = [
-            to,
-            address_text(source, e.key.version) if r.fields & AN_SET_SOURCE else None,
-            r.source_port if r.fields & AN_SET_SOURCE_PORT else None,
-            address_text(destination, e.key.version) if r.fields & AN_SET_DESTINATION else None,
-            r.destination_port if r.fields & AN_SET_DESTINATION_PORT else None,
-            r.dscp if r.fields & AN_SET_DSCP else None,
-            bool(r.fields & AN_DECREMENT_TTL),
-        ]
-        if r.fields & AN_SET_LINK:
-            form += [
-                mac_text(e.extra.link.source) if e.extra.link.fields & AN_LINK_SOURCE else None,
-                mac_text(e.extra.link.destination) if e.extra.link.fields & AN_LINK_DESTINATION else None,
-                e.extra.link.vlan if e.extra.link.fields & AN_LINK_VLAN else None,
-            ]
         return form
 
     # -- from the log -----------------------------------------------------------------------------------------------

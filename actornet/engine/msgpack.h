@@ -38,17 +38,24 @@ static inline uint8_t *an_mp_uint(uint8_t *out, uint64_t value)
     return value <= UINT32_MAX ? an_mp_head(out, 0xce, value, 4) : an_mp_head(out, 0xcf, value, 8);
 }
 
-/* A string: `first` 0xd9; bytes: 0xc4. */
-static inline uint8_t *an_mp_content(uint8_t *out, uint8_t first, const void *content, uint32_t length)
+/* What comes before the content of a string: `first` 0xd9; of bytes: 0xc4. */
+static inline uint8_t *an_mp_content_head(uint8_t *out, uint8_t first, uint32_t length)
 {
     if (first == 0xd9 && length < 32)
-        *out++ = (uint8_t)(0xa0 | length);
-    else if (length <= UINT8_MAX)
-        out = an_mp_head(out, first, length, 1);
-    else if (length <= UINT16_MAX)
-        out = an_mp_head(out, first + 1, length, 2);
-    else
-        out = an_mp_head(out, first + 2, length, 4);
+        return an_mp_head(out, (uint8_t)(0xa0 | length), 0, 0);
+    if (length <= UINT8_MAX)
+        return an_mp_head(out, first, length, 1);
+    return length <= UINT16_MAX ? an_mp_head(out, first + 1, length, 2) : an_mp_head(out, first + 2, length, 4);
+}
+
+static inline uint8_t *an_mp_bin_head(uint8_t *out, uint32_t length)
+{
+    return an_mp_content_head(out, 0xc4, length);
+}
+
+static inline uint8_t *an_mp_content(uint8_t *out, uint8_t first, const void *content, uint32_t length)
+{
+    out = an_mp_content_head(out, first, length);
     memcpy(out, content, length);
     return out + length;
 }

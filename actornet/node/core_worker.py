@@ -26,11 +26,11 @@ from actornet.engine.asks import OwnerLink
 from actornet.engine.core import Core
 from actornet.engine.counters import COUNTERS
 from actornet.engine.five_tuple import FiveTuple
+from actornet.engine.flow_state import flow_body
 from actornet.engine.ring import ACTIVE, FENCED, PASSIVE, Ring
 from actornet.flow import FlowActor
 from actornet.journal import restore_flow
 from actornet.limits import FLOWS_MAX_DEFAULT, HANDLER_ERRORS_LOGGED_PER_S, SPIN_US, STANDBY_BUSY_MS
-from actornet.log.record import FlowBody
 from actornet.node import exchange
 from actornet.node.deployment import Poll, PortTable
 from actornet.node.exchange import (
@@ -45,7 +45,6 @@ from actornet.node.exchange import (
     Restore,
     Resume,
     Revoked,
-    SaveRequest,
 )
 from actornet.node.fabric import Fabric, FabricSpec
 from actornet.node.network_function import load_nf
@@ -118,8 +117,7 @@ class RingLink(OwnerLink):
         self.flush()
 
     def save(self, actor: FlowActor) -> int:
-        body = FlowBody(actor.flow, actor.port_index, actor.incarnation, actor.asks, actor.saved_state())
-        return self.push(exchange.encode(SaveRequest(body)))
+        return self.push(exchange.SAVE + flow_body(actor, actor.saved_state()))
 
     def close(self, actor: FlowActor, reason: str) -> int:
         return self.push(exchange.encode(CloseRequest(actor.flow, actor.port_index, actor.incarnation, reason)))

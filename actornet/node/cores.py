@@ -30,7 +30,6 @@ from actornet.node.exchange import (
     Request,
     Resume,
     Revoked,
-    SaveRequest,
 )
 from actornet.node.placement import Placement
 
@@ -68,6 +67,9 @@ class Cores:
             if is_ask(message):
                 line.reply(ask(core, message, now_ns))
                 asks += 1
+            elif message.startswith(exchange.SAVE):
+                self.placement.redirect(self.journal.save(core, message[len(exchange.SAVE) :], now_ns))
+                line.sequence += 1
             else:
                 self._request(core, line, exchange.decode_request(message), now_ns)
         if core not in self._feeds:
@@ -77,10 +79,6 @@ class Cores:
 
     def _request(self, core: int, line: CoreLine, request: Request, now_ns: int) -> None:
         match request:
-            case SaveRequest():
-                self.journal.execute(request.body, core, now_ns)
-                line.sequence += 1
-                self.placement.redirect(request.body)
             case CloseRequest():
                 self.placement.redirect_end(request.flow, request.port)
                 self.journal.execute(

@@ -23,10 +23,8 @@ class Attach(msgspec.Struct, array_like=True, tag=0):
     pid: int
 
 
-class SaveRequest(msgspec.Struct, array_like=True, tag=2, gc=False):
-    """A flow's state to log."""
-
-    body: FlowBody
+SAVE = b"\x92\x02"
+"""A flow's state to log: the encoded `FlowBody` follows, as `flow_body` writes it. So this is `[2, FlowBody]`."""
 
 
 class CloseRequest(msgspec.Struct, array_like=True, tag=3, gc=False):
@@ -103,7 +101,7 @@ class GiveAway(msgspec.Struct, array_like=True, tag=17):
     to: int
 
 
-Request = Attach | SaveRequest | CloseRequest | Detach | Leaving
+Request = Attach | CloseRequest | Detach | Leaving
 Answer = Attached | Restore | Resume | Forget | Redirect | Revoked | GiveAway
 
 encode = msgspec.msgpack.Encoder().encode

@@ -20,7 +20,8 @@ from actornet.replication.copying import SHARED_NS, copier, copy_ns
 
 if TYPE_CHECKING:
     from actornet.log.record import FlowBody, OwnerBody
-    from actornet.replication.replica import Recorded, Replica
+    from actornet.replication.replica import Replica
+    from actornet.replication.replica_base import Recorded
 
     _Asks = tuple[bytes, int, bytes, list[Recorded]]
 

@@ -18,17 +18,15 @@ their recorded reply, its FLOW and CLOSE records change nothing.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any
 
 import msgspec
 from xxhash import xxh3_64_intdigest
 
-from actornet.engine.asks import ask_body, read_ask
 from actornet.engine.five_tuple import FiveTuple, flow_key, key_parts
 from actornet.errors import DivergenceError, FencedError, LogDamagedError, UsageError
-from actornet.limits import ASKS_OPEN_PER_FLOW_MAX, MESSAGE_BYTES_MAX
+from actornet.limits import ASKS_OPEN_PER_FLOW_MAX
 from actornet.log.record import (
     AskBody,
     Body,
@@ -43,6 +41,7 @@ from actornet.log.record import (
 )
 from actornet.owner import Moment, Owner, create, decode_state, import_owner
 from actornet.replication import frozen
+from actornet.replication.replica_base import OpenAsks, Recorded, ReplicaBase, error_reply, is_stale
 
 
 class AskRequest(msgspec.Struct, array_like=True, tag=1, gc=False):
@@ -64,44 +63,8 @@ class AskRequest(msgspec.Struct, array_like=True, tag=1, gc=False):
         return _encode(self)
 
 
-Recorded = tuple[int, bytes, bytes, bytes]
-"""An ask and its reply: number, target, args, reply."""
-
-
 def _nobody(pause_ns: int) -> None:
     """Nobody has to know."""
-
-
-class OpenAsks(list[Recorded]):
-    """A flow's asks that no saved state covers, and their replies, as they came; one number is in it once.
-
-    `packet` is the one that the first of them came with, empty if it was not kept. `highest` is the highest number in it,
-    `newest` the newest incarnation of the flow that is known. What comes above the one and is not older than the other is
-    new, and needs no search.
-    """
-
-    __slots__ = ("highest", "newest", "packet")
-
-    highest: int
-    newest: int
-    packet: bytes
-
-    def __init__(self, incarnation: int, entry: Recorded, packet: bytes) -> None:
-        super().__init__((entry,))
-        self.packet = packet
-        self.newest = incarnation
-        self.highest = entry[0]
-
-    def remember(self, incarnation: int, entry: Recorded, packet: bytes) -> None:
-        """Add one; a new incarnation that asks otherwise under a known number replaces."""
-        self.packet = packet or self.packet
-        number = entry[0]
-        if number > self.highest:
-            self.highest = number
-        else:
-            self[:] = [known for known in self if known[0] != number]
-        self.newest = incarnation
-        self.append(entry)
 
 
 class Audit:
@@ -121,8 +84,6 @@ class Audit:
             self.actual = end.value
 
 
-Handler = tuple[Callable[..., Any], Callable[[bytes], tuple[Any, ...]], Callable[[bytes], tuple[int, Any]] | None]
-
 _KIND_OF: dict[type, Kind] = {
     OwnerBody: Kind.OWNER,
     FlowBody: Kind.FLOW,
@@ -130,12 +91,9 @@ _KIND_OF: dict[type, Kind] = {
     ControlBody: Kind.CONTROL,
     HashBody: Kind.HASH,
 }
-_ERROR_TEXT_MAX = 500
-_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 _PAIR = b"\x92"
 _encode = msgspec.msgpack.Encoder().encode
-_decode_flow = msgspec.msgpack.Decoder(FlowBody).decode
 
 
 class Snapshot(msgspec.Struct, array_like=True):
@@ -155,7 +113,7 @@ class Snapshot(msgspec.Struct, array_like=True):
     revocations: int = 0
 
 
-class Replica:
+class Replica(ReplicaBase):
     """The replicated state at `lsn`, in `epoch`.
 
     `load` finds an owner class by its path. `term` is the current epoch's first record. `time_ns` is the last record's
@@ -169,66 +127,18 @@ class Replica:
     """
 
     def __init__(self, load: Callable[[str], type[Owner[Any]]] = import_owner) -> None:
-        self.lsn = 0
-        self.epoch = 0
-        self.time_ns = 0
+        self._moment = Moment()
+        super().__init__(self._moment)
         self.term: EpochBody | None = None
         self.owners: dict[str, Owner[Any]] = {}
-        self.flows: dict[bytes, FlowBody] = {}
-        self.asks: dict[bytes, OpenAsks] = {}
         self.created: dict[str, OwnerBody] = {}
         self.audit: Audit | None = None
         self.audited_lsn = 0  # the last mark at which this state's hash was that in the log
         self.patient = False
         self.before_pause: Callable[[int], None] = _nobody
-        self._handlers: dict[bytes, Handler] = {}
-        self._moment = Moment()
         self._load = load
 
-    @property
-    def revocations(self) -> int:
-        """How often owners have revoked all offloads; what was installed before the last of them is void."""
-        return self._moment.revocations
-
     # The primary's side: each call changes the state and returns the record to log.
-
-    def execute_ask(self, request: bytes, time_ns: int) -> tuple[bytes | None, bytes]:
-        """Handle one message to an owner, as `AskRequest` encodes it: the ASK record's body and the reply.
-
-        The record is that of `lsn` and `time_ns`, as they are then. There is none (None), and nothing changes, when the
-        flow is given a recorded reply (G5) or is refused: its incarnation is stale, or too many of its asks are open.
-        """
-        key, incarnation, number, target, args, packet = read_ask(request)
-        recorded = None
-        if key:
-            recorded = self.asks.get(key)
-            if (
-                recorded is None
-                or number <= recorded.highest
-                or incarnation < recorded.newest
-                or len(recorded) >= ASKS_OPEN_PER_FLOW_MAX
-            ):
-                known = self._known_reply(recorded, self.flows.get(key), incarnation, number, target, args)
-                if known is not None:
-                    return None, known
-        lsn = self.lsn + 1
-        if time_ns < self.time_ns:
-            time_ns = self.time_ns
-        reply = self._reply(target, args, lsn, time_ns)
-        self.lsn = lsn
-        self.time_ns = time_ns
-        if recorded is not None:
-            recorded.remember(incarnation, (number, target, args, reply), packet)
-        elif key:
-            self.asks[key] = OpenAsks(incarnation, (number, target, args, reply), packet)
-        return ask_body(request, xxh3_64_intdigest(reply)), reply
-
-    def execute_save(self, body: bytes, time_ns: int) -> None:
-        """Save a flow, as `FlowBody` encodes it. The record is that of `lsn` and `time_ns`, as they are then."""
-        self._save(_decode_flow(body))
-        self.lsn += 1
-        if time_ns > self.time_ns:
-            self.time_ns = time_ns
 
     def begin_epoch(self, epoch: int, body: EpochBody, time_ns: int) -> Record:
         """Begin a primary's term. Raises FencedError unless the epoch is higher than all before."""
@@ -381,7 +291,7 @@ class Replica:
             case AskBody():
                 self._apply_ask(record, body)
             case FlowBody():
-                self._save(body)
+                self._apply_save(body)
             case CloseBody():
                 self._close(body)
             case OwnerBody():
@@ -413,7 +323,11 @@ class Replica:
 
     def _apply_ask(self, record: Record, body: AskBody) -> None:
         target = _target(body.owner, body.message)
-        reply = self._reply(target, body.args, record.lsn, record.time_ns)
+        key = flow_key(body.flow, body.port) if body.flow is not None else None
+        packet = body.packet or b""
+        reply = self._reply_to(
+            key, target, body.args, body.incarnation, body.number, packet, record.lsn, record.time_ns
+        )
         actual = xxh3_64_intdigest(reply)
         if actual != body.reply_hash:
             raise DivergenceError(
@@ -421,14 +335,6 @@ class Replica:
                 f"{body.reply_hash:016x}, actual {actual:016x} of reply {_shown(reply)}; "
                 "the code or the state differs from the primary's"
             )
-        if body.flow is not None:
-            key = flow_key(body.flow, body.port)
-            entry = (body.number, target, body.args, reply)
-            recorded = self.asks.get(key)
-            if recorded is not None:
-                recorded.remember(body.incarnation, entry, body.packet or b"")
-            else:
-                self.asks[key] = OpenAsks(body.incarnation, entry, body.packet or b"")
 
     def _begin(self, body: EpochBody) -> None:
         self.term = body
@@ -451,29 +357,12 @@ class Replica:
         self.created[body.name] = body
         self.owners[body.name] = owner
         for name, message in owner.messages.items():
-            self._handlers[_target(body.name, name)] = (
-                message.function.__get__(owner),
-                message.decode,
-                message.normalise,
-            )
-
-    def _save(self, body: FlowBody) -> None:
-        key = flow_key(body.flow, body.port)
-        saved = self.flows.get(key)
-        recorded = self.asks.get(key)
-        if _is_stale(body.incarnation, recorded, saved):
-            return
-        self.flows[key] = body
-        if recorded is not None:
-            if recorded.highest <= body.asks:
-                del self.asks[key]
-            else:
-                recorded[:] = [entry for entry in recorded if entry[0] > body.asks]
-                recorded.newest = body.incarnation
+            run = message.function.__get__(owner)
+            self._handle(_target(body.name, name), run, message.decode, message.normalise)
 
     def _close(self, body: CloseBody) -> None:
         key = flow_key(body.flow, body.port)
-        if _is_stale(body.incarnation, self.asks.get(key), self.flows.get(key)):
+        if is_stale(body.incarnation, self.asks.get(key), self.flows.get(key)):
             return
         self.flows.pop(key, None)
         self.asks.pop(key, None)
@@ -492,59 +381,24 @@ class Replica:
             for known in recorded:
                 if known[:3] == (number, target, args):
                     return known[3]
-        if _is_stale(incarnation, recorded, saved):
-            return _error_reply("OwnerError", f"ask {number} comes from an incarnation of the flow that is gone")
+        if is_stale(incarnation, recorded, saved):
+            return error_reply("OwnerError", f"ask {number} comes from an incarnation of the flow that is gone")
         if saved is not None and saved.incarnation == incarnation and number <= saved.asks:
-            return _error_reply("OwnerError", f"ask {number} was answered before the flow was saved")
+            return error_reply("OwnerError", f"ask {number} was answered before the flow was saved")
         if recorded is not None and len(recorded) >= ASKS_OPEN_PER_FLOW_MAX:
-            return _error_reply("OwnerError", f"the flow has {len(recorded)} asks since it was last saved, the most")
+            return error_reply("OwnerError", f"the flow has {len(recorded)} asks since it was last saved, the most")
         return None
-
-    def _reply(self, target: bytes, args: bytes, lsn: int, time_ns: int) -> bytes:
-        """Run a handler; its value or its error, encoded."""
-        handler = self._handlers.get(target)
-        if handler is None:
-            return self._unknown(target)
-        run, decode, normalise = handler
-        moment = self._moment
-        moment.lsn = lsn
-        moment.time_ns = time_ns
-        try:
-            reply = _encode((0, run(*decode(args))))
-            if normalise is not None:
-                reply = _encode(normalise(reply))
-        except MemoryError:  # this machine's trouble, not the message's: it must not become part of the history
-            raise
-        except Exception as error:
-            reply = _error_reply(type(error).__name__, str(error))
-        finally:
-            moment.time_ns = -1
-        if len(reply) > MESSAGE_BYTES_MAX:
-            return _error_reply("OwnerError", f"the reply has {len(reply)} bytes; {MESSAGE_BYTES_MAX} is the most")
-        return reply
 
     def _unknown(self, target: bytes) -> bytes:
         owner, message = msgspec.msgpack.decode(_PAIR + target)
         if owner not in self.owners:
-            return _error_reply("UsageError", f"there is no owner {owner!r}")
-        return _error_reply("UsageError", f"owner {owner!r} has no message {message!r}")
+            return error_reply("UsageError", f"there is no owner {owner!r}")
+        return error_reply("UsageError", f"owner {owner!r} has no message {message!r}")
 
 
 def _target(owner: str, message: str) -> bytes:
     """As `read_ask` gives it."""
     return _encode((owner, message))[1:]
-
-
-def _is_stale(incarnation: int, recorded: OpenAsks | None, saved: FlowBody | None) -> bool:
-    """Whether a newer incarnation of the flow is known."""
-    if recorded is not None:
-        return incarnation < recorded.newest
-    return saved is not None and incarnation < saved.incarnation
-
-
-def _error_reply(type_name: str, text: str) -> bytes:
-    """An error as the flow will get it; object addresses, which differ from process to process, are cut out."""
-    return _encode((1, type_name, _ADDRESS.sub("", text)[:_ERROR_TEXT_MAX]))
 
 
 def _shown(reply: bytes) -> str:

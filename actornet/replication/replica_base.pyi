@@ -1,0 +1,49 @@
+from collections.abc import Callable
+from typing import Any
+
+from actornet.log.record import FlowBody
+from actornet.owner import Moment
+
+Recorded = tuple[int, bytes, bytes, bytes]
+"""An ask and its reply: number, target, args, reply."""
+
+def error_reply(type_name: str, text: str) -> bytes: ...
+def is_stale(incarnation: int, recorded: OpenAsks | None, saved: FlowBody | None) -> bool: ...
+
+class OpenAsks(list[Recorded]):
+    highest: int
+    newest: int
+    packet: bytes
+    def __init__(self, incarnation: int, entry: Recorded, packet: bytes) -> None: ...
+    def remember(self, incarnation: int, entry: Recorded, packet: bytes) -> None: ...
+
+class ReplicaBase:
+    lsn: int
+    epoch: int
+    time_ns: int
+    flows: dict[bytes, FlowBody]
+    asks: dict[bytes, OpenAsks]
+    def __init__(self, moment: Moment) -> None: ...
+    @property
+    def revocations(self) -> int: ...
+    def execute_ask(self, request: bytes, time_ns: int) -> tuple[bytes | None, bytes]: ...
+    def execute_save(self, body: bytes, time_ns: int) -> FlowBody: ...
+    def _handle(
+        self,
+        target: bytes,
+        run: Callable[..., Any],
+        decode: Callable[[bytes], tuple[Any, ...]],
+        normalise: Callable[[bytes], tuple[int, Any]] | None,
+    ) -> None: ...
+    def _apply_save(self, body: FlowBody) -> None: ...
+    def _reply_to(
+        self,
+        key: bytes | None,
+        target: bytes,
+        args: bytes,
+        incarnation: int,
+        number: int,
+        packet: bytes,
+        lsn: int,
+        time_ns: int,
+    ) -> bytes: ...

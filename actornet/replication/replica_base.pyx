@@ -1,0 +1,193 @@
+"""What a replica does for every ask and every flow that is saved; `replica.py` has all else, and says what it is about."""
+
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+
+from actornet.engine.asks cimport ask_body, flow_key_of, read_ask
+
+import re
+
+import msgspec
+from xxhash import xxh3_64_intdigest
+
+from actornet.engine.five_tuple import flow_key
+from actornet.errors import RingError
+from actornet.limits import ASKS_OPEN_PER_FLOW_MAX, MESSAGE_BYTES_MAX
+from actornet.log.record import FlowBody
+
+cdef uint32_t asks_open_max = ASKS_OPEN_PER_FLOW_MAX
+cdef Py_ssize_t message_bytes_max = MESSAGE_BYTES_MAX
+
+ERROR_TEXT_MAX = 500
+ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode_flow = msgspec.msgpack.Decoder(FlowBody).decode
+
+
+Recorded = tuple[int, bytes, bytes, bytes]
+"""An ask and its reply: number, target, args, reply."""
+
+
+def error_reply(str type_name not None, str text not None) -> bytes:
+    """An error as the flow will get it; object addresses, which differ from process to process, are cut out."""
+    return _encode((1, type_name, ADDRESS.sub("", text)[:ERROR_TEXT_MAX]))
+
+
+cdef class OpenAsks(list):
+    """A flow's asks that no saved state covers, and their replies, as they came; one number is in it once.
+
+    `packet` is the one that the first of them came with, empty if it was not
+    kept. `highest` is the highest number in it, `newest` the newest incarnation of the flow that is known. What comes above
+    the one and is not older than the other is new, and needs no search.
+    """
+
+    cdef public uint64_t highest
+    cdef public uint64_t newest
+    cdef public bytes packet
+
+    def __init__(self, uint64_t incarnation, tuple entry not None, bytes packet not None):
+        self.append(entry)
+        self.packet = packet
+        self.newest = incarnation
+        self.highest = entry[0]
+
+    cpdef int remember(self, uint64_t incarnation, tuple entry, bytes packet) except -1:
+        """Add one; a new incarnation that asks otherwise under a known number replaces."""
+        cdef uint64_t number = entry[0]
+        self.packet = packet or self.packet
+        if number > self.highest:
+            self.highest = number
+        else:
+            self[:] = [known for known in self if known[0] != number]
+        self.newest = incarnation
+        self.append(entry)
+        return 0
+
+
+cdef class ReplicaBase:
+    """The tables that asks and flows change, and how; see `Replica`."""
+
+    cdef public uint64_t lsn
+    cdef public uint64_t epoch
+    cdef public uint64_t time_ns
+    cdef public dict flows
+    cdef public dict asks
+    cdef dict handlers           # target -> the owner's bound method, its decoder, its normaliser
+    cdef object moment
+
+    def __init__(self, moment) -> None:
+        self.flows, self.asks, self.handlers, self.moment = {}, {}, {}, moment
+
+    @property
+    def revocations(self) -> int:
+        """How often owners have revoked all offloads; what was installed before the last of them is void."""
+        return self.moment.revocations
+
+    def _handle(self, bytes target not None, run, decode, normalise) -> None:
+        """Let `run` treat the messages to this target."""
+        self.handlers[target] = (run, decode, normalise)
+
+    def execute_ask(self, bytes request not None, uint64_t time_ns) -> tuple:
+        """Handle one message to an owner, as `AskRequest` encodes it: the ASK record's body and the reply.
+
+        The record is that of `lsn` and `time_ns`, as they are then. There is none (None), and nothing changes, when the
+        flow is given a recorded reply (G5) or is refused: its incarnation is stale, or too many of its asks are open.
+        """
+        cdef bytes key, target, args, packet, reply
+        cdef uint64_t incarnation, number
+        cdef OpenAsks recorded = None
+        key, incarnation, number, target, args, packet = read_ask(request)
+        if key:
+            recorded = self.asks.get(key)
+            if recorded is None or number <= recorded.highest or incarnation < recorded.newest or (
+                    len(recorded) >= asks_open_max):
+                known = self._known_reply(recorded, self.flows.get(key), incarnation, number, target, args)
+                if known is not None:
+                    return None, known
+        time_ns = max(time_ns, self.time_ns)
+        reply = self._run(target, args, self.lsn + 1, time_ns)
+        self.lsn += 1
+        self.time_ns = time_ns
+        if key:
+            self._record(recorded, key, incarnation, (number, target, args, reply), packet)
+        return ask_body(request, xxh3_64_intdigest(reply)), reply
+
+    def execute_save(self, bytes body not None, uint64_t time_ns):
+        """Save a flow, as `FlowBody` encodes it, and return that. The record is that of `lsn` and `time_ns`, as they are then.
+
+        Raises RingError for other bytes, and changes nothing.
+        """
+        cdef bytes key = flow_key_of(body)
+        try:
+            saved = _decode_flow(body)
+        except msgspec.DecodeError as error:
+            raise RingError(
+                f"request ring: a flow's state cannot be read ({error}); the node's processes differ in version") from None
+        self._save(key, saved, saved.incarnation, saved.asks)
+        self.lsn += 1
+        self.time_ns = max(time_ns, self.time_ns)
+        return saved
+
+    def _apply_save(self, body) -> None:
+        self._save(flow_key(body.flow, body.port), body, body.incarnation, body.asks)
+
+    cdef int _record(self, OpenAsks recorded, bytes key, uint64_t incarnation, tuple entry, bytes packet) except -1:
+        """Keep an ask and its reply until a saved state of the flow covers it."""
+        if recorded is not None:
+            recorded.remember(incarnation, entry, packet)
+        else:
+            self.asks[key] = OpenAsks(incarnation, entry, packet)
+        return 0
+
+    def _reply_to(self, bytes key, bytes target not None, bytes args not None, uint64_t incarnation, uint64_t number,
+                  bytes packet not None, uint64_t lsn, uint64_t time_ns) -> bytes:
+        """The reply to an ask of the log, which is recorded if `key` names a flow that asked."""
+        cdef bytes reply = self._run(target, args, lsn, time_ns)
+        if key is not None:
+            self._record(self.asks.get(key), key, incarnation, (number, target, args, reply), packet)
+        return reply
+
+    cdef bytes _run(self, bytes target, bytes args, uint64_t lsn, uint64_t time_ns):
+        """Run a handler; its value or its error, encoded."""
+        cdef tuple handler = self.handlers.get(target)
+        cdef bytes reply
+        if handler is None:
+            return self._unknown(target)
+        run, decode, normalise = handler
+        moment = self.moment
+        moment.lsn = lsn
+        moment.time_ns = time_ns
+        try:
+            reply = _encode((0, run(*decode(args))))
+            if normalise is not None:
+                reply = _encode(normalise(reply))
+        except MemoryError:  # this machine's trouble, not the message's: it must not become part of the history
+            raise
+        except Exception as error:
+            reply = error_reply(type(error).__name__, str(error))
+        finally:
+            moment.time_ns = -1
+        if len(reply) > message_bytes_max:
+            return error_reply("OwnerError", f"the reply has {len(reply)} bytes; {message_bytes_max} is the most")
+        return reply
+
+    cdef int _save(self, bytes key, object body, uint64_t incarnation, uint64_t asks) except -1:
+        cdef OpenAsks recorded = self.asks.get(key)
+        if is_stale(incarnation, recorded, self.flows.get(key) if recorded is None else None):
+            return 0
+        self.flows[key] = body
+        if recorded is None:
+            return 0
+        if recorded.highest <= asks:
+            del self.asks[key]
+        else:
+            recorded[:] = [entry for entry in recorded if entry[0] > asks]
+            recorded.newest = incarnation
+        return 0
+
+
+cpdef bint is_stale(uint64_t incarnation, OpenAsks recorded, object saved) except -1:
+    """Whether a newer incarnation of the flow is known."""
+    if recorded is not None:
+        return incarnation < recorded.newest
+    return saved is not None and incarnation < <uint64_t>saved.incarnation
