@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from actornet.cli.load import load_of, text
+from actornet.cli.load import load_of
 from actornet.testing.pair import Pair
 from actornet.testing.traffic import SERVER
 
@@ -54,9 +54,9 @@ def test_a_skew_is_named_beyond_its_threshold(cores: list[tuple[int, int, int]],
     load = load_of(status(*cores))
     assert load is not None
     if said is None:
-        assert load["skew"] is None and "skew" not in "".join(text(load))
+        assert load["skew"] is None
     else:
-        assert said in load["skew"] and text(load)[-1].endswith(load["skew"])
+        assert said in load["skew"]
 
 
 def test_nothing_is_said_of_one_core_or_of_one_that_does_not_answer() -> None:
@@ -84,5 +84,5 @@ def test_status_names_the_core_that_one_heavy_flow_keeps_busy(tmp_path: Path) ->
                 if load["skew"]:
                     break
         assert "few flows are heavy" in load["skew"]
-        assert "share" in (said := pair.command("status", "a")) and load["cores"][0]["core"] in said
+        assert "  skew: core-" in pair.command("status", "a")
         assert max(core["share"] for core in load["cores"]) > 0.75 and sum(core["flows"] for core in load["cores"]) >= 1

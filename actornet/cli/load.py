@@ -59,15 +59,3 @@ def _skew(cores: list[dict[str, Any]], total: int) -> str | None:
             "`actornet rss NF` says how to set the card's RSS key"
         )
     return "; ".join(found) or None
-
-
-def text(load: Load) -> list[str]:
-    """Lines for people."""
-    rows = [("core", "packets", "share", "flows", "handed over")]
-    rows += [
-        (core["core"], str(core["packets"]), f"{core['share']:.1%}", str(core["flows"]), str(core["handed_over"]))
-        for core in load["cores"]
-    ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  " + "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    return [*lines, f"  skew: {load['skew']}"] if load["skew"] else lines

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from actornet.cli import status as page
 from actornet.cli.load import load_of
-from actornet.cli.load import text as load_text
 from actornet.errors import NodeError, UsageError
 
 if TYPE_CHECKING:
@@ -73,8 +73,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         )
         parser.add_argument("--key-file", type=Path, metavar="FILE", help="file with the deployment's key")
         if name == "promote":
-            text = "even a backup that is not in sync: what the primary committed without it is given up"
-            parser.add_argument("--force", action="store_true", help=text)
+            meaning = "even a backup that is not in sync: what the primary committed without it is given up"
+            parser.add_argument("--force", action="store_true", help=meaning)
         if name == "status":
             parser.add_argument("--json", action="store_true", help="print a JSON list with one object per node")
 
@@ -184,7 +184,7 @@ def _status(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(statuses, indent=2, default=str))
     else:
-        print("\n".join([_text(status) for status in statuses] + errors))
+        print("\n".join([page.text(status) for status in statuses] + errors))
     return 0
 
 
@@ -193,7 +193,7 @@ def _promote(args: argparse.Namespace) -> int:
 
     for control, key in _places(args, "backup"):
         with NodeClient(control, key) as node:
-            print(f"{control}: {_in_line(node.promote(force=args.force)) or 'promoted'}")
+            print(f"{control}: {page.in_line(node.promote(force=args.force)) or 'promoted'}")
     return 0
 
 
@@ -217,36 +217,3 @@ def _stop(args: argparse.Namespace) -> int:
         for node in nodes:
             node.close()
     return 0
-
-
-def _text(status: dict[str, Any]) -> str:
-    """A node's status for people."""
-    head = f"{status['name']} {status['role']}: {status['state']}, up {status['up_s']:.0f} s, pid {status['pid']}"
-    lines = [f"{head}, control {status['control']} ({status['refused']} unauthenticated refused)"]
-    rows = [("worker", "state", "pid", "cpu", "restarts", "")]
-    rows += [
-        (
-            worker["name"],
-            worker["state"],
-            str(worker["pid"] or "-"),
-            ",".join(map(str, worker["cpus"])) or "any",
-            str(worker["restarts"]),
-            "no answer" if worker["status"] is None else _in_line(worker["status"]),
-        )
-        for worker in status["workers"]
-    ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines += [
-        "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]
-    if status["load"] is not None:
-        lines += load_text(status["load"])
-    return "\n".join(lines)
-
-
-def _in_line(value: Any) -> str:
-    if isinstance(value, dict):
-        return " ".join(f"{key}={_in_line(each)}" for key, each in value.items())
-    if isinstance(value, list):
-        return ",".join(map(_in_line, value))
-    return "" if value is None else str(value)

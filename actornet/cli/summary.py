@@ -46,25 +46,25 @@ def text(report: Report) -> str:
     lines = [f"{report['nf']}{'  (interrupted)' if report['interrupted'] else ''}", ""]
     lines += _ports(report["ports"])
     flows = report["flows"]
-    parts = [f"{_count(flows['opened'])} opened", f"{_count(flows['closed'])} closed", f"{_count(flows['live'])} live"]
+    parts = [f"{count(flows['opened'])} opened", f"{count(flows['closed'])} closed", f"{count(flows['live'])} live"]
     if flows["refused"]:
-        parts.append(f"{_count(flows['refused'])} refused")
-    lines += ["", _line("flows", ", ".join(parts))]
+        parts.append(f"{count(flows['refused'])} refused")
+    lines += ["", line("flows", ", ".join(parts))]
     packets = report["packets"]
-    lines.append(_line("offloaded", f"{_percent(report['offloaded'], packets)} of {_count(packets)} packets"))
-    lines += _drops(report["drops"])
+    lines.append(line("offloaded", f"{_percent(report['offloaded'], packets)} of {count(packets)} packets"))
+    lines += drops(report["drops"])
     lines.append("")
     capture = report["capture"]
     if capture["first_ns"] is not None:
-        lines.append(_line("capture", f"{_duration(capture['span_s'])} from {_instant(capture['first_ns'])}"))
+        lines.append(line("capture", f"{duration(capture['span_s'])} from {_instant(capture['first_ns'])}"))
     if report["readdressed"]:
-        lines.append(_line("answers", f"{_count(report['readdressed'])} packets addressed as the outside would have"))
+        lines.append(line("answers", f"{count(report['readdressed'])} packets addressed as the outside would have"))
     if packets:
-        rate = f"{_count(round(report['packets_per_s'] / 1e3))} kpps, {report['bits_per_s'] / 1e9:.2f} Gbit/s"
-        lines.append(_line("rate", f"{rate} ({_duration(report['elapsed_s'])})"))
-    lines += [_line("written", f"{_count(out['packets'])} packets to {out['file']}") for out in report["outputs"]]
+        rate = f"{count(round(report['packets_per_s'] / 1e3))} kpps, {report['bits_per_s'] / 1e9:.2f} Gbit/s"
+        lines.append(line("rate", f"{rate} ({duration(report['elapsed_s'])})"))
+    lines += [line("written", f"{count(out['packets'])} packets to {out['file']}") for out in report["outputs"]]
     if report["log"]:
-        lines.append(_line("log", f"LSN {report['log']['lsn']} in {report['log']['directory']}"))
+        lines.append(line("log", f"LSN {report['log']['lsn']} in {report['log']['directory']}"))
     return "\n".join(lines)
 
 
@@ -72,32 +72,35 @@ def _instant(time_ns: int) -> str:
     return datetime.fromtimestamp(time_ns // 10**9, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
-def _line(name: str, value: str) -> str:
-    return f"  {name:<10} {value}"
+def line(name: str, value: str) -> str:
+    """One of a page's lines."""
+    return f"  {name:<12} {value}"
 
 
 def _ports(ports: dict[str, dict[str, int]]) -> list[str]:
     rows = [("port", "packets in", "bytes in", "packets out", "bytes out")]
     rows += [
-        (name, _count(p["packets_in"]), _bytes(p["bytes_in"]), _count(p["packets_out"]), _bytes(p["bytes_out"]))
+        (name, count(p["packets_in"]), _bytes(p["bytes_in"]), count(p["packets_out"]), _bytes(p["bytes_out"]))
         for name, p in ports.items()
     ]
-    width = max(10, *(len(row[0]) for row in rows))
+    width = max(12, *(len(row[0]) for row in rows))
     return ["  " + row[0].ljust(width) + "".join(cell.rjust(13) for cell in row[1:]) for row in rows]
 
 
-def _drops(drops: dict[str, int]) -> list[str]:
-    if not drops:
-        return [_line("dropped", "none")]
-    names = max(len(name) for name in drops)
-    counts = max(len(_count(count)) for count in drops.values())
-    lines = [_line("dropped", f"{_count(sum(drops.values()))} packets")]
-    for name, count in sorted(drops.items(), key=lambda drop: -drop[1]):
-        lines.append(f"{'':13}{_count(count):>{counts}}  {name:<{names}}  {DROPS.get(name, '')}".rstrip())
+def drops(dropped: dict[str, int]) -> list[str]:
+    """What was dropped, by counter, the most first, with what that means."""
+    if not dropped:
+        return [line("dropped", "none")]
+    names = max(len(name) for name in dropped)
+    counts = max(len(count(number)) for number in dropped.values())
+    lines = [line("dropped", f"{count(sum(dropped.values()))} packets")]
+    for name, number in sorted(dropped.items(), key=lambda drop: -drop[1]):
+        lines.append(f"{'':15}{count(number):>{counts}}  {name:<{names}}  {DROPS.get(name, '')}".rstrip())
     return lines
 
 
-def _count(number: int) -> str:
+def count(number: int) -> str:
+    """A number in groups of three digits."""
     return f"{number:,}".replace(",", " ")
 
 
@@ -114,7 +117,8 @@ def _bytes(number: int) -> str:
     return f"{size:.1f} TB"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """A time in units that suit it."""
     if seconds < 1:
         return f"{seconds * 1e3:.1f} ms"
     if seconds < 120:

@@ -999,6 +999,11 @@ cdef class Core:
         return self.output.packets
 
     @property
+    def hold_ms(self) -> dict:
+        """How long packets wait for the watermark, in ms: `oldest_ms` of those that do, `mean_ms` and `max_ms` of those that did."""
+        return self.output.times(self.now_ns if self.virtual_time else an_now_ns())
+
+    @property
     def waiting_fragments(self) -> int:
         """Fragments that wait for the rest of their datagram."""
         return self.fragments.table.waiting

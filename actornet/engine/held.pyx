@@ -42,6 +42,7 @@ cdef class Held:
         if self.queue.tail != NULL and self.queue.tail.need > flow.depends:
             flow.depends = self.queue.tail.need  # one queue: what goes later needs no less
         item.need = flow.depends
+        item.since_ns = core.now_ns
         item.out = out
         item.flow = <void *>flow
         Py_INCREF(flow)
@@ -66,8 +67,27 @@ cdef class Held:
                 free(item)
             else:
                 self.packets -= 1
+                self._count(core.now_ns - item.since_ns)
                 core.transmit(&item.p, item.out)
         return 0
+
+    cdef void _count(self, uint64_t waited_ns) noexcept:
+        self.released += 1
+        self.waited_ns += waited_ns
+        if waited_ns > self.waited_ns_max:
+            self.waited_ns_max = waited_ns
+
+    cdef dict times(self, uint64_t now_ns):
+        """How long packets wait: the one in front by now, and those that have left, on average and at most."""
+        cdef an_parked *item = self.queue.head
+        while item != NULL and item.out < 0:
+            item = item.next
+        cdef bint waits = item != NULL and item.since_ns < now_ns
+        return {
+            "oldest_ms": (now_ns - item.since_ns) / 1e6 if waits else 0.0,
+            "mean_ms": self.waited_ns / 1e6 / self.released if self.released else 0.0,
+            "max_ms": self.waited_ns_max / 1e6,
+        }
 
     cdef int _let_go(self, an_parked *item) except -1:
         """The item has left the queue: if it was its flow's last, the offload need not join any more."""

@@ -17,6 +17,7 @@ struct an_parked {
     struct an_parked *next;
     void *flow;         /* owned reference, or NULL */
     uint64_t need;      /* committed sequence number that lets it go */
+    uint64_t since_ns;  /* waits for it */
     int32_t out;        /* port to leave by; -1: a marker without a frame */
     uint8_t frame[];
 };

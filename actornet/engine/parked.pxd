@@ -9,6 +9,7 @@ cdef extern from "parked.h" nogil:
         an_parked *next
         void *flow
         uint64_t need
+        uint64_t since_ns
         int32_t out
 
     struct an_queue:

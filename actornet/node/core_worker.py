@@ -213,7 +213,8 @@ class CoreWorker:
         """Counters and gauges; called from the control thread."""
         counts = dict(zip(COUNTERS, self.page.core_counters(self.spec.index), strict=False))
         ports = {port.name: {"state": getattr(port, "state", ""), **port.counters} for port in self.ports}
-        return {"counters": counts, "ports": ports, "waiting": self.core.suspended, "held": self.core.held}
+        core = self.core
+        return {"counters": counts, "ports": ports, "waiting": core.suspended, "held": core.held, "hold": core.hold_ms}
 
     def _slice(self) -> None:
         """Turns of the core until asyncio's loop is due, or has what we wait for."""
