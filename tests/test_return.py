@@ -6,7 +6,6 @@ import json
 import os
 import random
 import shutil
-import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,11 +20,11 @@ from actornet.node.network_function import load_nf
 from actornet.testing.checker import judge
 from actornet.testing.fault_proxy import NONE, Fault, FaultProxy
 from actornet.testing.pair import Name, Pair
-from actornet.testing.traffic import SERVER, TcpTransfer, UdpStream
+from actornet.testing.traffic import TcpTransfer, UdpStream
 from actornet.testing.wiretap import Wiretap
 from tests.processes import wait_until
 from tests.test_failback import launch
-from tests.test_takeover import churn, verify_log
+from tests.test_takeover import burst, churn, verify_log
 
 pytestmark = pytest.mark.root
 
@@ -106,14 +105,6 @@ class Return:
         pages = range(0, len(data), PAGE_BYTES)
         written = sum(kept[at : at + PAGE_BYTES] != data[at : at + PAGE_BYTES] for at in pages)
         assert written <= 8, "what was damaged is kept, but for notes of who opened it"
-
-
-def burst(flows: int) -> None:
-    """So many flows at once, of one inside endpoint."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.bind(("10.0.0.2", 0))
-        for port in range(flows):
-            sock.sendto(b"x", (SERVER, 10_000 + port))
 
 
 def end_of(log: Path) -> int:

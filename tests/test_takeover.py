@@ -56,6 +56,14 @@ def churn(pair: Pair, flows: int, rng: random.Random) -> None:
     pair.lab.call("client", send)
 
 
+def burst(flows: int) -> None:
+    """So many flows at once, of one inside endpoint."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("10.0.0.2", 0))
+        for port in range(flows):
+            sock.sendto(b"x", (SERVER, 10_000 + port))
+
+
 def test_a_download_and_iperf3_survive_the_primary(pair: Pair, tmp_path: Path) -> None:
     """G6: nothing is reset, no byte is wrong, and there is nothing to replay."""
     site = tmp_path / "site"
@@ -78,6 +86,26 @@ def test_a_download_and_iperf3_survive_the_primary(pair: Pair, tmp_path: Path) -
     pair.stop("b")
     verify_log(pair, "a")
     verify_log(pair, "b")
+
+
+@pytest.mark.parametrize("durability", ["received", "durable"])
+def test_what_other_modes_promise_outlives_the_primary(tmp_path: Path, durability: str) -> None:
+    """G3, G6: whatever an acknowledgement means, each translation that was seen outside is in the survivor's state."""
+    chance = random.Random(f"{SEED} {durability}")
+    with Pair(tmp_path / "pair", durability=durability) as pair:
+        pair.start()
+        with Wiretap(pair.lab) as tap, TcpTransfer(pair.lab) as transfer:
+            churn(pair, 100, chance)
+            (backup,) = pair.worker("a", "owner-system")["status"]["backups"]
+            assert backup[f"{durability}_lsn"] > 100 and (backup["durable_lsn"] > 0) == (durability == "durable")
+            pair.lab.call("client", burst, 200)
+            pair.kill("a")
+            assert pair.wait_takeover("b")["records_replayed"] == 0
+            churn(pair, 100, chance)
+        assert transfer.outcome()
+        pair.stop("b")
+    verify_log(pair, "b")
+    assert judge(tap.take(), pair.log("b"), takeovers=1) == [], f"seed {SEED}"
 
 
 def test_a_killed_core_comes_back_with_its_flows(pair: Pair) -> None:
