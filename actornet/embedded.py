@@ -14,17 +14,15 @@ from typing import Any
 
 import msgspec
 
-from actornet.engine.asks import ask_request
 from actornet.engine.core import Core
 from actornet.engine.five_tuple import FiveTuple
-from actornet.engine.flow_base import Ask
-from actornet.engine.flow_state import flow_body
 from actornet.engine.port import Port
 from actornet.errors import UsageError
 from actornet.flow import FlowActor
 from actornet.journal import Journal, restore_flow
 from actornet.limits import FLOWS_MAX_DEFAULT
-from actornet.log.record import CloseBody, ControlBody
+from actornet.local_link import LocalLink
+from actornet.log.record import ControlBody
 from actornet.log.store import Log
 from actornet.owner import owners_of
 from actornet.setting import assign, resolve
@@ -32,67 +30,6 @@ from actornet.setting import assign, resolve
 _encode = msgspec.msgpack.Encoder().encode
 
 ErrorHandler = Callable[[FiveTuple | None, str, BaseException], None]
-
-
-class LocalLink:
-    """How a core reaches owners in its own process: by call. `ask`, `save` and `close` return the LSN to wait for."""
-
-    def __init__(self, journal: Journal, nf: type[FlowActor], now_ns: Callable[[], int]) -> None:
-        self.journal = journal
-        self.core: Core | None = None
-        self._now_ns = now_ns
-        self._saves = journal.log is not None
-        self._revocations = journal.replica.revocations
-        self._messages = {
-            (reference.name, name): message
-            for reference in owners_of(nf).values()
-            for name, message in reference.owner.messages.items()
-        }
-
-    def ask(self, actor: FlowActor, ask: Ask, args: tuple[Any, ...]) -> int:
-        sender = actor if self._saves else None  # without a log nobody runs again: replies need not be recorded
-        journal = self.journal
-        request = ask_request(sender, ask.owner, ask.message.name, _encode(args))
-        reply = journal.ask(0, request, self._now_ns())
-        replica = journal.replica
-        if replica.revocations != self._revocations:
-            self._hear_revocations()
-        ask.answer(reply)
-        return replica.lsn if self._saves else 0
-
-    def ask_from_outside(self, owner: str, message: str, args: tuple[Any, ...]) -> Any:
-        known = self._messages.get((owner, message))
-        if known is None:
-            names = ", ".join(sorted(".".join(pair) for pair in self._messages)) or "none"
-            raise UsageError(f"there is no owner message {owner}.{message}; there are: {names}")
-        reply = self.journal.ask(0, ask_request(None, owner, message, _encode(args)), self._now_ns())
-        self._hear_revocations()
-        self.flush()
-        return known.reply_value(reply)
-
-    def _hear_revocations(self) -> None:
-        self._revocations = self.journal.replica.revocations
-        if self.core is not None and self._revocations != self.core.revocations:
-            self.core.revoke(self._revocations)
-
-    def save(self, actor: FlowActor) -> int:
-        if not self._saves:
-            return 0
-        self.journal.save(0, flow_body(actor, actor.saved_state()), self._now_ns())
-        return self.journal.replica.lsn
-
-    def close(self, actor: FlowActor, reason: str) -> int:
-        if not self._saves:
-            return 0
-        self.journal.execute(CloseBody(actor.flow, actor.port_index, actor.incarnation, reason), 0, self._now_ns())
-        return self.journal.lsn
-
-    def poll(self) -> None:
-        """Replies came with the calls."""
-
-    def flush(self) -> None:
-        if self.journal.commit() and self._saves and self.core is not None:
-            self.core.commit_to(self.journal.lsn)
 
 
 class Embedded:
@@ -118,11 +55,16 @@ class Embedded:
         assign(nf, values)
         nf.prepare()
         self.nf = nf
+        self._messages = {
+            (reference.name, name): message
+            for reference in owners_of(nf).values()
+            for name, message in reference.owner.messages.items()
+        }
         self._now_ns = self._packets_now_ns if virtual_time else time.time_ns
         self._loop = asyncio.new_event_loop()
         self._log = Log(log_directory, name=name, nf=f"{nf.__module__}:{nf.__qualname__}") if log_directory else None
         self.journal = Journal(self._log)
-        self.link = LocalLink(self.journal, nf, self._now_ns)
+        self.link = LocalLink(self.journal, self._now_ns)
         self.core = Core(
             nf,
             list(ports),
@@ -159,7 +101,11 @@ class Embedded:
 
     def ask(self, owner: str, message: str, args: tuple[Any, ...] = ()) -> Any:
         """Send a message to an owner from outside any flow; returns the reply, committed (G3), or raises OwnerError."""
-        return self.link.ask_from_outside(owner, message, args)
+        known = self._messages.get((owner, message))
+        if known is None:
+            names = ", ".join(sorted(".".join(pair) for pair in self._messages)) or "none"
+            raise UsageError(f"there is no owner message {owner}.{message}; there are: {names}")
+        return known.reply_value(self.link.ask_from_outside(owner, message, _encode(args)))
 
     def tell(self, flow: FiveTuple, message: Any, reply: Callable[[Any], None] | None = None) -> None:
         """Hand a message to a flow's `on_message`; see `Core.tell`."""

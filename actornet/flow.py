@@ -13,7 +13,7 @@ from actornet.engine import rss
 from actornet.engine.core import FRAGMENT_POLICIES, HANDLERS
 from actornet.engine.five_tuple import FiveTuple
 from actornet.engine.flow_base import FlowBase
-from actornet.engine.flow_state import flow_state
+from actornet.engine.flow_state import saved_state
 from actornet.engine.packet import Packet
 from actornet.engine.verdict import DROP, FORWARD, Forward, Verdict
 from actornet.engine.wire import TUNNELS
@@ -203,14 +203,7 @@ class FlowActor(FlowBase, metaclass=FlowMeta):
         cls.volatile = any(not _is_immutable(hint) for hint in types)
         cls._read_fields = attrgetter(*names) if len(names) > 1 else None
 
-    def saved_state(self) -> bytes:
-        """The bytes that a flow record keeps: `restore_arguments` reads them."""
-        cls = type(self)
-        if cls._read_fields is not None:
-            fields: Any = cls._read_fields(self)
-        else:
-            fields = [getattr(self, name) for name in cls._replicated]
-        return flow_state(self, _encode(fields))
+    saved_state = saved_state
 
     @classmethod
     def restore_arguments(cls, state: bytes) -> tuple[list[tuple[str, Any]], list[KeyState], int, int]:

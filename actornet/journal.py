@@ -11,9 +11,9 @@ from functools import cache
 from typing import Any
 
 from actornet.engine.core import Core
-from actornet.engine.records import seal
 from actornet.errors import LogDamagedError
 from actornet.flow import FlowActor
+from actornet.journal_base import JournalBase
 from actornet.log.record import (
     CHAIN_START,
     Body,
@@ -21,7 +21,6 @@ from actornet.log.record import (
     ControlBody,
     EpochBody,
     FlowBody,
-    Kind,
     Record,
     decode,
     encode,
@@ -31,13 +30,11 @@ from actornet.log.store import Log
 from actornet.owner import owners_of
 from actornet.replication.replica import Replica
 
-_ASK, _FLOW = Kind.ASK, Kind.FLOW
-
 Batch = list[tuple[int, bytes]]
 """Encoded records by LSN, without gaps."""
 
 
-class Journal:
+class Journal(JournalBase):
     """Replicated state and its log, moved on together.
 
     Each operation changes the replica and queues the record; `commit` writes the queue in one transaction, after which
@@ -51,7 +48,7 @@ class Journal:
         self.replica, self.chain = _recovered(log)
         if log is not None:
             log.proved()
-        self._queue: Batch = []
+        self._queue = []
 
     @property
     def lsn(self) -> int:
@@ -86,25 +83,6 @@ class Journal:
                 otherwise.append(reference.name)
             self._enqueue(self.replica.create_owner(reference.name, reference.path, wanted, time_ns))
         return otherwise
-
-    def ask(self, core: int, request: bytes, time_ns: int) -> bytes:
-        """Run an owner's handler, or find its recorded reply (G5); returns the reply. `request`: see `AskRequest`."""
-        replica = self.replica
-        body, reply = replica.execute_ask(request, time_ns)
-        if body is not None and self.log is not None:
-            lsn = replica.lsn
-            data, self.chain = seal(_ASK, core, replica.epoch, lsn, replica.time_ns, body, self.chain)
-            self._queue.append((lsn, data))
-        return reply
-
-    def save(self, core: int, body: bytes, time_ns: int) -> FlowBody:
-        """Log that a flow is saved; `body` is an encoded `FlowBody`, which is returned decoded. RingError if it is none."""
-        replica = self.replica
-        saved = replica.execute_save(body, time_ns)
-        if self.log is not None:
-            data, self.chain = seal(_FLOW, core, replica.epoch, replica.lsn, replica.time_ns, body, self.chain)
-            self._queue.append((replica.lsn, data))
-        return saved
 
     def execute(self, body: FlowBody | CloseBody | ControlBody, core: int, time_ns: int) -> None:
         """Log what happened: a flow saved or closed, something for the operator."""

@@ -101,17 +101,18 @@ class PortPool(Owner[Mappings]):
 
     def acquire(self, inside: Endpoint) -> Endpoint | None:
         """The external endpoint for one more flow of `inside`; None when no port is free."""
-        mapping = self.state.by_inside.get(inside)
-        if mapping is None:
-            outside = self._free_endpoint(inside)
-            if outside is None:
-                self.state.exhausted += 1
-                return None
-            self.state.by_inside[inside] = Mapping(outside)
-            self.state.by_outside.setdefault(_pool(outside), {})[outside.port] = inside
-            return outside
-        self.state.by_inside[inside] = Mapping(mapping.outside, mapping.flows + 1)
-        return mapping.outside
+        state = self.state
+        mapping = state.by_inside.get(inside)
+        if mapping is not None:
+            state.by_inside[inside] = Mapping(mapping.outside, mapping.flows + 1)
+            return mapping.outside
+        outside = self._free_endpoint(inside)
+        if outside is None:
+            state.exhausted += 1
+            return None
+        state.by_inside[inside] = Mapping(outside)
+        state.by_outside.setdefault(_pool(outside), {})[outside.port] = inside
+        return outside
 
     def release(self, inside: Endpoint) -> None:
         """A flow of `inside` has ended; the mapping goes with its last."""
@@ -166,14 +167,13 @@ class PortPool(Owner[Mappings]):
             found = self._free_endpoint_for_core(inside)
             if found is not None:
                 return found
-        address = self._address(inside)
-        own = Endpoint(inside.protocol, address, inside.port)
+        state, address, port = self.state, self._address(inside), inside.port
+        own = Endpoint(inside.protocol, address, port)
         best = _pool(own)
-        used = self.state.by_outside.get(best, {})
-        if own.port not in used and self.state.first <= own.port <= self.state.last:
+        if state.first <= port <= state.last and port not in state.by_outside.get(best, ()):
             return own
         for low, odd in product((best.low, not best.low), (best.odd, not best.odd)):
-            used = self.state.by_outside.get(Pool(inside.protocol, address, low, odd), {})
+            used = state.by_outside.get(Pool(inside.protocol, address, low, odd), {})
             ports = self._ports(low, odd)
             if len(used) < len(ports):
                 start = self.random.randrange(len(ports))
@@ -205,7 +205,8 @@ class PortPool(Owner[Mappings]):
         return None
 
     def _address(self, inside: Endpoint) -> str:
-        return self.state.addresses[crc32(inside.address.encode()) % len(self.state.addresses)]
+        addresses = self.state.addresses
+        return addresses[crc32(inside.address.encode()) % len(addresses)] if len(addresses) > 1 else addresses[0]
 
     def _ports(self, low: bool, odd: bool) -> range:
         first, last = (1, 1023) if low else (1024, 65535)

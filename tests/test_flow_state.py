@@ -46,6 +46,11 @@ def opened(decide: Any, *, v6: bool = False) -> tuple[Any, Embedded]:
     return actor, node
 
 
+def encoded_body(actor: Any, state: bytes) -> bytes:
+    body = FlowBody(actor.flow, actor.port_index, actor.incarnation, actor.asks, state)
+    return msgspec.msgpack.encode(body)
+
+
 def nothing(actor: Any, packet: Packet) -> None: ...
 
 
@@ -99,8 +104,7 @@ def test_a_state_is_what_msgspec_would_make_of_it(decide: Any, v6: bool) -> None
     assert dict(fields) == {"text": "é" * 40, "numbers": (1, 2)}
     assert [(key.flow, key.port) for key in keys] == actor._bound() and generation == 0
     assert idle_ns == (7 if decide is drops else 60) * 10**9
-    expected = FlowBody(actor.flow, actor.port_index, actor.incarnation, actor.asks, state)
-    assert flow_body(actor, state) == msgspec.msgpack.encode(expected)
+    assert flow_body(actor) == encoded_body(actor, state)
     # Another core that is given it has the same to say.
     twin = Core(type(actor), [MemoryPort("lan"), MemoryPort(LONG)], now_ns=node.core.now_ns)
     twin.restore(actor.flow, "lan", 1, 0, fields, keys, idle_ns)
@@ -110,6 +114,14 @@ def test_a_state_is_what_msgspec_would_make_of_it(decide: Any, v6: bool) -> None
         assert sorted(map(str, msgspec.msgpack.decode(again.saved_state())[1])) == sorted(
             map(str, msgspec.msgpack.decode(state)[1])
         )
+
+
+@pytest.mark.parametrize("length", [0, 300, 70_000])
+def test_a_body_has_room_for_a_state_of_any_size(length: int) -> None:
+    actor, _ = opened(nothing)
+    actor.text = "x" * length
+    state = actor.saved_state()
+    assert len(state) > length and flow_body(actor) == encoded_body(actor, state)
 
 
 def test_a_port_name_that_records_have_no_room_for_is_refused() -> None:

@@ -45,7 +45,7 @@ cdef uint32_t packet_kept_max = PACKET_KEPT_BYTES_MAX
 _encode_args = msgspec.msgpack.Encoder().encode
 
 
-def ask_request(FlowBase flow, str owner, str message, bytes args) -> bytes:
+cpdef bytes ask_request(FlowBase flow, str owner, str message, bytes args):
     """A message to an owner, `args` a msgpack list; `flow` is None when the sender is no flow."""
     cdef uint8_t room[SMALL_REQUEST_BYTES]
     cdef size_t most = request_bytes_max(flow, owner, message, args)
@@ -76,6 +76,7 @@ cpdef tuple read_ask(bytes request):
     cdef size_t length, packet_bytes = 0
     cdef uint64_t incarnation, number
     cdef bytes key
+    assert request is not None
     mp.at = <const uint8_t *>PyBytes_AS_STRING(request)
     mp.end = mp.at + PyBytes_GET_SIZE(request)
     if an_mp_take(&mp, 1) != AN_MP_ARRAY + FIELDS or an_mp_take(&mp, 1) != ASK:
@@ -123,6 +124,7 @@ cdef bytes flow_key_of(bytes body):
     """`flow_key` of a flow's encoded `FlowBody`."""
     cdef an_mp mp
     cdef const uint8_t *begin
+    assert body is not None
     mp.at = <const uint8_t *>PyBytes_AS_STRING(body)
     mp.end = mp.at + PyBytes_GET_SIZE(body)
     begin = mp.at + 1

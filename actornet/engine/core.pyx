@@ -70,7 +70,7 @@ cdef class Core:
     """One core's data plane.
 
     `nf` is a FlowActor class with its settings resolved; `ports` are the core's attachments in index order.
-    `link` (see `actornet.embedded.LocalLink`) carries asks and flow records to the owner system; without one nothing is
+    `link` (see `actornet.local_link.LocalLink`) carries asks and flow records to the owner system; without one nothing is
     logged and output never waits. With `virtual_time` the clock is that of the packets (captures) and begins at
     `now_ns`, else the system's.
     """

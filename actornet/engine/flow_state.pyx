@@ -13,7 +13,7 @@ from actornet.engine.core cimport Core
 from actornet.engine.flow_base cimport FlowBase, core_of
 from actornet.engine.types cimport (
     AN_DECREMENT_TTL, AN_DROP, AN_LINK_DESTINATION, AN_LINK_SOURCE, AN_LINK_VLAN, AN_PUNT_TCP, AN_SET_DESTINATION,
-    AN_SET_DESTINATION_PORT, AN_SET_DSCP, AN_SET_LINK, AN_SET_SOURCE, AN_SET_SOURCE_PORT, AN_TERMS, an_entry, an_key, an_rewrite,
+    AN_SET_DESTINATION_PORT, AN_SET_DSCP, AN_SET_LINK, AN_SET_SOURCE, AN_SET_SOURCE_PORT, AN_TERMS, an_entry, an_rewrite,
 )
 from actornet.engine.verdict cimport mac_text
 
@@ -36,19 +36,25 @@ assert NAME_BYTES_MAX == PORT_NAME_BYTES_MAX and KEYS_MAX == KEYS_PER_FLOW_MAX
 _encode = msgspec.msgpack.Encoder().encode
 
 
-def flow_state(FlowBase flow, bytes fields not None) -> bytes:
-    """What `FlowActor.saved_state` returns, for fields that are encoded already."""
-    cdef Core core = core_of(flow)
+def saved_state(FlowBase self) -> bytes:
+    """The bytes that a flow record keeps: `restore_arguments` reads them."""
+    cdef Core core = core_of(self)
+    cdef object kind = type(self)
     cdef uint8_t room[KEYS_MAX * KEY_STATE_BYTES_MAX + 4 * AN_MP_HEAD_MAX]
-    cdef uint8_t *out = write_head(room, flow.keys)
-    cdef Py_ssize_t length = PyBytes_GET_SIZE(fields)
-    cdef uint32_t i = flow.first
-    cdef bytes state
+    cdef uint8_t *out = write_head(room, self.keys)
+    cdef bytes fields, state
+    cdef Py_ssize_t length
+    cdef uint32_t i = self.first
     cdef char *at
-    for _ in range(flow.keys):
+    if kind._read_fields is not None:
+        fields = _encode(kind._read_fields(self))
+    else:
+        fields = _encode([getattr(self, name) for name in kind._replicated])
+    length = PyBytes_GET_SIZE(fields)
+    for _ in range(self.keys):
         out = write_key_state(out, core, &core.flows.table.entries[i])
         i = core.flows.table.entries[i].next_key
-    out = an_mp_uint(an_mp_uint(out, flow.idle_ns), core.flows.revocations)
+    out = an_mp_uint(an_mp_uint(out, self.idle_ns), core.flows.revocations)
     state = PyBytes_FromStringAndSize(NULL, 1 + length + (out - room))
     at = PyBytes_AS_STRING(state)
     at[0] = <char>(AN_MP_ARRAY + 4)
@@ -57,12 +63,13 @@ def flow_state(FlowBase flow, bytes fields not None) -> bytes:
     return state
 
 
-def flow_body(FlowBase flow, bytes state not None) -> bytes:
-    """The body of the FLOW record that saves the flow with this state."""
-    cdef const an_key *key = &core_of(flow).flows.table.entries[flow.first].key
+cpdef bytes flow_body(FlowBase flow):
+    """The body of the FLOW record that saves the flow as it is."""
+    cdef bytes state = saved_state(flow)
     cdef uint8_t head[KEY_BYTES_MAX + 4 * AN_MP_HEAD_MAX]
-    cdef uint8_t *out = write_key(an_mp_head(head, AN_MP_ARRAY + 5, 0, 0), key)
+    cdef uint8_t *out = an_mp_head(head, AN_MP_ARRAY + 5, 0, 0)
     cdef bytes body
+    out = write_key(out, &core_of(flow).flows.table.entries[flow.first].key)
     out = an_mp_bin_head(an_mp_uint(an_mp_uint(out, flow.incarnation), flow.asks), <uint32_t>PyBytes_GET_SIZE(state))
     body = PyBytes_FromStringAndSize(NULL, (out - head) + PyBytes_GET_SIZE(state))
     memcpy(PyBytes_AS_STRING(body), head, out - head)

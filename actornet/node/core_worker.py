@@ -117,7 +117,7 @@ class RingLink(OwnerLink):
         self.flush()
 
     def save(self, actor: FlowActor) -> int:
-        return self.push(exchange.SAVE + flow_body(actor, actor.saved_state()))
+        return self.push(exchange.SAVE + flow_body(actor))
 
     def close(self, actor: FlowActor, reason: str) -> int:
         return self.push(exchange.encode(CloseRequest(actor.flow, actor.port_index, actor.incarnation, reason)))

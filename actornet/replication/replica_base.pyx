@@ -1,6 +1,6 @@
 """What a replica does for every ask and every flow that is saved; `replica.py` has all else, and says what it is about."""
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 
 from actornet.engine.asks cimport ask_body, flow_key_of, read_ask
 
@@ -41,10 +41,6 @@ cdef class OpenAsks(list):
     the one and is not older than the other is new, and needs no search.
     """
 
-    cdef public uint64_t highest
-    cdef public uint64_t newest
-    cdef public bytes packet
-
     def __init__(self, uint64_t incarnation, tuple entry not None, bytes packet not None):
         self.append(entry)
         self.packet = packet
@@ -67,14 +63,6 @@ cdef class OpenAsks(list):
 cdef class ReplicaBase:
     """The tables that asks and flows change, and how; see `Replica`."""
 
-    cdef public uint64_t lsn
-    cdef public uint64_t epoch
-    cdef public uint64_t time_ns
-    cdef public dict flows
-    cdef public dict asks
-    cdef dict handlers           # target -> the owner's bound method, its decoder, its normaliser
-    cdef object moment
-
     def __init__(self, moment) -> None:
         self.flows, self.asks, self.handlers, self.moment = {}, {}, {}, moment
 
@@ -87,7 +75,7 @@ cdef class ReplicaBase:
         """Let `run` treat the messages to this target."""
         self.handlers[target] = (run, decode, normalise)
 
-    def execute_ask(self, bytes request not None, uint64_t time_ns) -> tuple:
+    cpdef tuple execute_ask(self, bytes request, uint64_t time_ns):
         """Handle one message to an owner, as `AskRequest` encodes it: the ASK record's body and the reply.
 
         The record is that of `lsn` and `time_ns`, as they are then. There is none (None), and nothing changes, when the
@@ -112,7 +100,7 @@ cdef class ReplicaBase:
             self._record(recorded, key, incarnation, (number, target, args, reply), packet)
         return ask_body(request, xxh3_64_intdigest(reply)), reply
 
-    def execute_save(self, bytes body not None, uint64_t time_ns):
+    cpdef object execute_save(self, bytes body, uint64_t time_ns):
         """Save a flow, as `FlowBody` encodes it, and return that. The record is that of `lsn` and `time_ns`, as they are then.
 
         Raises RingError for other bytes, and changes nothing.

@@ -1,0 +1,3 @@
+from actornet.engine.flow_base cimport FlowBase
+
+cpdef bytes flow_body(FlowBase flow)
