@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 
-from actornet.limits import LEASE_GUARD
+from actornet.limits import LEASE_GUARD, LEASE_LOOKS
 from actornet.replication.lease import Denied, Entry, Granted, Lease, Look, Swap
 
 MS = 1_000_000
@@ -104,6 +104,29 @@ def test_a_lease_that_is_given_back_is_free_at_once() -> None:
     assert back is not None and a.until_ns == 0 and register.answer(back)
     b.claim(2 * TERM, after=range(TERM, TERM + 1))
     assert turns(b, register, 210 * MS, 215 * MS) == [Granted(2 * TERM)]
+
+
+def test_of_several_claims_the_first_by_rank_is_granted() -> None:
+    """Though the other has seen the holder's last renewal sooner, by what lies between two looks; and it waits no longer."""
+    register = Register()
+    holder = held(register)
+    b, c, late = (Lease(name, f"{name}1", LEASE_MS) for name in "bcd")
+    turns(b, register, 200 * MS, 204 * MS)
+    turn(holder, register, 204 * MS)
+    entry = register.entry
+    for lease, rank, seen_ns in ((b, 0, 208 * MS), (c, 1, 204 * MS), (late, 1, 204 * MS)):
+        lease.looked(entry, seen_ns)
+        lease.claim(2 * TERM, after=range(TERM, TERM + 1), rank=rank)
+    rest_ms, look_ms = LEASE_MS, LEASE_MS // LEASE_LOOKS
+    free = [next(ms for ms in range(204, 400) if lease.is_free(ms * MS)) for lease in (b, c)]
+    assert free == [208 + rest_ms, 204 + rest_ms + look_ms]
+    granted = []
+    for now_ns in range(210 * MS, 350 * MS, MS):
+        granted += [(lease.holder, event) for lease in (c, b) for event in turn(lease, register, now_ns)]
+    assert [(who, type(event)) for who, event in granted] == [("b", Granted), ("c", Denied)]
+    alone = Register()
+    alone.entry = entry
+    assert turns(late, alone, 250 * MS, (204 + rest_ms + 2 * look_ms) * MS) == [Granted(2 * TERM)]
 
 
 def test_an_unknown_outcome_is_looked_up() -> None:

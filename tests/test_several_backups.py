@@ -266,7 +266,7 @@ def test_handover_to_the_one_that_is_left() -> None:
 # The backup's side.
 
 
-def backup() -> Backup:
+def backup(rank: int = 0) -> Backup:
     """In sync in TERM, at LSN 3, and it has heard of TERM + 1 by Sync."""
     machine = Backup(IDENTITY, "applied", epoch=0, durable_lsn=0, now_ns=T, needs_lease=True, node="c")
     machine.connected(Position(), T)
@@ -275,7 +275,7 @@ def backup() -> Backup:
     machine.applied(3, T)
     machine.receive(Sync(TERM, 3), T)
     assert machine.sync_epochs == range(TERM, TERM + 1)
-    acks = machine.receive(Sync(TERM + 1, 4), T)
+    acks = machine.receive(Sync(TERM + 1, 4, rank), T)
     assert only(acks, Send).message == Ack(TERM + 1, 3, 0, 3), "at once: the primary waits for this"
     return machine
 
@@ -286,6 +286,32 @@ def test_a_backup_may_take_over_from_both_epochs() -> None:
     machine.disconnected("reset", T)
     assert only(machine.disconnected("refused", T), Claim) == Claim(2 * TERM, range(TERM, TERM + 2))
     assert only(machine.granted(2 * TERM, T), Promote).complete
+
+
+def test_backups_are_told_who_comes_first() -> None:
+    """So that they do not all claim at once; G7 does not depend on it."""
+    machine = primary()
+    for rank, peer in enumerate((B, C, D)):
+        assert Sync(TERM, 3, rank) in sent(joining(machine, peer) + ack(machine, peer), peer)
+    machine.disconnected("reset", T, B)
+    actions = machine.logged([b"e"], T)
+    assert [sent(actions, peer)[0] for peer in (C, D)] == [Sync(TERM + 1, 4, 0), Sync(TERM + 1, 4, 1)]
+
+
+@pytest.mark.parametrize("told", [[1], [0, 1], [2, 1]])
+def test_a_backup_leaves_others_time_to_be_first(told: list[int]) -> None:
+    """By the rank that it was told last; who was named, by an operator or at a stop, does not wait."""
+    machines = [backup(told[0]) for _ in range(4)]
+    for machine in machines:
+        for number, rank in enumerate(told[1:], 2):
+            machine.receive(Sync(TERM + number, 4, rank), T)
+    lost, silent, named, promoted = machines
+    lost.disconnected("reset", T)
+    assert only(lost.disconnected("refused", T), Claim).rank == 1
+    silent.tick(T + SILENCE_MS * MS)
+    assert only(silent.tick(T + (SILENCE_MS + 1) * MS), Claim).rank == 1
+    assert only(named.receive(Stop(TERM + len(told), 3), T), Claim).rank == 0
+    assert only(promoted.promote(force=False), Claim).rank == 0
 
 
 def test_a_heartbeat_of_a_new_epoch_is_not_enough() -> None:

@@ -656,7 +656,7 @@ class OwnerSystem:
                 _log.warning("going on without a backup", epoch=action.epoch, reason=action.reason, alone=action.alone)
                 self._begin_epoch(action.epoch, f"going on {alone}: {action.reason}")
             case Claim() if self.lease is not None:
-                self.lease.lease.claim(action.epoch, action.after)
+                self.lease.lease.claim(action.epoch, action.after, action.rank)
             case Unclaim() if self.lease is not None:
                 self.lease.lease.unclaim()
             case InstallSnapshot() if isinstance(machine, Backup):

@@ -88,6 +88,7 @@ class Backup:
         self.wants_snapshot = wants_snapshot
         self.state = State.ABSENT
         self.sync_epochs = range(0)  # in a row, in which a primary counted this backup last
+        self._rank = 0  # so many others come before this backup in a takeover
         self._yields = False  # a successor was named, and it is another
         self._claim_reason = ""
         self.primary_lsn = 0  # as last heard
@@ -267,10 +268,10 @@ class Backup:
                 return self._chunk(message, now_ns)
             case Sync() if self.state is State.FOLLOWING and self.applied_lsn >= message.lsn:
                 self._move(Event.LAG_0)
-                self.sync_epochs = range(self.epoch, self.epoch + 1)
+                self.sync_epochs, self._rank = range(self.epoch, self.epoch + 1), message.rank
                 return [Note("in sync", f"at LSN {message.lsn}, epoch {self.epoch}: ready to take over")]
             case Sync() if self.state is State.IN_SYNC and self.epoch not in self.sync_epochs:
-                self.sync_epochs = range(self.sync_epochs.start, self.epoch + 1)
+                self.sync_epochs, self._rank = range(self.sync_epochs.start, self.epoch + 1), message.rank
                 return [self._ack(now_ns)]
             case Stop() if self.state is State.IN_SYNC and self.applied_lsn == message.lsn:
                 if message.successor:
@@ -364,7 +365,8 @@ class Backup:
         if self.state is not State.CLAIMING:
             self._move(Event.CLAIM)
         self._claim_reason = reason
-        claim = Claim(epoch, self.sync_epochs or None)
+        rank = self._rank if event in (Event.LOST, Event.SILENT) else 0  # who was named goes first
+        claim = Claim(epoch, self.sync_epochs or None, rank)
         return [Close("this node asks the witness whether it may take over"), Note("claiming the lease", reason), claim]
 
     def _lead(self, event: Event, epoch: int, reason: str) -> list[BackupAction]:

@@ -85,6 +85,7 @@ class Lease:
         self.contested = False
         """Another has written the register since the claim was made: it lives."""
         self._claimed = 0  # epoch that is wanted
+        self._rank = 0
         self._after: range | None = None  # the claim holds only while the register is of one of these epochs
         self._asked_ns = 0  # when the last request was made
         self._trying: Swap | None = None
@@ -95,13 +96,14 @@ class Lease:
     def claims(self) -> bool:
         return self._claimed != 0
 
-    def claim(self, epoch: int, after: range | None = None) -> None:
+    def claim(self, epoch: int, after: range | None = None, rank: int = 0) -> None:
         """Take the lease in `epoch` as soon as it is free, or bring a lease that is held to that epoch.
 
-        The claim is denied when the register's epoch is none of `after`.
+        The claim is denied when the register's epoch is none of `after`. By `rank` others are given time to be first: for each
+        the time between two looks, by which nodes may differ in what they have last seen.
         """
         assert epoch > self.epoch
-        self._claimed, self._after, self.contested = epoch, after, False
+        self._claimed, self._after, self._rank, self.contested = epoch, after, rank, False
 
     def unclaim(self) -> None:
         """Want the lease no more; a swap that is on its way may still be granted."""
@@ -112,10 +114,9 @@ class Lease:
         entry = self.entry
         if entry is None:
             return False
-        if entry.serial and not entry.lease_ms:
-            return True
         # An empty register may have lost its content, and with it a live holder's.
-        return now_ns - self.since_ns >= (entry.lease_ms or self.lease_ms) * _MS
+        rest_ms = 0 if entry.serial and not entry.lease_ms else entry.lease_ms or self.lease_ms
+        return now_ns - self.since_ns >= (rest_ms + self._rank * self.lease_ms // LEASE_LOOKS) * _MS
 
     def is_due(self, now_ns: int) -> bool:
         """Whether `request` has one."""

@@ -107,10 +107,11 @@ class Heartbeat(Message, frozen=True, tag=7):
 class Sync(Message, frozen=True, tag=8):
     """From now on no output leaves before the backup has what it depends on: the backup may take over (G6).
 
-    To one that may already: it counts in this epoch, too.
+    To one that may already: it counts in this epoch, too. `rank`: so many others come before it in a takeover.
     """
 
     lsn: Lsn
+    rank: Count = 0
 
 
 class Stop(Message, frozen=True, tag=9):

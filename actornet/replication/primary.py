@@ -278,7 +278,8 @@ class Primary:
         self.raise_watermark()
         name = f"{feed.node} " if feed.node else ""
         note = Note("backup in sync", f"{name}at LSN {feed.join_lsn}, epoch {self.epoch}")
-        actions: list[PrimaryAction] = [Send(Sync(self.epoch, feed.join_lsn), feed.peer), note]
+        rank = sum(other.counts for other in self.feeds.values()) - 1
+        actions: list[PrimaryAction] = [Send(Sync(self.epoch, feed.join_lsn, rank), feed.peer), note]
         if (
             self.durability != "solo" and not self._all_here()
         ):  # who is lost is left out, now that another can take over
@@ -371,7 +372,8 @@ class Primary:
             return []
         self._untold = False
         counting = [feed for feed in self.feeds.values() if feed.counts]
-        return [*(Send(Sync(self.epoch, self._epoch_lsn), feed.peer) for feed in counting), *self._ask_witness()]
+        told = (Send(Sync(self.epoch, self._epoch_lsn, rank), feed.peer) for rank, feed in enumerate(counting))
+        return [*told, *self._ask_witness()]
 
     def _ask_witness(self) -> list[PrimaryAction]:
         """Once all that count know of the epoch, so that the claim of any of them is good before and after the grant."""

@@ -25,9 +25,10 @@ backup that believes to be in sync has all that was ever committed, and may prom
 configuration manager is in PacificA (MSR-TR-2008-25). One that counts and is lost may take over, so nothing is committed
 without it until a new epoch has begun without it: that is logged, those that remain are told (Sync) and say that they have
 heard, then the witness is asked, and after its grant output goes on. Who remains may take over from either epoch: whether
-the primary dies before or after the grant, its claim stands. Of several claims the witness grants one; who is denied
-follows the winner, and cuts what it has and the winner lacks, which was never committed. The last one that counts is left
-out only as the policy says, or when another has joined. At a clean stop one is named the successor, and the others wait.
+the primary dies before or after the grant, its claim stands. Of several claims the witness grants one, mostly of who is
+first by rank (Sync); who is denied follows the winner, and cuts what it has and the winner lacks, which was never
+committed. The last one that counts is left out only as the policy says, or when another has joined. At a clean stop one is
+named the successor, and the others wait.
 
 *Takeover.* A backup in sync whose primary is silent for SILENCE_MS promotes itself. When the link breaks it asks once
 more first: a dead process refuses the connection at once, a live primary welcomes the backup again. A backup that is
@@ -324,10 +325,11 @@ class NewEpoch(msgspec.Struct, frozen=True):
 
 class Claim(msgspec.Struct, frozen=True):
     """Ask the witness for the lease in `epoch`, while its own is one of `after` (None: whatever it is); answer by
-    `granted`, or by `denied` (a backup) or `fenced` (a primary)."""
+    `granted`, or by `denied` (a backup) or `fenced` (a primary). So many others are to be first: `rank`."""
 
     epoch: int
     after: range | None
+    rank: int = 0
 
 
 class Unclaim(msgspec.Struct, frozen=True):
