@@ -19,7 +19,7 @@ from actornet.engine.five_tuple import FiveTuple
 from actornet.engine.port import Port
 from actornet.errors import UsageError
 from actornet.flow import FlowActor
-from actornet.journal import Journal, restore_flow
+from actornet.journal import Journal, fingerprint, restore_flow
 from actornet.limits import FLOWS_MAX_DEFAULT
 from actornet.local_link import LocalLink
 from actornet.log.record import ControlBody
@@ -63,7 +63,7 @@ class Embedded:
         self._now_ns = self._packets_now_ns if virtual_time else time.time_ns
         self._loop = asyncio.new_event_loop()
         self._log = Log(log_directory, name=name, nf=f"{nf.__module__}:{nf.__qualname__}") if log_directory else None
-        self.journal = Journal(self._log)
+        self.journal = Journal(self._log, code=fingerprint(nf))
         self.link = LocalLink(self.journal, self._now_ns)
         self.core = Core(
             nf,

@@ -41,6 +41,10 @@ class DivergenceError(LogError):
     """Replay decided otherwise than the log recorded (G4); names LSN, owner, message, expected and actual."""
 
 
+class OtherCodeError(LogError):
+    """Other code of the network function wrote the log, and this code decides otherwise; names both, and the LSN."""
+
+
 class LinkError(ActornetError):
     """The peer cannot be reached, has another key or version, or broke the protocol."""
 

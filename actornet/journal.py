@@ -11,7 +11,7 @@ from functools import cache
 from typing import Any
 
 from actornet.engine.core import Core
-from actornet.errors import LogDamagedError
+from actornet.errors import DivergenceError, LogDamagedError, OtherCodeError, UsageError
 from actornet.flow import FlowActor
 from actornet.journal_base import JournalBase
 from actornet.log.record import (
@@ -26,6 +26,7 @@ from actornet.log.record import (
     encode,
 )
 from actornet.log.record import verify_chain as check_chain
+from actornet.log.snapshot import Snapshot
 from actornet.log.store import Log
 from actornet.owner import owners_of
 from actornet.replication.replica import Replica
@@ -39,13 +40,24 @@ class Journal(JournalBase):
 
     Each operation changes the replica and queues the record; `commit` writes the queue in one transaction, after which
     outputs that depend on it may leave in the mode `solo`. Without a log (`log` None) the records are only counted.
-    `random_bits` gives each term's seed.
+    `random_bits` gives each term's seed. `code` is the fingerprint of the code that goes on with the log. If other code
+    wrote it this one is tested: all that the log still has is executed anew. OtherCodeError where it decides otherwise;
+    else `tested` is the other's fingerprint.
     """
 
-    def __init__(self, log: Log | None = None, random_bits: Callable[[int], int] = secrets.randbits) -> None:
+    def __init__(
+        self, log: Log | None = None, random_bits: Callable[[int], int] = secrets.randbits, code: str = ""
+    ) -> None:
         self.log = log
+        self.tested = ""
         self._random_bits = random_bits
-        self.replica, self.chain = _recovered(log)
+        self.replica, self.chain = Replica(), CHAIN_START
+        if log is not None and log.last_lsn:
+            self.replica, self.chain = _executed(log, log.snapshot_latest(), code, patient=True)
+            writer = self.replica.term.fingerprint if self.replica.term is not None else code
+            if code and code != writer:
+                self._test(log, code)
+                self.tested = writer
         if log is not None:
             log.proved()
         self._queue = []
@@ -140,6 +152,13 @@ class Journal(JournalBase):
             lsn, chain, data = self.snapshot()
             self.log.snapshot_save(lsn, data, chain)
 
+    def _test(self, log: Log, code: str) -> None:
+        """Whether this code, too, decides as the whole log says, and ends in the same state."""
+        base = log.snapshot(log.base_lsn) if log.base_lsn else None
+        replica, _ = _executed(log, base, code, patient=False)
+        if replica.state_hash() != self.replica.state_hash():
+            raise _other_code(log, replica, code, "the state that it ends in differs")
+
     def _enqueue(self, record: Record | None) -> None:
         if record is not None and self.log is not None:
             data, self.chain = encode(record, self.chain)
@@ -173,22 +192,32 @@ def restore_flow(core: Core, nf: type[FlowActor], body: FlowBody) -> None:
     core.restore(body.flow, core.ports[body.port].name, body.incarnation, body.asks, fields, keys, idle_ns, generation)
 
 
-def _recovered(log: Log | None) -> tuple[Replica, int]:
-    """The state that a log ends in, and its last chain: the newest snapshot and what follows it, re-executed."""
-    if log is None or not log.last_lsn:
-        return Replica(), CHAIN_START
-    snapshot = log.snapshot_latest()
+def _executed(log: Log, snapshot: Snapshot | None, code: str, *, patient: bool) -> tuple[Replica, int]:
+    """The state that a log ends in, and its last chain: a snapshot (None: nothing) and what follows it, re-executed."""
     replica, chain = Replica(), CHAIN_START
     if snapshot is not None:
         replica, chain = Replica.restore(snapshot.data), snapshot.chain
-    replica.patient = True  # audits of the past cost a whole state each; every reply is compared all the same
+    replica.patient = patient  # audits of the past cost a whole state each; every reply is compared all the same
     for lsn, data in log.scan(replica.lsn + 1):
         record = decode(data, lsn)
         chain = check_chain(data, chain)
-        replica.apply(record)
+        try:
+            replica.apply(record)
+        except (DivergenceError, UsageError) as error:
+            if code and replica.term is not None and replica.term.fingerprint != code:
+                raise _other_code(log, replica, code, str(error)) from error
+            raise
     if replica.lsn != log.last_lsn:  # LMDB may pass over what hangs on a damaged page
         raise LogDamagedError(
             f"log {log.directory} ends at LSN {log.last_lsn}, but its records can be read up to {replica.lsn} only; "
             "restore from the other node"
         )
     return replica, chain
+
+
+def _other_code(log: Log, replica: Replica, code: str, why: str) -> OtherCodeError:
+    writer = replica.term.fingerprint if replica.term is not None else "none"
+    return OtherCodeError(
+        f"log {log.directory} was written by code {writer}, and this code, {code}, decides otherwise: {why}. Go on with the "
+        "code that wrote it, or begin with an empty directory"
+    )

@@ -146,6 +146,58 @@ def test_settings_that_the_log_overrules(here, capsys):
         assert ("warning: owner 'wan-ports' goes on from the log" in error) == warned, error
 
 
+QUOTA = """
+from actornet import DROP, FORWARD, FlowActor, Owner, Struct
+
+class Seen(Struct):
+    flows: int = 0
+
+class Counter(Owner[Seen]):
+    def allowed(self) -> bool:
+        self.state.flows += 1
+        return self.state.flows % 3 > 0
+
+class Quota(FlowActor):
+    counter = Counter.named("counter")
+    async def on_open(self, packet):
+        self.open = await self.counter.allowed()
+    open: bool = False
+    def on_packet(self, packet):
+        return FORWARD if self.open else DROP
+"""
+
+
+def test_a_log_goes_on_with_other_code_only_if_that_decides_the_same(here, capsys):
+    """G4: what the log holds is executed anew by the changed code; what it would have decided otherwise is named."""
+
+    def run(source):
+        Path("quota.py").write_text(source)
+        command = [
+            sys.executable,
+            "-m",
+            "actornet.cli.main",
+            "run",
+            "quota:Quota",
+            "--read",
+            SIP,
+            "--log",
+            "log",
+            "--json",
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+        return done.returncode, json.loads(done.stdout)["log"]["lsn"] if done.stdout else 0, done.stderr
+
+    code, first_lsn, _ = run(QUOTA)
+    assert code == 0 and first_lsn > 10
+    code, second_lsn, error = run(QUOTA + "# clearer now\n")
+    assert code == 0 and second_lsn > first_lsn, error
+    code, _, error = run(QUOTA.replace("% 3", "% 4"))
+    assert code == 1 and error.count("\n") == 1, error
+    assert "log log was written by code" in error and "divergence at LSN" in error and "expected reply hash" in error
+    code, lsn, error = run(QUOTA)
+    assert code == 0 and lsn > second_lsn, error
+
+
 def test_pipes(here):
     data = Path(SIP).read_bytes()
     command = [sys.executable, "-m", "actornet.cli.main", "run", "mynf:Pass", "--read", "-", "--write", "-"]

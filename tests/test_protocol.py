@@ -446,6 +446,17 @@ def test_other_code_is_refused(difference: dict[str, Any]) -> None:
     assert str(next(iter(difference.values()))) in reason and machine.state is State.ALONE
 
 
+def test_other_code_that_has_repeated_the_log_is_welcome() -> None:
+    """G4: it was tested with what this primary's code wrote; of what comes it checks every reply."""
+    machine = primary()
+    machine.connected(T)
+    actions = machine.receive(hello(fingerprint="beef", tested=IDENTITY.fingerprint), T)
+    assert only(actions, Compare) and not sent(actions)
+    machine = primary()
+    machine.connected(T)
+    only(sent(machine.receive(hello(fingerprint="beef", tested="ba5e"), T)), Refuse)
+
+
 def test_refused_once_is_told_once() -> None:
     """G8: a backup asks again, and alarms only when the answer changes."""
     machine = backup()

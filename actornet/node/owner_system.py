@@ -21,7 +21,15 @@ import structlog
 
 from actornet.engine.asks import ask_request
 from actornet.engine.ring import ACTIVE, FENCED, PASSIVE
-from actornet.errors import DivergenceError, FencedError, LinkError, LogDamagedError, LogError, NodeError
+from actornet.errors import (
+    DivergenceError,
+    FencedError,
+    LinkError,
+    LogDamagedError,
+    LogError,
+    NodeError,
+    OtherCodeError,
+)
 from actornet.journal import Journal, fingerprint, path_of
 from actornet.limits import (
     HANDOVER_S,
@@ -140,7 +148,9 @@ class OwnerSystem:
         """Is to be the primary, and asks the other node and the witness before."""
         self.resyncs: deque[int] = deque()
         self._launch_until_ns = 0
-        self.identity = Identity(spec.name, path_of(self.nf), fingerprint(self.nf), self.log.history)
+        self.identity = Identity(
+            spec.name, path_of(self.nf), fingerprint(self.nf), self.log.history, tested=self.journal.tested
+        )
         self.link: Link | None = None
         self.machine: Primary | Backup
         self.takeover: dict[str, Any] | None = None
@@ -280,7 +290,7 @@ class OwnerSystem:
         opened = None
         try:
             opened = self.environment.open_log(path_of(self.nf))
-            return opened, Journal(opened, self.environment.random_bits)
+            return opened, self._journal_of(opened)
         except (LogDamagedError, DivergenceError) as error:
             if opened is not None:
                 opened.close()
@@ -292,7 +302,14 @@ class OwnerSystem:
             aside = self.environment.set_aside_log()
             _log.error("damaged log set aside", detail=str(error), directory=str(aside))
             opened = self.environment.open_log(path_of(self.nf))
-            return opened, Journal(opened, self.environment.random_bits)
+            return opened, self._journal_of(opened)
+
+    def _journal_of(self, log: Log) -> Journal:
+        code = fingerprint(self.nf)
+        journal = Journal(log, self.environment.random_bits, code)
+        if journal.tested:
+            _log.warning("other code wrote the log, and this decides the same", was=journal.tested, code=code)
+        return journal
 
     def _now_ns(self) -> int:
         return self.environment.monotonic_ns()
@@ -744,6 +761,9 @@ class OwnerSystem:
         _log.error("backup out of service", detail=str(error), resyncs=len(self.resyncs))
         if len(self.resyncs) > RESYNCS_MAX and now_ns - self.resyncs.popleft() < RESYNCS_S * 1e9:
             raise error
+        term = self.journal.replica.term
+        if isinstance(error, DivergenceError) and term is not None and term.fingerprint != self.identity.fingerprint:
+            raise OtherCodeError(f"this code is not the primary's, and decides otherwise: {error}") from error
         if self.link is not None:
             self.link.drop(str(error))
         self.cores.forget_flows()
@@ -752,7 +772,7 @@ class OwnerSystem:
 
     def _renew_journal(self, *, wants_snapshot: bool = False) -> None:
         """State and protocol begin anew with what the log holds now."""
-        self.journal = Journal(self.log, self.environment.random_bits)
+        self.journal = self._journal_of(self.log)
         self.upkeep = self._upkeep()
         self.cores.restore_flows(self.journal)
         self._follow(wants_snapshot=wants_snapshot)

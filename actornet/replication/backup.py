@@ -132,6 +132,7 @@ class Backup:
             self.wants_snapshot,
             me.history,
             self.node,
+            me.tested,
         )
         return [Send(hello)]
 

@@ -28,7 +28,8 @@ class Hello(Message, frozen=True, tag=1):
 
     `lsn`, `chain` and `log_epoch` are those of the last record in its log (0 when the log is empty). Who has found that
     records decide otherwise here than on the primary wants a `snapshot`: those records would do so again. `history` names the
-    log that this one continues or copies; empty: none yet. `node`: its name in the deployment.
+    log that this one continues or copies; empty: none yet. `node`: its name in the deployment. `tested`: the
+    fingerprint of other code that wrote its log, if the sender's code has been found to decide all of it the same.
     """
 
     version: Count
@@ -42,6 +43,7 @@ class Hello(Message, frozen=True, tag=1):
     snapshot: bool = False
     history: str = ""
     node: str = ""
+    tested: str = ""
 
 
 class Welcome(Message, frozen=True, tag=2):

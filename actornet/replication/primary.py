@@ -404,10 +404,10 @@ class Primary:
             self.forget(feed, Event.REFUSED)
             reason = f"it is the primary of the older epoch {hello.epoch}"
             return [Send(Fence(self.epoch), feed.peer), Close(reason, feed.peer)]
-        if (hello.nf, hello.fingerprint) != (me.nf, me.fingerprint):
+        if hello.nf != me.nf or me.fingerprint not in (hello.fingerprint, hello.tested):
             return feed.refuse(
                 f"it runs {hello.nf} ({hello.fingerprint}), this primary {me.nf} ({me.fingerprint}): "
-                "replay needs the same code on both"
+                "replay needs the same code on both, or one that has repeated what is in its log"
             )
         actions: list[PrimaryAction] = []
         others = [other for other in self.feeds.values() if other is not feed and other.state is not State.GREETING]

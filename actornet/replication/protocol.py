@@ -212,12 +212,14 @@ def told_ms(pause_ns: int) -> int:
 
 class Identity(msgspec.Struct, frozen=True):
     """What primary and backup must have in common: deployment, network function, the fingerprint of its code, and the
-    history that their logs tell (empty: none yet). Epochs of different histories cannot be compared."""
+    history that their logs tell (empty: none yet). Epochs of different histories cannot be compared. `tested`: the
+    fingerprint of other code that wrote the log, whose decisions this code was found to repeat (empty: none)."""
 
     deployment: str
     nf: str
     fingerprint: str
     history: str = ""
+    tested: str = ""
 
 
 class Position(msgspec.Struct, frozen=True):
