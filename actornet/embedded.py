@@ -17,7 +17,7 @@ import msgspec
 from actornet.engine.core import Core
 from actornet.engine.five_tuple import FiveTuple
 from actornet.engine.port import Port
-from actornet.errors import UsageError
+from actornet.errors import StateError, UsageError
 from actornet.flow import FlowActor
 from actornet.journal import Journal, fingerprint, restore_flow
 from actornet.limits import FLOWS_MAX_DEFAULT
@@ -83,6 +83,8 @@ class Embedded:
             self.journal.epoch + 1, name, nf, values, "embedded run", self._now_ns()
         )
         """Owners that the log has, and that began with other settings."""
+        self.misfit: str | None = None
+        """Once finished: the value in an owner's state that does not fit its type, so that no snapshot was saved."""
         self.link.flush()
         self.core.revoke(self.journal.replica.revocations)
         for body in self.journal.replica.flows.values():
@@ -126,7 +128,11 @@ class Embedded:
             self._turn_loop(0.001)
         self.journal.execute(ControlBody("clean stop", ""), 0, self._now_ns())
         self.link.flush()
-        self.journal.save_snapshot()
+        try:
+            self.journal.replica.check_states()
+            self.journal.save_snapshot()
+        except StateError as error:
+            self.misfit = str(error)
         if self._log is not None:
             self._log.sync()
             self._log.close()

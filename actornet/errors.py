@@ -21,6 +21,10 @@ class PortError(ActornetError):
     """A network interface is absent, down, or may not be opened."""
 
 
+class StateError(ActornetError):
+    """A value in an owner's state would not come back from the log by its type; names owner, field, expected and actual."""
+
+
 class LogError(ActornetError):
     """The log cannot be opened, written or read."""
 

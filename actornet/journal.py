@@ -147,7 +147,7 @@ class Journal(JournalBase):
         return record is not None
 
     def save_snapshot(self) -> None:
-        """Let the next start begin here instead of at the log's first record."""
+        """Let the next start begin here instead of at the log's first record. Raises StateError, and saves nothing."""
         if self.log is not None and self.lsn:
             lsn, chain, data = self.snapshot()
             self.log.snapshot_save(lsn, data, chain)

@@ -31,6 +31,7 @@ from msgspec import inspect as shapes
 
 from actornet.determinism import check
 from actornet.errors import OwnerError, UsageError
+from actornet.misfit import misfit
 from actornet.setting import Setting
 
 State = TypeVar("State", bound=msgspec.Struct)
@@ -282,6 +283,9 @@ def create(owner_type: type[Owner[Any]], settings: Mapping[str, Any], moment: Mo
         raise UsageError(f"{where} cannot start with {dict(settings)}: {type(error).__name__}: {error}") from error
     if type(state) is not owner_type.state_type:
         raise UsageError(f"{where}: start must return {owner_type.state_type.__name__}, not {type(state).__name__}")
+    problem = misfit(owner_type.state_type, state, "state")
+    if problem is not None:
+        raise UsageError(f"{where}: start gave a {problem}")
     owner.state = state
     owner.state = decode_state(owner_type, encode_state(owner))  # as a snapshot would give it back
     return owner

@@ -14,7 +14,7 @@ ROOT = Path(actornet.__file__).parent
 LAYERS = [
     ["errors", "limits"],
     ["engine"],
-    ["setting", "determinism"],
+    ["setting", "determinism", "misfit"],
     ["owner", "flow", "stream", "chain"],
     ["load"],
     ["ports"],

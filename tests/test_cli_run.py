@@ -370,3 +370,35 @@ def test_progress_is_silent_where_nobody_looks(monkeypatch):
         progress.update(250, 50_000)
         progress.clear()
         assert stream.getvalue() == ""
+
+
+MISFIT = """
+from actornet import FORWARD, FlowActor, Owner, Struct
+
+class Totals(Struct):
+    mean: int = 0
+
+class Mean(Owner[Totals]):
+    def add(self, size: int) -> None:
+        self.state.mean = (self.state.mean + size) / 2 if size % 2 else 2**70
+
+class Half(FlowActor):
+    mean = Mean.named("mean")
+    async def on_packet(self, packet):
+        await self.mean.add(packet.length)
+        return FORWARD
+"""
+
+
+@pytest.mark.parametrize("log", [[], ["--log", "log"]], ids=["no log", "log"])
+def test_a_value_that_does_not_fit_its_owners_state_is_told_at_the_end(here, capsys, log):
+    (here / "half.py").write_text(MISFIT)
+    for _ in range(2):  # the second run begins from the log's records: there is no snapshot
+        assert main(["run", "half.py:Half", "--read", SIP, "--quiet", *log]) == 0
+        said = capsys.readouterr().err
+        assert (
+            said.startswith("actornet: warning: owner mean (half:Mean): state.mean: expected int")
+            and said.count("\n") == 1
+        )
+    if log:
+        assert main(["replay", "verify", "log"]) == 0

@@ -824,6 +824,25 @@ def test_snapshot() -> None:
     assert follower.state is State.FOLLOWING and follower.received_lsn == 10 and leader.state is State.JOINING
 
 
+def test_a_backup_is_told_why_there_is_no_snapshot_for_it() -> None:
+    """G8: a state that would not come back from a snapshot is not sent; the backup comes again, and is told once."""
+    leader, follower = primary(logged=9), backup()
+    leader.first_lsn = 5
+    for told in (True, False):
+        leader.connected(T)
+        leader.receive(only(sent(follower.connected(NOWHERE, T)), Hello), T)
+        actions = leader.compared(match(NOWHERE, 5, 9, lambda lsn: Position(lsn)), NOWHERE)
+        for message in sent(actions):
+            follower.receive(message, T)
+        actions = leader.no_snapshot("owner mean: state.mean: expected int, got float")
+        assert any(isinstance(action, Note) and action.alarm for action in actions)
+        assert leader.state is State.ALONE and only(actions, Close)
+        refused = [action for action in follower.receive(only(sent(actions), Refuse), T) if isinstance(action, Refused)]
+        assert bool(refused) is told and follower.state is State.REFUSED
+        assert not told or "state.mean: expected int, got float" in refused[0].reason
+    assert leader.no_snapshot("late") == []
+
+
 @pytest.mark.parametrize(
     "second",
     [

@@ -44,7 +44,7 @@ OWNER: dict[str, Any] = {
         }
         for name, lag in (("backup", 10), ("c", None))
     ],
-    "upkeep": {"audited_lsn": 999_000, "snapshot_lsn": None, "pruned_records": 7, "too_large": True},
+    "upkeep": {"audited_lsn": 999_000, "snapshot_lsn": None, "pruned_records": 7, "too_large": True, "misfit": None},
     "link": {"address": "10.9.0.1:7400", "peer": "10.9.0.2:5000", "accepted": 2},
     "witness": {"at": "file:/w", "holds_epoch": 200_001, "problem": None},
     "takeover": {"reason": "silent", "epoch": 200_000, "lsn": 500, "flows": 3, "records_replayed": 0, "took_us": 1500},

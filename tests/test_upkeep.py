@@ -9,8 +9,9 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from structlog.testing import capture_logs
 
-from actornet.errors import DivergenceError
+from actornet.errors import DivergenceError, StateError
 from actornet.journal import Journal
 from actornet.limits import PAUSE_TOLD_MS, UPKEEP_MS
 from actornet.log.record import EpochBody, FlowBody, Kind, decode
@@ -193,6 +194,36 @@ def test_a_backup_that_diverges_begins_anew(tmp_path: Path) -> None:
         assert pair.wait_takeover("b")["records_replayed"] == 0
 
 
+@pytest.mark.root
+def test_a_wrong_type_in_an_owners_state_ends_no_node(tmp_path: Path) -> None:
+    """G4, G6, G8: past an audit both nodes are there and in sync; a clean stop, a takeover and a return go as ever."""
+    with Pair(tmp_path / "pair", "tests.misfit_node:Half", "") as pair:
+        pair.start()
+
+        def said(node: str) -> str | None:
+            misfit: str | None = pair.worker(node, "owner-system")["status"]["upkeep"]["misfit"]
+            return misfit
+
+        def both_say_so() -> bool:
+            pair.lab.call("client", _datagrams, 100, 30)
+            return all(said(node) for node in pair.nodes)
+
+        wait_until(both_say_so, 40)
+        for node in pair.nodes:
+            assert re.search(
+                r"owner mean \(tests.misfit_node:Mean\): state.mean: expected int, got float", said(node) or ""
+            )
+            assert pair.printed(node).count('"upkeep rests"') == 1
+        assert pair.worker("b", "owner-system")["status"]["state"] == "in sync"
+        pair.stop("a")
+        assert pair.wait_takeover("b")["records_replayed"] == 0
+        assert '"no snapshot at the stop"' in pair.wait_for("a", r".*no snapshot at the stop.*")
+        with Log(pair.log("a"), readonly=True) as log:
+            assert not log.snapshots()
+        pair.launch("a", "backup")
+        pair.wait_in_sync("a")
+
+
 def _datagrams(count: int, rounds: int = 1) -> None:
     for number in range(count):
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
@@ -211,3 +242,61 @@ def test_a_state_with_a_long_pause_is_left_alone(tmp_path: Path, monkeypatch: py
             node.turn()
         status = node.upkeep.status()
         assert status["too_large"] and status["snapshot_lsn"] is None and status["audited_lsn"] is None
+
+
+def test_a_state_that_does_not_fit_its_type_ends_nothing(tmp_path: Path) -> None:
+    """G4, G8: both nodes leave it alone, say so once, go on, and take it up again once it fits."""
+    with Log(tmp_path / "a", name="edge") as first, Log(tmp_path / "b", name="edge") as second:
+        primary, backup = Node(first, leads=True), Node(second, leads=False)
+        nodes = (primary, backup)
+
+        def go_on(rounds: range) -> None:
+            for step in rounds:
+                primary.open_flows(step * 10, 10)
+                primary.turns(backup, 8)
+
+        go_on(range(60))
+        agreed = [node.journal.replica.audited_lsn for node in nodes]
+        stored = [node.log.snapshots() for node in nodes]
+        assert agreed[0] == agreed[1] and all(stored)
+        for node in nodes:
+            node.journal.replica.owners["wan-ports"].state.free[-1] = 0.5
+        wrong_at = primary.journal.lsn
+        with capture_logs() as said:
+            go_on(range(60, 160))
+        named = [line["detail"] for line in said if line["event"] == "upkeep rests"]
+        assert len(named) == 2 and all(
+            "owner wan-ports" in line and "expected int, got float" in line for line in named
+        )
+        assert all(int(re.findall(r"at or before LSN (\d+)", line)[0]) > wrong_at for line in named)
+        for node, lsn, snapshots in zip(nodes, agreed, stored, strict=True):
+            status = node.upkeep.status()
+            assert "expected int, got float" in status["misfit"]
+            assert status["audited_lsn"] <= wrong_at and status["audited_lsn"] >= lsn
+            assert max(node.log.snapshots()) <= wrong_at and min(snapshots) > 0
+            with pytest.raises(StateError, match="expected int, got float"):
+                node.journal.save_snapshot()
+            recovered = Journal(node.log)  # from the last good snapshot and the log behind it
+            assert recovered.lsn == node.journal.lsn
+        for node in nodes:
+            node.journal.replica.owners["wan-ports"].state.free[-1] = 20_000
+        fits_at = primary.journal.lsn
+        with capture_logs() as said:
+            go_on(range(160, 260))
+        assert [line["event"] for line in said].count("upkeep goes on") == 2
+        for node in nodes:
+            assert node.upkeep.status()["misfit"] is None
+            assert node.journal.replica.audited_lsn > fits_at and max(node.log.snapshots()) > fits_at
+
+
+def test_a_state_that_fits_on_one_node_alone_is_a_divergence(tmp_path: Path) -> None:
+    """G4: the log has a hash, and this state has none."""
+    with Log(tmp_path / "a", name="edge") as first, Log(tmp_path / "b", name="edge") as second:
+        primary, backup = Node(first, leads=True), Node(second, leads=False)
+        backup.journal.apply(data for _, data in primary.sent)
+        primary.sent = []
+        backup.journal.replica.owners["wan-ports"].state.free[-1] = 0.5
+        with pytest.raises(DivergenceError, match=r"here there is none: owner wan-ports .*expected int, got float"):
+            for step in range(60):
+                primary.open_flows(step * 10, 10)
+                primary.turns(backup, 8)

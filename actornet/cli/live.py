@@ -62,6 +62,7 @@ def run(
         for port in ports:
             port.deactivate()
         embedded.finish()
+        summary.warn_of_misfit(embedded.misfit)
         counters = embedded.counters()
         elapsed_s = time.perf_counter() - begun
     if not args.quiet:

@@ -115,6 +115,7 @@ def run(args: argparse.Namespace) -> int:
         interrupted = _play(embedded, feed, captures, list(outlets.values()), progress)
         at_end = embedded.counters()
         embedded.finish()
+        summary.warn_of_misfit(embedded.misfit)
         for outlet in outlets.values():
             outlet.close()
         elapsed_s = time.perf_counter() - begun

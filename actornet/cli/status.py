@@ -50,6 +50,8 @@ def _replication(owner: Part) -> Iterator[tuple[str, str]]:
     upkeep = owner["upkeep"]
     audited = f"audited at {_lsn(upkeep['audited_lsn'])}, snapshot at {_lsn(upkeep['snapshot_lsn'])}"
     large = "; too_large to be either while traffic runs" if upkeep["too_large"] else ""
+    if upkeep["misfit"]:
+        yield "misfit", f"{upkeep['misfit']}: no audits, no snapshots"
     yield "log", f"LSN {count(owner['logged_lsn'])}; {audited}, {count(upkeep['pruned_records'])} records pruned{large}"
     if leads:
         alone = ", alone" if owner["commits_alone"] else ""

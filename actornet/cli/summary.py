@@ -128,6 +128,15 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
 
 
+def warn_of_misfit(misfit: str | None) -> None:
+    """Say which value in an owner's state does not fit its type."""
+    if misfit is not None:
+        print(
+            f"actornet: warning: {misfit}: a snapshot could not bring this back, so none was taken; mend the handler",
+            file=sys.stderr,
+        )
+
+
 def warn_of_settings(owners: list[str]) -> None:
     """Say which owners go on with what they have in the log, whatever the settings are now."""
     for name in owners:

@@ -29,6 +29,7 @@ from actornet.errors import (
     LogError,
     NodeError,
     OtherCodeError,
+    StateError,
 )
 from actornet.journal import Journal, fingerprint, path_of
 from actornet.limits import (
@@ -280,7 +281,12 @@ class OwnerSystem:
         if self.lease is not None:
             self.lease.close()
         if self.ending is not None and self.failure is None:
-            self.journal.save_snapshot()
+            try:
+                self.journal.save_snapshot()
+            except StateError as error:
+                _log.error(
+                    "no snapshot at the stop", detail=f"{error}; the next start reads the log from the last one on"
+                )
         self.syncer.close()
         self.log.close()
         self._end_probes()
@@ -615,10 +621,14 @@ class OwnerSystem:
         """The state as it is now, for a backup, encoded a slice at a time while the node goes on."""
         end = Position(self.journal.lsn, self.journal.chain, self.journal.epoch)
         data = bytearray()
-        for number, piece in enumerate(self.journal.replica.snapshotting(), 1):
-            data += piece
-            if number % SNAPSHOT_SLICES == 0:
-                yield
+        try:
+            for number, piece in enumerate(self.journal.replica.snapshotting(), 1):
+                data += piece
+                if number % SNAPSHOT_SLICES == 0:
+                    yield
+        except StateError as error:
+            self._act(machine.no_snapshot(str(error), peer))
+            return
         self._act(machine.snapshot(end, data, self._now_ns(), peer))
 
     def _end(self) -> Position:

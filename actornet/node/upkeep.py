@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import structlog
 
+from actornet.errors import StateError
 from actornet.journal import Journal
 from actornet.limits import (
     AUDIT_RECORDS,
@@ -59,6 +60,7 @@ class Upkeep:
             journal.replica.before_pause = before_pause
         self.freeze_us_max = 0
         self.too_large = False
+        self._misfits: dict[str, str] = {}  # what an audit, or a snapshot, has last found
         self.snapshot_lsn = journal.log.snapshots()[-1] if journal.log is not None and journal.log.snapshots() else 0
         self.pruned = 0
         self._keep_records = keep_records
@@ -67,6 +69,7 @@ class Upkeep:
         self._marked_lsn = journal.lsn
         self._audited_ns = 0  # what the present audit has taken so far
         self._snapshot: Iterator[None] | None = None
+        self._storing_lsn = 0
 
     def turn(self, *, leads: bool, needed_lsn: int) -> bool:
         """One slice; everything in the journal has been committed. Records from `needed_lsn` on are not pruned.
@@ -86,7 +89,13 @@ class Upkeep:
     @property
     def busy(self) -> bool:
         """Whether an audit or a snapshot is on its way, a slice at a time."""
-        return self._snapshot is not None or self.journal.replica.audit is not None
+        audit = self.journal.replica.audit
+        return self._snapshot is not None or (audit is not None and audit.misfit is None)
+
+    @property
+    def misfit(self) -> str | None:
+        """The value in an owner's state that does not fit its type, so that there are neither audits nor snapshots."""
+        return next(iter(self._misfits.values()), None)
 
     def status(self) -> dict[str, Any]:
         replica = self.journal.replica
@@ -96,14 +105,20 @@ class Upkeep:
             "pruned_records": self.pruned,
             "freeze_us_max": self.freeze_us_max,
             "too_large": self.too_large,
+            "misfit": self.misfit,
         }
 
     def _audit(self, now_ns: int, leads: bool) -> bool:
         replica = self.journal.replica
+        audit = replica.audit
         replica.work_on_audit(1)
         self._audited_ns += self._clock.monotonic_ns() - now_ns
+        if audit is not None and audit.done:
+            self._note("audit", audit.misfit, audit.lsn)
         if not leads:
             return False
+        if audit is not None and audit.misfit is not None:
+            replica.audit = None  # the log gets no hash for that mark, on the backup's side either
         if replica.audit is not None and replica.audit.actual is not None:
             return self.journal.tell_hash(self._clock.time_ns())
         pause_s = max(AUDIT_S_MIN, self._audited_ns / _S / AUDIT_SHARE)
@@ -120,8 +135,12 @@ class Upkeep:
 
     def _store(self, now_ns: int) -> None:
         if self._snapshot is not None:
-            if next(self._snapshot, True):
+            try:
+                if next(self._snapshot, True):
+                    self._snapshot = None
+            except StateError as error:
                 self._snapshot = None
+                self._note("snapshot", str(error), self._storing_lsn)
             return
         grown = self.journal.lsn - self.snapshot_lsn >= SNAPSHOT_RECORDS
         if grown and now_ns - self._snapshot_ns >= SNAPSHOT_S_MIN * _S and self.journal.log is not None:
@@ -131,6 +150,7 @@ class Upkeep:
     def _storing(self) -> Iterator[None]:
         log, lsn, chain = self.journal.log, self.journal.lsn, self.journal.chain
         assert log is not None
+        self._storing_lsn = lsn
         began_ns = self._clock.monotonic_ns()
         encoding = self.journal.replica.snapshotting()
         self._froze(began_ns)
@@ -142,6 +162,7 @@ class Upkeep:
         for _ in log.snapshot_store(lsn, chain, pieces):
             yield
         self.snapshot_lsn = lsn
+        self._note("snapshot", None, lsn)
         _log.info("snapshot", lsn=lsn, bytes=sum(map(len, pieces)), freeze_us_max=self.freeze_us_max)
 
     def _prune(self, needed_lsn: int) -> None:
@@ -163,6 +184,23 @@ class Upkeep:
                 detail=f"the state asks for a pause of {limit_ms:.0f} ms or more: no audits, no snapshots but at a stop",
             )
         return too_large
+
+    def _note(self, finder: str, misfit: str | None, lsn: int) -> None:
+        """An audit or a snapshot has met a value that does not fit, or (None) has met none."""
+        before = self.misfit
+        if misfit is None:
+            self._misfits.pop(finder, None)
+        else:
+            self._misfits[finder] = f"{misfit} (at or before LSN {lsn})"
+        if (before is None) == (self.misfit is None):
+            return
+        if self.misfit is None:
+            _log.info("upkeep goes on", detail=f"owners' states fit their types again at LSN {lsn}")
+        else:
+            _log.error(
+                "upkeep rests",
+                detail=f"{self.misfit}: no audits and no snapshots until it fits; the log goes on, unpruned. Mend the handler",
+            )
 
     def _froze(self, began_ns: int) -> None:
         self.freeze_us_max = max(self.freeze_us_max, (self._clock.monotonic_ns() - began_ns) // 1000)

@@ -170,6 +170,7 @@ class Backup:
         if self.state is State.SNAPSHOT:
             assert lsn == self._snapshot_end.lsn
             self._move(Event.RESTORED)
+            self._refusal = ""
             self.received_lsn = lsn
         assert self.applied_lsn <= lsn <= self.received_lsn
         self.applied_lsn = lsn
@@ -287,7 +288,8 @@ class Backup:
 
     def _welcome(self, welcome: Welcome, now_ns: int) -> list[BackupAction]:
         self._heard_ns = now_ns
-        self._refusal = ""
+        if welcome.how != "snapshot":  # none may come of it, for the same reason as before
+            self._refusal = ""
         self._yields = False
         self._chunks = []
         self.primary_lsn = welcome.lsn

@@ -30,9 +30,17 @@ _CHANGEABLE = (
 )
 
 
+class NotCopiedError(Exception):
+    """A Struct's `field` is not what its hint says, and cannot be copied as that."""
+
+    def __init__(self, field: str) -> None:
+        super().__init__(field)
+        self.field = field
+
+
 @cache
 def copier(hint: Any) -> Callable[[Any], Any] | None:
-    """What copies values of the hinted type; None if they cannot change."""
+    """What copies values of the hinted type; None if they cannot change. A Struct's raises NotCopiedError."""
     if not _changes(hint):
         return None
     kind, arguments = get_origin(hint), get_args(hint)
@@ -81,7 +89,12 @@ def _struct_copier(fields: list[tuple[str, Callable[[Any], Any]]]) -> Callable[[
     def copied(value: Any) -> Any:
         new = _copy(value)
         for name, inner in fields:
-            msgspec.structs.force_setattr(new, name, inner(getattr(value, name)))
+            try:
+                msgspec.structs.force_setattr(new, name, inner(getattr(value, name)))
+            except MemoryError:
+                raise
+            except Exception as error:
+                raise NotCopiedError(name) from error
         return new
 
     return copied

@@ -164,6 +164,14 @@ class Primary:
         feed = self.feeds.get(peer)
         return feed.snapshot(end, data) if feed is not None else []
 
+    def no_snapshot(self, detail: str, peer: int = 0) -> list[PrimaryAction]:
+        """The answer to TakeSnapshot when an owner's state would not come back from one."""
+        feed = self.feeds.get(peer)
+        if feed is None or feed.state is not State.SNAPSHOT:
+            return []
+        reason = f"it needs a snapshot, and none can be made: {detail}"
+        return [Note("backup refused", reason, alarm=True), *feed.drop(reason)]
+
     def tail(self, records: list[bytes], now_ns: int, peer: int = 0) -> list[PrimaryAction]:
         """The answer to Read: encoded records from its `first_lsn` on."""
         feed = self.feeds.get(peer)

@@ -25,7 +25,7 @@ import msgspec
 from xxhash import xxh3_64_intdigest
 
 from actornet.engine.five_tuple import FiveTuple, flow_key, key_parts
-from actornet.errors import DivergenceError, FencedError, LogDamagedError, UsageError
+from actornet.errors import DivergenceError, FencedError, LogDamagedError, StateError, UsageError
 from actornet.limits import ASKS_OPEN_PER_FLOW_MAX
 from actornet.log.record import (
     AskBody,
@@ -68,13 +68,21 @@ def _nobody(pause_ns: int) -> None:
 
 
 class Audit:
-    """The hash of one frozen state in the making: `actual` once it is done, `expected` once the log has told."""
+    """The hash of one frozen state in the making: `actual` once it is done, `expected` once the log has told.
+
+    `misfit`: there is none, as an owner's state does not fit its type, and the log will tell none either.
+    """
 
     def __init__(self, lsn: int, work: Generator[None, None, int]) -> None:
         self.lsn = lsn
         self.expected: int | None = None
         self.actual: int | None = None
+        self.misfit: str | None = None
         self._work = work
+
+    @property
+    def done(self) -> bool:
+        return self.actual is not None or self.misfit is not None
 
     def step(self) -> None:
         """One slice."""
@@ -82,6 +90,8 @@ class Audit:
             next(self._work)
         except StopIteration as end:
             self.actual = end.value
+        except StateError as error:
+            self.misfit = str(error)
 
 
 _KIND_OF: dict[type, Kind] = {
@@ -195,9 +205,14 @@ class Replica(ReplicaBase):
         audit = self.audit
         if audit is None:
             return
-        while audit.actual is None and slices != 0:
+        while not audit.done and slices != 0:
             audit.step()
             slices = slices - 1 if slices is not None else None
+        if audit.misfit is not None and audit.expected is not None:
+            raise DivergenceError(
+                f"divergence at LSN {audit.lsn}: hash of the state after it: expected {audit.expected:016x}, but here there "
+                f"is none: {audit.misfit}"
+            )
         if audit.actual is not None and audit.expected is not None:
             self._compare(audit.lsn, audit.expected, audit.actual)
             self.audit = None
@@ -234,21 +249,28 @@ class Replica(ReplicaBase):
             self.audit = Audit(record.lsn, self.hashing())
 
     def hashing(self) -> Generator[None, None, int]:
-        """`state_hash` of the state as it is now, a slice at a time."""
+        """`state_hash` of the state as it is now, a slice at a time. Raises StateError, not before the first slice."""
         self.before_pause(frozen.pause_ns(self))
         return frozen.state_hash(self)
 
     def snapshotting(self) -> Iterator[bytes]:
-        """`snapshot` of the state as it is now, in pieces, a slice at a time."""
+        """`snapshot` of the state as it is now, in pieces, a slice at a time. Raises StateError, not before the first."""
         self.before_pause(frozen.pause_ns(self))
         return frozen.snapshot(self)
+
+    def check_states(self) -> None:
+        """Raise StateError if an owner's state would not come back from a snapshot."""
+        frozen.check(self)
 
     def state_hash(self) -> int:
         """Hash (XXH3-64) of all replicated state; the same for equal states however they came about."""
         return frozen.finish(frozen.state_hash(self))
 
     def snapshot(self) -> bytes:
-        """Everything, for `restore`: what a replica needs in place of the records up to `lsn`."""
+        """Everything, for `restore`: what a replica needs in place of the records up to `lsn`.
+
+        Raises StateError if an owner's state would not come back.
+        """
         return b"".join(frozen.snapshot(self))
 
     @classmethod
