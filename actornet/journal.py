@@ -11,6 +11,8 @@ from functools import cache
 from typing import Any
 
 from actornet.engine.core import Core
+from actornet.engine.records import checked
+from actornet.engine.records import verify_chain as check_chain
 from actornet.errors import DivergenceError, LogDamagedError, OtherCodeError, UsageError
 from actornet.flow import FlowActor
 from actornet.journal_base import JournalBase
@@ -25,7 +27,6 @@ from actornet.log.record import (
     decode,
     encode,
 )
-from actornet.log.record import verify_chain as check_chain
 from actornet.log.snapshot import Snapshot
 from actornet.log.store import Log
 from actornet.owner import owners_of
@@ -101,18 +102,19 @@ class Journal(JournalBase):
         self._enqueue(self.replica.execute(body, core, max(time_ns, self.replica.time_ns)))
 
     def apply(self, records: Iterable[bytes]) -> list[Body]:
-        """Apply the primary's records, in order; they are queued as they are. Returns their bodies.
+        """Apply the primary's records, in order; they are queued as they are. Returns the bodies of all but asks.
 
         Raises LogDamagedError for a record that does not continue the log, DivergenceError if it decides otherwise here.
         """
-        bodies = []
+        bodies, replica, queue = [], self.replica, self._queue
         for data in records:
-            record = decode(data)
+            head = checked(data)
             chain = check_chain(data, self.chain)
-            self.replica.apply(record)
+            body = replica.apply_record(head, data)
             self.chain = chain
-            self._queue.append((record.lsn, data))
-            bodies.append(record.body)
+            queue.append((head[3], data))
+            if body is not None:
+                bodies.append(body)
         return bodies
 
     def install(self, lsn: int, chain: int, snapshot: bytes) -> None:

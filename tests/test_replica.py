@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from port_log import executed
 
 from actornet.engine.five_tuple import FiveTuple, flow_key
+from actornet.engine.records import HEADER_BYTES, checked, seal
 from actornet.errors import DivergenceError, FencedError, LogDamagedError, UsageError
 from actornet.limits import ASKS_OPEN_PER_FLOW_MAX, MESSAGE_BYTES_MAX
 from actornet.log.record import (
@@ -185,6 +186,19 @@ class Primary:
         self.do(CloseBody(flow, 1, incarnation, "idle"))
 
 
+def apply_decoded(replica: Replica, data: bytes) -> None:
+    replica.apply(decode(data))
+
+
+def apply_encoded(replica: Replica, data: bytes) -> None:
+    """As a backup does, for which an ask stays bytes."""
+    head, body = checked(data), decode(data).body
+    assert replica.apply_record(head, data) == (None if isinstance(body, AskBody) else body)
+
+
+WAYS = [apply_decoded, apply_encoded]
+
+
 def backup_of(primary: Primary) -> Replica:
     replica = Replica(load)
     for data in primary.log:
@@ -264,14 +278,14 @@ def test_applying_the_log_gives_the_primarys_state(history: list[Any], data: st.
     primary = Primary()
     for step in history:
         happen(primary, step)
-    snapshot_at = data.draw(st.integers(0, len(primary.log)))
+    snapshot_at, apply = data.draw(st.integers(0, len(primary.log))), data.draw(st.sampled_from(WAYS))
     replica = Replica(load)
     for lsn, record in enumerate(primary.log):
         if lsn == snapshot_at:
             replica = Replica.restore(replica.snapshot(), load)
         assert replica.lsn == lsn
         assert replica.state_hash() == primary.hashes[lsn]
-        replica.apply(decode(record, lsn + 1))
+        apply(replica, record)
     assert replica.state_hash() == primary.hashes[-1]
     assert (replica.flows, replica.asks) == (primary.replica.flows, primary.replica.asks)
     assert [owner.state for owner in replica.owners.values()] == [
@@ -504,7 +518,8 @@ def test_the_order_of_dicts_survives_a_snapshot() -> None:
     assert outcome(reply)[1] == list(msgspec.structs.astuple(FLOWS[2]))
 
 
-def test_a_divergence_is_named() -> None:
+@pytest.mark.parametrize("apply", WAYS)
+def test_a_divergence_is_named(apply: Callable[[Replica, bytes], None]) -> None:
     """G4: code that decides otherwise is found at its first record: LSN, owner, message, expected and actual."""
     primary = Primary()
     primary.ask("time")
@@ -518,8 +533,41 @@ def test_a_divergence_is_named() -> None:
         DivergenceError,
         match=rf"LSN 4: book.allocate: expected reply hash {expected.reply_hash:016x}, actual \w+ of reply \[None\]",
     ):
-        replica.apply(decode(primary.log[3]))
+        apply(replica, primary.log[3])
     assert replica.lsn == 3
+
+
+@pytest.mark.parametrize("apply", WAYS)
+def test_what_does_not_continue_the_log_is_refused(apply: Callable[[Replica, bytes], None]) -> None:
+    """G7, G8: records that are repeated or missing, or of another epoch, change nothing."""
+    primary = Primary()
+    primary.ask("allocate", FLOW, flow=FLOW)
+    primary.save(FLOW, 1)
+    replica = backup_of(primary)
+    before = replica.state_hash()
+    for at in (-1, -2):
+        with pytest.raises(LogDamagedError, match="records are missing or repeated"):
+            apply(replica, primary.log[at])
+    for kind, body in ((Kind.ASK, decode(primary.log[-2]).body), (Kind.FLOW, decode(primary.log[-1]).body)):
+        data, _ = encode(Record(replica.lsn + 1, 2, SECOND, kind, 0, body), 0)
+        with pytest.raises(FencedError, match="epoch 2"):
+            apply(replica, data)
+    assert replica.state_hash() == before and replica.lsn == len(primary.log)
+
+
+@pytest.mark.parametrize("kind", [Kind.ASK, Kind.FLOW])
+def test_a_body_that_cannot_be_read_is_damage(kind: Kind) -> None:
+    """G8: though its checksum and its place in the chain are right."""
+    primary = Primary()
+    primary.ask("allocate", FLOW, flow=FLOW)
+    primary.save(FLOW, 1)
+    replica = backup_of(primary)
+    whole = primary.log[-2 if kind is Kind.ASK else -1][HEADER_BYTES:]
+    for body in [whole[:cut] for cut in range(len(whole))] + [whole + b"\xc0", b"\xc1" + whole[1:]]:
+        data, _ = seal(kind, 0, 1, replica.lsn + 1, SECOND, body, 0)
+        with pytest.raises(LogDamagedError, match=f"its {kind.name} body cannot be read"):
+            replica.apply_record(checked(data), data)
+    assert replica.lsn == len(primary.log)
 
 
 def test_a_divergence_of_states_is_found_by_a_hash_record() -> None:

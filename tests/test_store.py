@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 from port_log import exit_code, flip, in_child, table
 
+from actornet.engine.records import verify_chain
 from actornet.errors import FencedError, LogDamagedError, LogError, LogFullError, LogLockedError
 from actornet.journal import Journal
 from actornet.limits import LOG_CHUNK_BYTES, LOG_PAGE_RECORDS, LOG_PRUNE_RECORDS
 from actornet.log import store
-from actornet.log.record import ControlBody, Kind, Record, decode, encode, verify_chain
+from actornet.log.record import ControlBody, Kind, Record, decode, encode
 from actornet.log.store import Log
 
 

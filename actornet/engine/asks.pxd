@@ -48,4 +48,6 @@ cdef bint skip_flow(an_mp *mp) noexcept
 cpdef bytes ask_request(FlowBase flow, str owner, str message, bytes args)
 cpdef tuple read_ask(bytes request)
 cpdef bytes ask_body(bytes request, uint64_t reply_hash)
-cdef bytes flow_key_of(bytes body)
+cdef bytes flow_key_of(bytes record, size_t offset)
+cdef tuple read_ask_body(bytes record, size_t offset, uint64_t *reply_hash)
+cdef tuple take_ask(an_mp *mp)

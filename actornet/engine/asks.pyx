@@ -69,38 +69,60 @@ cpdef tuple read_ask(bytes request):
     The key is empty when the sender is no flow, the packet when there is none.
     """
     cdef an_mp mp
-    cdef const uint8_t *begin
+    cdef tuple found
+    assert request is not None
+    mp.at = <const uint8_t *>PyBytes_AS_STRING(request)
+    mp.end = mp.at + PyBytes_GET_SIZE(request)
+    if an_mp_take(&mp, 1) != AN_MP_ARRAY + FIELDS or an_mp_take(&mp, 1) != ASK:
+        raise RingError("request ring: a message is no ask; the node's processes differ in version")
+    found = take_ask(&mp)
+    if mp.at == NULL or mp.at != mp.end:
+        raise RingError("request ring: an ask cannot be read; the node's processes differ in version")
+    return found
+
+
+cdef tuple read_ask_body(bytes record, size_t offset, uint64_t *reply_hash):
+    """The same of an ASK record, whose body begins at `offset`, and the hash of the reply; None for other bytes."""
+    cdef an_mp mp
+    cdef tuple found
+    assert <size_t>PyBytes_GET_SIZE(record) >= offset
+    mp.at = <const uint8_t *>PyBytes_AS_STRING(record) + offset
+    mp.end = <const uint8_t *>PyBytes_AS_STRING(record) + PyBytes_GET_SIZE(record)
+    if an_mp_take(&mp, 1) != AN_MP_ARRAY + FIELDS:
+        return None
+    found = take_ask(&mp)
+    reply_hash[0] = an_mp_read_uint(&mp)
+    return found if mp.at != NULL and mp.at == mp.end else None
+
+
+cdef tuple take_ask(an_mp *mp):
+    """What a request and a record have in common; `mp.at` is NULL behind other bytes."""
+    cdef const uint8_t *begin = mp.at
     cdef const uint8_t *target
     cdef const uint8_t *args
     cdef const uint8_t *packet = NULL
     cdef size_t length, packet_bytes = 0
     cdef uint64_t incarnation, number
     cdef bytes key
-    assert request is not None
-    mp.at = <const uint8_t *>PyBytes_AS_STRING(request)
-    mp.end = mp.at + PyBytes_GET_SIZE(request)
-    if an_mp_take(&mp, 1) != AN_MP_ARRAY + FIELDS or an_mp_take(&mp, 1) != ASK:
-        raise RingError("request ring: a message is no ask; the node's processes differ in version")
-    begin = mp.at
-    if skip_flow(&mp):
-        an_mp_read_uint(&mp)
+    if skip_flow(mp):
+        an_mp_read_uint(mp)
         key = PyBytes_FromStringAndSize(<const char *>begin, mp.at - begin) if mp.at != NULL else b""
     else:
-        an_mp_read_uint(&mp)
+        an_mp_read_uint(mp)
         key = b""
-    incarnation = an_mp_read_uint(&mp)
-    number = an_mp_read_uint(&mp)
+    incarnation = an_mp_read_uint(mp)
+    number = an_mp_read_uint(mp)
     target = mp.at
-    an_mp_read_str(&mp, &length)
-    an_mp_read_str(&mp, &length)
+    an_mp_read_str(mp, &length)
+    an_mp_read_str(mp, &length)
     begin = mp.at
-    args = an_mp_read_bin(&mp, &length)
+    args = an_mp_read_bin(mp, &length)
     if mp.at != NULL and mp.at < mp.end and mp.at[0] == AN_MP_NIL:
-        an_mp_take(&mp, 1)
+        an_mp_take(mp, 1)
     else:
-        packet = an_mp_read_bin(&mp, &packet_bytes)
-    if mp.at == NULL or mp.at != mp.end:
-        raise RingError("request ring: an ask cannot be read; the node's processes differ in version")
+        packet = an_mp_read_bin(mp, &packet_bytes)
+    if mp.at == NULL:
+        return None
     return (
         key, incarnation, number,
         PyBytes_FromStringAndSize(<const char *>target, begin - target),
@@ -120,13 +142,13 @@ cpdef bytes ask_body(bytes request, uint64_t reply_hash):
     return body
 
 
-cdef bytes flow_key_of(bytes body):
-    """`flow_key` of a flow's encoded `FlowBody`."""
+cdef bytes flow_key_of(bytes record, size_t offset):
+    """`flow_key` of the flow in an encoded `FlowBody`, which begins at `offset`. RingError for other bytes."""
     cdef an_mp mp
     cdef const uint8_t *begin
-    assert body is not None
-    mp.at = <const uint8_t *>PyBytes_AS_STRING(body)
-    mp.end = mp.at + PyBytes_GET_SIZE(body)
+    assert <size_t>PyBytes_GET_SIZE(record) >= offset
+    mp.at = <const uint8_t *>PyBytes_AS_STRING(record) + offset
+    mp.end = <const uint8_t *>PyBytes_AS_STRING(record) + PyBytes_GET_SIZE(record)
     begin = mp.at + 1
     if an_mp_take(&mp, 1) != AN_MP_ARRAY + 5 or not skip_flow(&mp):
         mp.at = NULL

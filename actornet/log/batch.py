@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from actornet.engine.records import checked, verify_chain
 from actornet.errors import LogDamagedError
-from actornet.log.record import CHAIN_START, chain_of, decode, verify_chain
+from actornet.log.record import CHAIN_START, chain_of, decode
 from actornet.log.store import Log
 
 
@@ -24,7 +25,7 @@ def read_batch(log: Log, first_lsn: int, last_lsn: int, bytes_max: int) -> list[
                 break
             if lsn != expected:
                 raise LogDamagedError(f"log {log.directory}: the record at LSN {expected} is missing")
-            decode(data, lsn)
+            checked(data, lsn)
             chain = verify_chain(data, chain) if chain is not None else chain_of(data)
             records.append(data)
             size += len(data)

@@ -16,14 +16,11 @@ from __future__ import annotations
 from enum import IntEnum
 from struct import Struct as Layout
 from typing import Any
-from zlib import crc32
 
 import msgspec
-from xxhash import xxh3_64_intdigest
 
 from actornet.engine.five_tuple import FiveTuple
-from actornet.engine.records import HEADER_BYTES, VERSION, seal
-from actornet.errors import LogDamagedError
+from actornet.engine.records import HEADER_BYTES, checked, damaged, seal
 
 CHAIN_START = 0
 """The chain before the first record of a log."""
@@ -137,14 +134,9 @@ class Record(msgspec.Struct, gc=False):
     chain: int = 0
 
 
-_HEADER = Layout("<BBHIQQQII")
-_PREFIX_BYTES = 24
 _WORD = Layout("<Q")
-_CRC_AT = 32
-_CRC_ZERO = bytes(4)
 _LSN_AT = 8
 _CHAIN_AT = 24
-assert _HEADER.size == HEADER_BYTES and _CHAIN_AT == _PREFIX_BYTES
 
 _encode_body = msgspec.msgpack.Encoder().encode
 _KINDS: dict[int, tuple[Kind, msgspec.msgpack.Decoder[Any]]] = {
@@ -173,37 +165,16 @@ def decode(data: bytes | memoryview, lsn: int | None = None) -> Record:
 
     Raises LogDamagedError that names the LSN and what is wrong.
     """
-    if len(data) < HEADER_BYTES:
-        raise _damaged(data, lsn, f"{len(data)} bytes are too few for a record's header of {HEADER_BYTES}")
-    version, kind, core, epoch, lsn_here, time_ns, chain, crc, length = _HEADER.unpack_from(data)
-    if version != VERSION:
-        raise _damaged(data, lsn, f"its format is {version:#04x}; this version reads {VERSION:#04x}")
-    if length != len(data) - HEADER_BYTES:
-        raise _damaged(data, lsn, f"its body has {len(data) - HEADER_BYTES} bytes, its header says {length}")
-    if crc != crc32(data[_CRC_AT + 4 :], crc32(_CRC_ZERO, crc32(data[:_CRC_AT]))):
-        raise _damaged(data, lsn, "its checksum does not match: bytes were changed")
-    if lsn is not None and lsn != lsn_here:
-        raise _damaged(data, lsn, f"the record stored here says that it is LSN {lsn_here}")
+    data = bytes(data)
+    kind, core, epoch, lsn_here, time_ns, chain = checked(data, lsn)
     if kind not in _KINDS:
-        raise _damaged(data, lsn, f"its kind is {kind}, which this version does not know")
+        raise damaged(data, lsn, f"its kind is {kind}, which this version does not know")
     kind_here, decoder = _KINDS[kind]
     try:
-        body = decoder.decode(data[HEADER_BYTES:])
+        body = decoder.decode(memoryview(data)[HEADER_BYTES:])
     except msgspec.DecodeError as error:
-        raise _damaged(data, lsn, f"its {kind_here.name} body cannot be read: {error}") from error
+        raise damaged(data, lsn, f"its {kind_here.name} body cannot be read: {error}") from error
     return Record(lsn_here, epoch, time_ns, kind_here, core, body, chain)
-
-
-def verify_chain(data: bytes | memoryview, chain_previous: int) -> int:
-    """Check that the record follows the one whose chain is given; returns its own chain.
-
-    Raises LogDamagedError when a record before it was changed, lost or put in. Check `decode` first: it tells damage
-    inside this record.
-    """
-    chain = chain_of(data)
-    if chain != xxh3_64_intdigest(bytes(data[:_PREFIX_BYTES]) + data[HEADER_BYTES:], chain_previous):
-        raise _damaged(data, None, "it does not continue the records before it (hash chain)")
-    return chain
 
 
 def lsn_of(data: bytes | memoryview) -> int:
@@ -216,10 +187,3 @@ def chain_of(data: bytes | memoryview) -> int:
     """The chain in a record's header, unchecked. Needs the whole header."""
     chain: int = _WORD.unpack_from(data, _CHAIN_AT)[0]
     return chain
-
-
-def _damaged(data: bytes | memoryview, lsn: int | None, what: str) -> LogDamagedError:
-    if lsn is None and len(data) >= _LSN_AT + _WORD.size:
-        lsn = lsn_of(data)
-    where = "of unknown LSN" if lsn is None else f"at LSN {lsn}"
-    return LogDamagedError(f"log record {where} is damaged: {what}; keep this log and restore from the other node")

@@ -10,8 +10,9 @@ from typing import Any
 import msgspec
 from xxhash import xxh3_64_intdigest
 
+from actornet.engine.records import verify_chain
 from actornet.errors import LogDamagedError, LogError, OwnerError, UsageError
-from actornet.log.record import CHAIN_START, AskBody, Record, decode, verify_chain
+from actornet.log.record import CHAIN_START, AskBody, Record, decode
 from actornet.log.snapshot import Snapshot
 from actornet.log.store import Log
 from actornet.owner import Owner, import_owner

@@ -352,11 +352,14 @@ class Replica(ReplicaBase):
         )
         actual = xxh3_64_intdigest(reply)
         if actual != body.reply_hash:
-            raise DivergenceError(
-                f"divergence at LSN {record.lsn}: {body.owner}.{body.message}: expected reply hash "
-                f"{body.reply_hash:016x}, actual {actual:016x} of reply {_shown(reply)}; "
-                "the code or the state differs from the primary's"
-            )
+            self._diverged(record.lsn, target, body.reply_hash, actual, reply)
+
+    def _diverged(self, lsn: int, target: bytes, expected: int, actual: int, reply: bytes) -> None:
+        owner, message = msgspec.msgpack.decode(_PAIR + target)
+        raise DivergenceError(
+            f"divergence at LSN {lsn}: {owner}.{message}: expected reply hash {expected:016x}, actual {actual:016x} of reply "
+            f"{_shown(reply)}; the code or the state differs from the primary's"
+        )
 
     def _begin(self, body: EpochBody) -> None:
         self.term = body

@@ -20,6 +20,7 @@ cdef class ReplicaBase:
 
     cpdef tuple execute_ask(self, bytes request, uint64_t time_ns)
     cpdef object execute_save(self, bytes body, uint64_t time_ns)
+    cpdef object apply_record(self, tuple head, bytes data)
     cdef int _record(self, OpenAsks recorded, bytes key, uint64_t incarnation, tuple entry, bytes packet) except -1
     cdef bytes _run(self, bytes target, bytes args, uint64_t lsn, uint64_t time_ns)
     cdef int _save(self, bytes key, object body, uint64_t incarnation, uint64_t asks) except -1

@@ -1,7 +1,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from actornet.log.record import FlowBody
+from actornet.log.record import Body, FlowBody
 from actornet.owner import Moment
 
 Recorded = tuple[int, bytes, bytes, bytes]
@@ -28,6 +28,7 @@ class ReplicaBase:
     def revocations(self) -> int: ...
     def execute_ask(self, request: bytes, time_ns: int) -> tuple[bytes | None, bytes]: ...
     def execute_save(self, body: bytes, time_ns: int) -> FlowBody: ...
+    def apply_record(self, head: tuple[int, int, int, int, int, int], data: bytes) -> Body | None: ...
     def _handle(
         self,
         target: bytes,

@@ -2,7 +2,7 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from actornet.engine.asks cimport ask_body, flow_key_of, read_ask
+from actornet.engine.asks cimport ask_body, flow_key_of, read_ask, read_ask_body
 
 import re
 
@@ -12,8 +12,11 @@ from xxhash import xxh3_64_intdigest
 from actornet.engine.five_tuple import flow_key
 from actornet.errors import RingError
 from actornet.limits import ASKS_OPEN_PER_FLOW_MAX, MESSAGE_BYTES_MAX
-from actornet.log.record import FlowBody
+from actornet.engine.records import HEADER_BYTES as RECORD_HEADER_BYTES
+from actornet.log.record import FlowBody, Kind, decode
 
+cdef int ASK = Kind.ASK, FLOW = Kind.FLOW
+cdef size_t HEADER_BYTES = RECORD_HEADER_BYTES
 cdef uint32_t asks_open_max = ASKS_OPEN_PER_FLOW_MAX
 cdef Py_ssize_t message_bytes_max = MESSAGE_BYTES_MAX
 
@@ -105,7 +108,8 @@ cdef class ReplicaBase:
 
         Raises RingError for other bytes, and changes nothing.
         """
-        cdef bytes key = flow_key_of(body)
+        assert body is not None
+        cdef bytes key = flow_key_of(body, 0)
         try:
             saved = _decode_flow(body)
         except msgspec.DecodeError as error:
@@ -115,6 +119,41 @@ cdef class ReplicaBase:
         self.lsn += 1
         self.time_ns = max(time_ns, self.time_ns)
         return saved
+
+    cpdef object apply_record(self, tuple head, bytes data):
+        """Do what an encoded record says, of which `head` is what `checked` found; returns its body, or None for an ask.
+
+        Raises what `Replica.apply` raises.
+        """
+        cdef bytes key, target, args, packet, reply
+        cdef uint64_t kind, epoch, lsn, time_ns, incarnation, number, expected = 0, actual
+        cdef tuple ask
+        kind, _, epoch, lsn, time_ns, _ = head
+        if lsn == self.lsn + 1 and epoch == self.epoch and data is not None:
+            if kind == ASK:
+                ask = read_ask_body(data, HEADER_BYTES, &expected)
+                if ask is not None:
+                    key, incarnation, number, target, args, packet = ask
+                    reply = self._run(target, args, lsn, time_ns)
+                    actual = xxh3_64_intdigest(reply)
+                    if actual != expected:
+                        self._diverged(lsn, target, expected, actual, reply)
+                    if key:
+                        self._record(self.asks.get(key), key, incarnation, (number, target, args, reply), packet)
+                    self.lsn, self.time_ns = lsn, time_ns
+                    return None
+            elif kind == FLOW:
+                try:
+                    body = _decode_flow(memoryview(data)[HEADER_BYTES:])
+                except msgspec.DecodeError:
+                    decode(data)  # says what is wrong
+                    raise
+                self._save(flow_key_of(data, HEADER_BYTES), body, body.incarnation, body.asks)
+                self.lsn, self.time_ns = lsn, time_ns
+                return body
+        record = decode(data)
+        self.apply(record)
+        return record.body if kind != ASK else None
 
     def _apply_save(self, body) -> None:
         self._save(flow_key(body.flow, body.port), body, body.incarnation, body.asks)
