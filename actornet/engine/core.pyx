@@ -521,7 +521,7 @@ cdef class Core:
         reply.port = self.resolve_out(None, key.port)
         index = self.flows.find(&reply)
         if index == AN_NONE or self.flows.table.entries[index].actor == NULL:
-            if not self.flows.add_key(flow, &reply):
+            if not self.flows.add_key(flow, &reply, index):
                 self.counters[<int>C_FLOW_TABLE_FULL] += 1
         return 0
 
@@ -747,7 +747,7 @@ cdef class Core:
         `reply`, if given, is called once with what the handler returned, or with the exception that it raised. Raises
         UsageError if no flow holds the five-tuple.
         """
-        cdef uint32_t index = self.flows.find_at_any_port(flow, NULL)
+        cdef uint32_t index = self.flows.find_at_any_port(flow)
         cdef FlowBase actor
         if index == AN_NONE:
             raise UsageError(f"there is no flow {flow}")

@@ -6,6 +6,8 @@ from msgspec import ValidationError
 
 from cpython.object cimport PyObject_GenericSetAttr
 
+from libc.string cimport memcmp
+
 from actornet.engine.core cimport Core
 from actornet.engine.counters cimport C_ASKS, C_FLOW_TABLE_FULL, C_STREAM_GAPS
 from actornet.engine.types cimport AN_NONE, AN_PUNT_TCP, AN_TERMS, an_entry, an_key, an_terms
@@ -79,7 +81,7 @@ cdef class FlowBase:
 
     def __setattr__(self, name, value):
         PyObject_GenericSetAttr(self, name, value)
-        if not (<str>name).startswith("_"):
+        if (<str>name)[0] != u"_":
             self.marks |= MARK_DIRTY
 
     @property
@@ -158,7 +160,7 @@ cdef class FlowBase:
             return
         if self.keys >= keys_max:
             raise UsageError(f"bind: {self.flow} holds {self.keys} keys, the most a flow may have")
-        if not core.flows.add_key(self, &key):
+        if not core.flows.add_key(self, &key, index):
             core.counters[<int>C_FLOW_TABLE_FULL] += 1
             raise UsageError("bind: the flow table is full; raise flows_max")
         self.marks |= MARK_DIRTY
@@ -216,17 +218,17 @@ cdef class FlowBase:
 
     cdef uint32_t _index_of(self, Core core, flow, str port, str what) except? 0xffffffff:
         cdef an_key key
-        cdef uint32_t index
+        cdef uint32_t index = self.first
         if flow is None:
-            return self.first
-        if port is None:
-            index = core.flows.find_at_any_port(flow, <void *>self)
-        else:
-            key_of(flow, core.resolve_out(port, 0), &key)
-            index = core.flows.find(&key)
-        if index == AN_NONE or core.flows.table.entries[index].actor != <void *>self:
-            raise UsageError(f"{what}: {flow} is not bound to this flow; call bind first")
-        return index
+            return index
+        key_of(flow, core.resolve_out(port, 0) if port is not None else 0, &key)
+        for _ in range(self.keys):
+            if port is None:
+                key.port = core.flows.table.entries[index].key.port
+            if memcmp(&core.flows.table.entries[index].key, &key, sizeof(an_key)) == 0:
+                return index
+            index = core.flows.table.entries[index].next_key
+        raise UsageError(f"{what}: {flow} is not bound to this flow; call bind first")
 
     def close(self) -> None:
         """Close the flow once the running handler has completed; `on_close` runs."""

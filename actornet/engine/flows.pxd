@@ -22,15 +22,15 @@ cdef class Flows:
     cdef uint64_t revocations    # so many times have owners revoked all offloads
     cdef uint32_t hand           # where the search for a flow to evict has come to
     cdef void *core              # borrowed: the Core whose flows these are
-    cdef tuple defaults          # names and values of a new flow's fields
-    cdef tuple defaults_copied   # of those that change in place
+    cdef tuple defaults          # offsets of slots, and values of a new flow's fields
+    cdef tuple defaults_copied   # names and values of those that change in place
 
     cdef int open(self, uint32_t flows_max) except -1
     cdef uint32_t find(self, const an_key *key) noexcept
-    cdef uint32_t find_at_any_port(self, object flow, void *actor) except? 0
+    cdef uint32_t find_at_any_port(self, object flow) except? 0
     cdef FlowBase create(self, const an_key *key)
     cdef int remove(self, FlowBase flow) except -1
-    cdef bint add_key(self, FlowBase flow, const an_key *key) noexcept
+    cdef bint add_key(self, FlowBase flow, const an_key *key, uint32_t index) noexcept
     cdef int set_state(self, FlowBase flow, uint8_t bit, bint on) except -1
     cdef int expire(self) except -1
     cdef int make_room(self) except -1

@@ -65,6 +65,20 @@ cdef bytes sealed(uint8_t kind, uint16_t core, uint32_t epoch, uint64_t lsn, uin
     return record
 
 
+def keyed(batch not None) -> list:
+    """Records as (LSN, bytes), by the keys that the log's table has them under: LSNs of 8 bytes, big-endian."""
+    cdef list found = []
+    cdef uint8_t key[8]
+    cdef uint64_t lsn
+    cdef int i
+    for number, data in batch:
+        lsn = number
+        for i in range(8):
+            key[i] = <uint8_t>(lsn >> 56 - 8 * i)
+        found.append(((<const char *>key)[:8], data))
+    return found
+
+
 cpdef tuple checked(bytes data, object lsn=None):
     """Kind, core, epoch, LSN, time and chain of a record whose bytes are those that were sealed; 0.3 us.
 

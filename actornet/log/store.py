@@ -28,6 +28,7 @@ from types import TracebackType
 import lmdb
 import lmdb.verify
 
+from actornet.engine.records import keyed
 from actornet.errors import FencedError, LogDamagedError, LogError, LogFullError, LogLockedError
 from actornet.limits import LOG_MAP_BYTES, LOG_PAGE_RECORDS, LOG_PRUNE_RECORDS, LOG_VERIFY_BYTES
 from actornet.log.record import CHAIN_START, chain_of, decode, lsn_of
@@ -160,7 +161,7 @@ class Log:
         assert lsn_of(batch[-1][1]) == last
         try:
             with self._env.begin(write=True) as txn:
-                put = txn.cursor(self._records).putmulti([(_key(lsn), data) for lsn, data in batch], append=True)
+                put = txn.cursor(self._records).putmulti(keyed(batch), append=True)
                 if put != (len(batch), len(batch)):
                     raise LogError(f"log {self.directory}: the batch of LSN {first} to {last} is not in order")
         except lmdb.Error as error:
