@@ -12,7 +12,8 @@ from msgspec import Struct
 
 from actornet.log.record import EpochBody
 from actornet.owner import Owner
-from actornet.replication.copying import copier, copy_ns
+from actornet.replication import frozen
+from actornet.replication.copying import GUESS_NS, copier, copy_ns
 from actornet.replication.frozen import SLICE_ITEMS, finish, pause_ns
 from actornet.replication.replica import Replica
 
@@ -189,6 +190,55 @@ def test_copies_share_only_what_cannot_change() -> None:
     assert copier(Point) is None and copier(dict[str, int]) is not None
 
 
+def test_a_copy_is_let_go_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """G6: to free a large one in one step would be a silence that no peer was told of. The state itself stays."""
+    replica, held = world(500), list[World]()
+    state = msgspec.msgpack.encode(replica.owners["sphere"].state)
+    expected, snapshot = replica.state_hash(), replica.snapshot()
+    monkeypatch.setattr(frozen, "FREED_ITEMS", 10)
+    take = frozen._states
+
+    def taking(of: Replica) -> list[Any]:
+        states = take(of)
+        held.extend(copy for *_, copy in states)
+        return states
+
+    monkeypatch.setattr(frozen, "_states", taking)
+    assert (replica.state_hash(), replica.snapshot()) == (expected, snapshot) and len(held) == 2
+    for copy in held:
+        assert all(len(left) <= 10 for left in (copy.plain, copy.counts, copy.deep["big"], copy.deeper["x"]["y"]))
+    assert msgspec.msgpack.encode(replica.owners["sphere"].state) == state
+
+
+class Branch(Struct):
+    children: list[Branch] = []
+
+
+def branches(count: int) -> Branch:
+    return Branch([Branch([Branch() for _ in range(9)]) for _ in range(count // 10)])
+
+
+class Grove(Struct):
+    trees: dict[int, Branch] = {}
+    anything: dict[str, Any] = {}
+    one: Branch = msgspec.field(default_factory=Branch)
+
+
+def test_the_pause_of_what_is_coded_is_estimated_by_what_is_in_it() -> None:
+    """A tree is as long as it is large; one that is too large to be looked through takes as long as the last time."""
+    small, larger, large = branches(10), branches(400), branches(2500)
+    assert 10 * copy_ns(Branch, small) < copy_ns(Branch, larger) < GUESS_NS == copy_ns(Branch, large)
+    assert copy_ns(Branch, large, 70_000_000) == 70_000_000 and copy_ns(Branch, larger, 70_000_000) < GUESS_NS
+    few, many = dict.fromkeys(range(10), larger), dict.fromkeys(range(1000), larger)
+    assert 90 < copy_ns(dict[int, Branch], many) / copy_ns(dict[int, Branch], few) < 110
+    assert copy_ns(dict[int, Branch], {1: small, 2: large}) == GUESS_NS
+    assert copy_ns(dict[int, Branch], {}) == copy_ns(dict[str, list[Branch]], {}) == 0
+    assert copy_ns(dict[str, list[Branch]], {"x": [larger] * 10}) > 9 * copy_ns(Branch, larger)
+    texts = {"x": {"y": ["z" * 100_000, b"z" * 100_000]}}
+    assert copy_ns(Any, {"x": 1}) < copy_ns(Any, {"x": "y" * 10_000}) < copy_ns(Any, texts) == GUESS_NS
+    assert copy_ns(Grove, Grove({1: large})) >= GUESS_NS > copy_ns(Grove, Grove({1: small}, {"a": [1]}, small))
+
+
 def test_the_pause_is_estimated_by_what_is_copied() -> None:
     """Shared entries take a tenth of those that are Structs which handlers change; the replica tells before it pauses."""
     shared, changed = {number: Point(number) for number in range(1000)}, {n: Count(Point(n)) for n in range(1000)}
@@ -198,8 +248,10 @@ def test_the_pause_is_estimated_by_what_is_copied() -> None:
     replica = world(1000)
     told: list[int] = []
     replica.before_pause = told.append
+    ended: list[int] = []
+    replica.after_pause = lambda: ended.append(1)
     replica.state_hash()
     assert not told, "what is done at once ends before anybody could hear of it"
     for hold in (replica.hashing, replica.snapshotting):
         hold()
-        assert told.pop() == pause_ns(replica) and not told
+        assert told.pop() == pause_ns(replica) and not told and ended.pop() and not ended

@@ -19,6 +19,8 @@ from actornet.log.store import Log
 from actornet.node import upkeep as module
 from actornet.node.upkeep import Upkeep
 from actornet.replay import History, verify
+from actornet.replication import frozen
+from actornet.replication.copying import GUESS_NS
 from actornet.replication.replica import AskRequest
 from actornet.testing.pair import Pair
 from tests.diverging_node import FAULT_AT
@@ -153,6 +155,34 @@ def test_states_are_compared_while_both_go_on(tmp_path: Path) -> None:
                 primary.turns(backup, 8)
         named = re.search(r"divergence at LSN (\d+): .* the states agreed at LSN (\d+)", str(raised.value))
         assert named is not None and agreed <= int(named[2]) <= changed < int(named[1])
+
+
+def test_a_pause_that_could_only_be_guessed_is_told_by_what_the_last_one_took(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """G7: a state of one large tree. One long pause may be the CPU's; after two, audits rest for the sake of the lease."""
+    for where in (module, frozen):
+        monkeypatch.setattr(where, "pause_ns", lambda replica, guess_ns: guess_ns)
+    with Log(tmp_path / "log", name="edge") as log:
+        node, told = Node(log, leads=True), list[int]()
+        upkeep = Upkeep(node.journal, node.clock, 100, told.append, 250)
+
+        def hold(took_ms: int) -> None:
+            def state_hash(replica: object) -> None:
+                node.clock.now_ns += took_ms * MS
+
+            monkeypatch.setattr(frozen, "state_hash", state_hash)
+            node.journal.replica.hashing()
+
+        hold(80)
+        assert told == [GUESS_NS] and upkeep.freeze_us_max == 80_000 and not upkeep._is_too_large()
+        hold(20)
+        assert told.pop() == 80 * MS and not upkeep._is_too_large()
+        hold(20)
+        hold(75)
+        assert told.pop() == 20 * MS and not upkeep._is_too_large()
+        hold(70)
+        assert told.pop() == 75 * MS and upkeep._is_too_large()
 
 
 @pytest.mark.root

@@ -2,7 +2,8 @@
 
 `snapshot` and `state_hash` hold it when they are called, by copies: of owners' states as `copying` makes them, of the flows'
 records, which are never changed in place, a list (5 ns each). `pause_ns` estimates how long that takes. Each step after that is
-a slice of SLICE_ITEMS entries; it is larger only where one entry is that is neither dict nor list.
+a slice of SLICE_ITEMS entries, or FREED_ITEMS that are let go again; it is larger only where one entry is that is neither dict
+nor list.
 
 What is hashed and encoded is decoded, too: a value that would not come back by its type is a StateError here, so that
 there is neither a snapshot that nobody can read nor a hash that only one of two replicas could give.
@@ -20,7 +21,7 @@ from xxhash import xxh3_64, xxh3_64_intdigest
 from actornet.errors import StateError
 from actornet.misfit import decoder, field_hints, misfit, through
 from actornet.replication.canonical import canonical
-from actornet.replication.copying import CODED_NS, SHARED_NS, NotCopiedError, copier, copy_ns
+from actornet.replication.copying import CODED_NS, GUESS_NS, SHARED_NS, NotCopiedError, copier, copy_ns
 
 if TYPE_CHECKING:
     from actornet.log.record import FlowBody, OwnerBody
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 SNAPSHOT_VERSION = 3
 DIGEST_BYTES = 8
 SLICE_ITEMS = 256
+FREED_ITEMS = 2048
 
 _WORD = (1 << 64) - 1
 _FIELDS, _ARRAY, _MAP, _BIN = b"\x99", b"\xdd", b"\xdf", b"\xc6"  # msgpack: an array of 9; 32-bit lengths follow
@@ -52,9 +54,13 @@ def state_hash(replica: Replica) -> Generator[None, None, int]:
     return _hashed(ids, _states(replica), *_records(replica))
 
 
-def pause_ns(replica: Replica) -> int:
-    """About how long it takes to hold the replica's content still, from the sizes of its tables and owners' containers."""
-    states = sum(_copy_ns(owner.state_type, owner.state) for owner in replica.owners.values())
+def pause_ns(replica: Replica, guess_ns: int = GUESS_NS) -> int:
+    """About how long it takes to hold the replica's content still, from the sizes of its tables and owners' containers.
+
+    `guess_ns` is what to take for a value that has to be copied as a whole and is too large to be looked through: how long
+    the last pause was.
+    """
+    states = sum(_copy_ns(owner.state_type, owner.state, guess_ns) for owner in replica.owners.values())
     return states + SHARED_NS * len(replica.flows) + 300 * len(replica.asks)
 
 
@@ -75,9 +81,9 @@ def finish(work: Generator[None, None, int]) -> int:
             return result
 
 
-def _copy_ns(kind: Any, state: Any) -> int:
+def _copy_ns(kind: Any, state: Any, guess_ns: int) -> int:
     try:
-        return copy_ns(kind, state)
+        return copy_ns(kind, state, guess_ns)
     except (TypeError, AttributeError):  # it does not fit, and will not be copied
         return CODED_NS
 
@@ -133,6 +139,8 @@ def _packed(
         pieces = []
         for piece in _packed_state(created, state_type, state):
             pieces.append(piece)
+            yield b""
+        for _ in _let_go(state_type, state):
             yield b""
         yield b"\x92" + _encode(created) + _BIN + sum(map(len, pieces)).to_bytes(4, "big")
         yield from pieces
@@ -227,10 +235,33 @@ def _hashed(
         for name, value in zip(state_type.__struct_fields__, msgspec.structs.astuple(state), strict=True):
             part = yield from _digest(hints[name], value, _place(created, name))
             digest.update(_encode((len(value) if isinstance(value, dict | list) else 0, part)))
+        yield from _let_go(state_type, state)
         owners.append((created.name, created.path, canonical(created.settings), digest.intdigest()))
     flow_sum = yield from _sum(map(_encode, some) for some in _slices(flows))
     ask_sum = yield from _sum(map(_encode, some) for some in _slices(asks))
     return xxh3_64_intdigest(_encode((lsn, epoch, owners, flow_sum, ask_sum, revocations)))
+
+
+def _let_go(kind: type[msgspec.Struct], state: Any) -> Generator[None, None, None]:
+    """A copied state is done with. To free its entries takes up to a third of copying them, and nobody is told of that."""
+    hints = get_type_hints(kind)
+    for name in kind.__struct_fields__:
+        yield from _let_go_value(hints[name], getattr(state, name))
+
+
+def _let_go_value(hint: Any, value: Any) -> Generator[None, None, None]:
+    if copier(hint) is None or not isinstance(value, dict | list):
+        return  # what cannot change is not copied
+    while len(value) > FREED_ITEMS:
+        if isinstance(value, list):
+            del value[-FREED_ITEMS:]
+        else:
+            for _ in range(FREED_ITEMS):
+                value.popitem()
+        yield
+    inner = get_args(hint)[-1] if get_origin(hint) in (dict, list) else None
+    for entry in list(value.values() if isinstance(value, dict) else value) if inner is not None else ():
+        yield from _let_go_value(inner, entry)
 
 
 def _digest(hint: Any, value: Any, place: str) -> Generator[None, None, int]:

@@ -41,6 +41,7 @@ from actornet.log.record import (
 )
 from actornet.owner import Moment, Owner, create, decode_state, import_owner
 from actornet.replication import frozen
+from actornet.replication.copying import GUESS_NS
 from actornet.replication.replica_base import OpenAsks, Recorded, ReplicaBase, error_reply, is_stale
 
 
@@ -61,6 +62,10 @@ class AskRequest(msgspec.Struct, array_like=True, tag=1, gc=False):
 
     def encoded(self) -> bytes:
         return _encode(self)
+
+
+def _nothing() -> None:
+    """Nobody measures pauses."""
 
 
 def _nobody(pause_ns: int) -> None:
@@ -133,7 +138,7 @@ class Replica(ReplicaBase):
 
     `audit` is the hash of the state at the last mark, in the making; see `Audit`. A replica that is not `patient` finishes
     it when the log says what it has to be. `before_pause` is told how many ns, by estimate, the replica will be busy, before it
-    holds its state still for an audit or a snapshot.
+    holds its state still for an audit or a snapshot, and `after_pause` is called when it has; see `frozen.pause_ns`.
     """
 
     def __init__(self, load: Callable[[str], type[Owner[Any]]] = import_owner) -> None:
@@ -146,6 +151,8 @@ class Replica(ReplicaBase):
         self.audited_lsn = 0  # the last mark at which this state's hash was that in the log
         self.patient = False
         self.before_pause: Callable[[int], None] = _nobody
+        self.after_pause: Callable[[], None] = _nothing
+        self.guess_ns = GUESS_NS
         self._load = load
 
     # The primary's side: each call changes the state and returns the record to log.
@@ -250,13 +257,17 @@ class Replica(ReplicaBase):
 
     def hashing(self) -> Generator[None, None, int]:
         """`state_hash` of the state as it is now, a slice at a time. Raises StateError, not before the first slice."""
-        self.before_pause(frozen.pause_ns(self))
-        return frozen.state_hash(self)
+        self.before_pause(frozen.pause_ns(self, self.guess_ns))
+        work = frozen.state_hash(self)
+        self.after_pause()
+        return work
 
     def snapshotting(self) -> Iterator[bytes]:
         """`snapshot` of the state as it is now, in pieces, a slice at a time. Raises StateError, not before the first."""
-        self.before_pause(frozen.pause_ns(self))
-        return frozen.snapshot(self)
+        self.before_pause(frozen.pause_ns(self, self.guess_ns))
+        work = frozen.snapshot(self)
+        self.after_pause()
+        return work
 
     def check_states(self) -> None:
         """Raise StateError if an owner's state would not come back from a snapshot."""
