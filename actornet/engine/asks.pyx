@@ -332,15 +332,24 @@ cdef uint8_t *write_address(uint8_t *out, const uint8_t *address, int version) n
 
 cdef bint skip_flow(an_mp *mp) noexcept:
     """Whether a five-tuple is there and not nil."""
-    cdef size_t length
     cdef uint64_t first = an_mp_take(mp, 1)
     if first != AN_MP_ARRAY + 5:
         if first != AN_MP_NIL:
             mp.at = NULL
         return False
     an_mp_read_uint(mp)
-    an_mp_read_str(mp, &length)
+    skip_address(mp)
     an_mp_read_uint(mp)
-    an_mp_read_str(mp, &length)
+    skip_address(mp)
     an_mp_read_uint(mp)
     return True
+
+
+cdef int skip_address(an_mp *mp) noexcept:
+    """An address is ASCII: what is not may be no text at all, and msgspec has to say so."""
+    cdef size_t length, i
+    cdef const uint8_t *text = an_mp_read_str(mp, &length)
+    for i in range(length if text != NULL else 0):
+        if text[i] >= 0x80:
+            mp.at = NULL
+    return 0

@@ -172,7 +172,7 @@ def decode(data: bytes | memoryview, lsn: int | None = None) -> Record:
     kind_here, decoder = _KINDS[kind]
     try:
         body = decoder.decode(memoryview(data)[HEADER_BYTES:])
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise damaged(data, lsn, f"its {kind_here.name} body cannot be read: {error}") from error
     return Record(lsn_here, epoch, time_ns, kind_here, core, body, chain)
 

@@ -112,7 +112,7 @@ cdef class ReplicaBase:
         cdef bytes key = flow_key_of(body, 0)
         try:
             saved = _decode_flow(body)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise RingError(
                 f"request ring: a flow's state cannot be read ({error}); the node's processes differ in version") from None
         self._save(key, saved, saved.incarnation, saved.asks)
@@ -134,7 +134,11 @@ cdef class ReplicaBase:
                 ask = read_ask_body(data, HEADER_BYTES, &expected)
                 if ask is not None:
                     key, incarnation, number, target, args, packet = ask
-                    reply = self._run(target, args, lsn, time_ns)
+                    try:
+                        reply = self._run(target, args, lsn, time_ns)
+                    except (msgspec.DecodeError, UnicodeDecodeError):  # there is no such owner, and its name is no text
+                        decode(data)
+                        raise
                     actual = xxh3_64_intdigest(reply)
                     if actual != expected:
                         self._diverged(lsn, target, expected, actual, reply)
@@ -145,12 +149,13 @@ cdef class ReplicaBase:
             elif kind == FLOW:
                 try:
                     body = _decode_flow(memoryview(data)[HEADER_BYTES:])
-                except msgspec.DecodeError:
-                    decode(data)  # says what is wrong
-                    raise
-                self._save(flow_key_of(data, HEADER_BYTES), body, body.incarnation, body.asks)
-                self.lsn, self.time_ns = lsn, time_ns
-                return body
+                    key = flow_key_of(data, HEADER_BYTES)
+                except (msgspec.DecodeError, UnicodeDecodeError, RingError):
+                    pass  # `decode` says what is wrong, or takes what we did not expect
+                else:
+                    self._save(key, body, body.incarnation, body.asks)
+                    self.lsn, self.time_ns = lsn, time_ns
+                    return body
         record = decode(data)
         self.apply(record)
         return record.body if kind != ASK else None
