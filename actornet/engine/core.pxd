@@ -143,6 +143,7 @@ cdef class Core:
     cdef int _turn(self) except -1
     cdef int _burst(self, int n) except -1
     cdef int _hear(self, bint all) except -1
+    cdef int _pass_time(self, uint64_t until_ns) except -1
     cdef int _end_waits(self) except -1
     cdef int _fail_packet(self, FlowBase flow, an_packet *p) except -1
     cdef int _end_offload(self, FlowBase flow, an_entry *e, int counter) except -1

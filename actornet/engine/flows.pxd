@@ -33,6 +33,8 @@ cdef class Flows:
     cdef bint add_key(self, FlowBase flow, const an_key *key, uint32_t index) noexcept
     cdef int set_state(self, FlowBase flow, uint8_t bit, bint on) except -1
     cdef int expire(self) except -1
+    cdef bint ticks(self, uint64_t until_ns) noexcept
+    cdef int pass_time(self, uint64_t until_ns) except -1
     cdef int make_room(self) except -1
     cdef uint64_t last_seen_ns(self, FlowBase flow) noexcept
     cdef uint32_t _next_to_go(self) noexcept

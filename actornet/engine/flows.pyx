@@ -18,7 +18,7 @@ from actornet.engine.types cimport (
 )
 from actornet.engine.verdict cimport VERDICT_DROP, VERDICT_FORWARD, VERDICT_REWRITE, Forward, Rewrite
 from actornet.engine.wire cimport (
-    an_hash, an_rewrite_prepare, an_table_find, an_table_free, an_table_init, an_table_insert,
+    AN_TIMER_SLOTS, AN_TIMER_TICK_SHIFT, an_hash, an_rewrite_prepare, an_table_find, an_table_free, an_table_init, an_table_insert,
     an_table_remove, an_timer_advance, an_timer_arm, key_of,
 )
 
@@ -39,6 +39,7 @@ cdef extern from "structmember.h":
 
 DEF DUE_MAX = 64
 DEF EVICTIONS_PER_OPEN = 2
+DEF TURNS_IN_ORDER = 64  # 275 s each: more than the two hours of an established connection
 
 cdef uint32_t candidates_max = EVICTION_CANDIDATES
 cdef uint32_t walk_max = EVICTION_WALK
@@ -252,6 +253,42 @@ cdef class Flows:
                 core.begin_close(flow, "idle")
             else:
                 an_timer_arm(&self.table, flow.first, last + flow.idle_ns)
+        return 0
+
+    cdef bint ticks(self, uint64_t until_ns) noexcept:
+        """Whether flows may come due before then."""
+        return self.table.armed > 0 and until_ns >> AN_TIMER_TICK_SHIFT > self.table.tick
+
+    cdef int pass_time(self, uint64_t until_ns) except -1:
+        """`expire` for a clock that jumps, a capture's: close what is idle for too long at any time up to then, the earliest
+        first, each at its own time.
+
+        One turn of the wheel after the other, for in a longer step it would not come to its entries in their order; beyond
+        TURNS_IN_ORDER of them the order no longer counts.
+        """
+        cdef Core core = <Core>self.core
+        cdef uint32_t due
+        cdef uint64_t horizon_ns, last, deadline_ns
+        cdef FlowBase flow
+        cdef int turn
+        for turn in range(TURNS_IN_ORDER + 1):
+            horizon_ns = (self.table.tick + AN_TIMER_SLOTS - 1) << AN_TIMER_TICK_SHIFT
+            if turn == TURNS_IN_ORDER or horizon_ns > until_ns:
+                horizon_ns = until_ns
+            while an_timer_advance(&self.table, horizon_ns, &due, 1):
+                if not self.table.entries[due].state & AN_PRIMARY:
+                    continue
+                flow = <FlowBase>self.table.entries[due].actor
+                last = self.last_seen_ns(flow) if flow.suspension is None and not flow.held else until_ns
+                deadline_ns = last + flow.idle_ns
+                # The wheel stands right before the next entry that is due: what is due behind that one has time.
+                if deadline_ns > until_ns or deadline_ns >> AN_TIMER_TICK_SHIFT > self.table.tick:
+                    an_timer_arm(&self.table, flow.first, deadline_ns)
+                    continue
+                core.now_ns = max(core.now_ns, deadline_ns)
+                core.begin_close(flow, "idle")
+            if horizon_ns == until_ns:
+                break
         return 0
 
     cdef uint64_t last_seen_ns(self, FlowBase flow) noexcept:

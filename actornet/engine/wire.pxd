@@ -41,6 +41,11 @@ cdef extern from "flow_table.h" nogil:
         uint32_t armed
         uint16_t generation
         uint32_t touched
+        uint64_t tick
+
+    enum:
+        AN_TIMER_SLOTS
+        AN_TIMER_TICK_SHIFT
 
     uint64_t an_hash(const an_key *key, uint64_t seed)
     int an_table_init(an_table *table, uint32_t entries_max, uint64_t seed, uint64_t now_ns)
