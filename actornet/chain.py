@@ -244,6 +244,9 @@ class ChainActor(FlowActor):
                 return answer
         return super().on_message(message)
 
+    def held_packets(self) -> int:
+        return sum(member.held_packets() for member in self._members or ())
+
     # -- a packet's way ---------------------------------------------------------------------------------------------
 
     async def _through(self, packet: Packet) -> Verdict:
@@ -468,6 +471,7 @@ def _chain(functions: tuple[type[FlowActor], ...]) -> type[ChainActor]:
         "untracked": FORWARD if all(part.untracked.name == "FORWARD" for part in functions) else DROP,
         "discovery": FORWARD if all(part.discovery.name == "FORWARD" for part in functions) else DROP,
         "evict": any(function.evict for function in functions),
+        "holds": any(function.holds for function in functions),
         "fragments": next(policy for policy in ("drop", "reassemble", "forward") if policy in policies),
         "inner": first.inner,
         "sees_icmp_errors": any(function.sees_icmp_errors for function in functions),

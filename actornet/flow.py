@@ -132,6 +132,7 @@ class FlowActor(FlowBase, metaclass=FlowMeta):
     deadline_s: ClassVar[float] = AWAIT_DEADLINE_S
     fail: ClassVar[Verdict] = DROP
     volatile: ClassVar[bool] = False
+    holds: ClassVar[bool] = False
     _replicated: ClassVar[tuple[str, ...]] = ()
     _read_fields: ClassVar[Any] = None
     _field_types: ClassVar[msgspec.msgpack.Decoder[Any]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, ClassVar
 
 import msgspec
@@ -15,8 +16,12 @@ from actornet.errors import UsageError
 from actornet.flow import FlowActor
 
 TCP = 6
-CLOSING_IDLE_S = 30.0
-"""How long a connection is remembered after both FINs, for retransmissions of what was edited."""
+OPENING_IDLE_S = 60.0
+ESTABLISHED_IDLE_S = 7440.0
+CLOSING_IDLE_S = 240.0
+"""Seconds of silence after which a connection is forgotten, unless the network function has an `idle_s` of its own: 2 h 4 min
+for one whose ends have both answered (RFC 5382, REQ-5); 4 min after both FINs or an RST, for what is repeated; less before,
+as a flood of SYNs would fill the flow table, and nothing is lost that could have been edited."""
 
 _encode = msgspec.msgpack.Encoder().encode
 _Half = tuple[int, int | None, list[tuple[int, int, bytes]]]
@@ -47,9 +52,19 @@ class StreamActor(FlowActor):
     inline one's at what the receivers have acknowledged, so that nothing passes undecided; bytes on their way at that
     moment may be decided on again. What an actor keeps of the bytes is in its own annotated fields.
 
+    An RST ends a connection if it has exactly the number that its receiver waits for (RFC 5961 section 3.2), a FIN if all
+    before it has come and nothing behind it; a SYN in the middle of a connection begins a new one when the other end answers
+    it. Others pass, and the connection goes on, as it does for its ends.
+
+    Without an `idle_s` of the class, the flow ends after 2 h 4 min of silence, or 1 min while the connection opens and 4 min
+    once it was closed. What an edited connection sends after its flow has ended (such a silence, an eviction, an error in a
+    handler, a lost log) passes with the numbers that it has: its ends will not understand each other. To refuse what cannot
+    be placed, as a firewall does: `on_open` returns DROP unless `packet.tcp_flags` has the SYN.
+
     What is no TCP is offloaded, unless `on_open` decides otherwise.
     """
 
+    idle_s = OPENING_IDLE_S
     connection = True
     inline: ClassVar[bool] = False
     verify_checksums: ClassVar[bool] = True
@@ -65,6 +80,7 @@ class StreamActor(FlowActor):
             raise UsageError(f"{cls.__name__}.inner: streams inside of tunnels are not supported; use a FlowActor")
         if "on_packet" in vars(cls):
             raise UsageError(f"{cls.__name__}.on_packet: a stream actor has on_data in its place")
+        cls.holds = cls.inline
         if cls.suspends("on_data"):
             cls.on_packet = StreamActor._on_packet_async  # type: ignore[method-assign, assignment]
         else:
@@ -158,15 +174,37 @@ class StreamActor(FlowActor):
         verdict = stream.output(packet)
         if stream.changed:
             self.stream_edits = _encode(stream.save())
-        if stream.reset and not stream.edited:
+        if stream.gone and not stream.edited:
             self.close()
-        elif stream.ended and self.idle_s > CLOSING_IDLE_S:
-            self.idle_s = CLOSING_IDLE_S
-        elif self.stream_released and not stream.edited:
+        elif self.stream_released and not stream.edited and not stream.ended:
             self._offload_both(FORWARD)
+            if self.idle_s == ESTABLISHED_IDLE_S:
+                self.idle_s = OPENING_IDLE_S  # nobody sees its end
+        else:
+            self._adapt_idle(stream)
         return verdict
+
+    def _adapt_idle(self, stream: Stream) -> None:
+        """Remember a connection for as long as it may still need us."""
+        if stream.ended or stream.reset:
+            if self.idle_s > CLOSING_IDLE_S:
+                self.idle_s = CLOSING_IDLE_S
+        elif (stream.established or stream.edited) and self.idle_s in (OPENING_IDLE_S, CLOSING_IDLE_S):
+            idle_s = type(self).idle_default_s if _has_idle(type(self)) else ESTABLISHED_IDLE_S
+            if idle_s != self.idle_s:
+                self.idle_s = idle_s
+                self._set_dirty(True)  # a backup is to wait as long
+
+    def held_packets(self) -> int:
+        return self._stream.waiting if self._stream is not None else 0
 
     def _offload_both(self, verdict: Verdict) -> None:
         self.offload(verdict, punt_tcp=False)
         for flow, port in self._bound()[1:]:
             self.offload(verdict, flow, port, punt_tcp=False)
+
+
+@cache
+def _has_idle(nf: type[StreamActor]) -> bool:
+    """Whether the network function has chosen its own `idle_s`."""
+    return any("idle_default_s" in vars(base) for base in nf.__mro__[: nf.__mro__.index(StreamActor)])

@@ -16,7 +16,7 @@ from actornet.replay.history import History
 from actornet.replay.verification import verify
 from actors.ids import IDS, Incidents
 from tests import frames
-from tests.tcp_model import ACK, RST, SYN
+from tests.tcp_model import ACK, FIN, PSH, RST, SYN
 from tests.test_stream import CLIENT, SERVER, header, reassembled
 
 CAPTURE = Path(__file__).parent / "captures" / "WebattackSQLinj.pcap"
@@ -80,4 +80,63 @@ def test_an_attack_in_pieces_is_found_before_it_is_whole(order: tuple[int, ...])
     assert b"t%3E" not in b"".join(frame[54:] for frame in out) and header(out[-1])[3] & RST
     assert send(frames.tcp(*CLIENT, *SERVER, ACK, b"more", seq=129)) == []
     assert send(frames.tcp("10.0.0.2", 7777, *SERVER, SYN, seq=5)) == [], "and the client is shut out"
+    node.finish()
+
+
+def stream_node() -> tuple[Any, Any]:
+    """The IDS between two ports, and a function that sends packets of (port, frame) at a second."""
+    lan, wan = MemoryPort("lan"), MemoryPort("wan")
+    node = Embedded(IDS, [lan, wan], {}, virtual_time=True)
+
+    def send(at_s: float, *packets: bytes, to: MemoryPort = lan) -> list[bytes]:
+        to.feed([(10**18 + int(at_s * 10**9), packet) for packet in packets])
+        node.run_burst()
+        lan.take()
+        return [bytes(frame) for _, frame in wan.take()]
+
+    return node, lambda at_s, *packets, back=False: send(at_s, *packets, to=wan if back else lan)
+
+
+BETWEEN = {
+    "nothing": [],
+    "an RST beyond the window": [frames.tcp(*CLIENT, *SERVER, RST, seq=500_112)],
+    "an RST below the window": [frames.tcp(*CLIENT, *SERVER, RST | ACK, seq=50, ack=500)],
+    "an RST one byte off": [frames.tcp(*CLIENT, *SERVER, RST, seq=113)],
+    "a SYN with other bytes": [frames.tcp(*CLIENT, *SERVER, SYN, b"xxxxxxxxxxxxxx", seq=111)],
+    "a SYN far away": [frames.tcp(*CLIENT, *SERVER, SYN, seq=7_000_000)],
+    "a FIN beyond the window": [frames.tcp(*CLIENT, *SERVER, FIN | ACK, seq=114, ack=500)],
+}
+
+
+@pytest.mark.parametrize("pause_s", [0.1, 90, 7000])
+@pytest.mark.parametrize("between", BETWEEN)
+def test_what_the_server_ignores_hides_nothing(between: str, pause_s: float) -> None:
+    """RFC 5961 sections 3.2 and 4.2: an RST or SYN that is not where the server waits does not end its connection."""
+    node, send = stream_node()
+    send(0, frames.tcp(*CLIENT, *SERVER, SYN, seq=99))
+    send(0, frames.tcp(*SERVER, *CLIENT, SYN | ACK, seq=499, ack=100), back=True)
+    send(0, frames.tcp(*CLIENT, *SERVER, ACK, seq=100, ack=500))
+    assert len(send(0, frames.tcp(*CLIENT, *SERVER, ACK | PSH, b"GET /?q=<scr", seq=100, ack=500))) == 1
+    send(0, frames.tcp(*SERVER, *CLIENT, ACK, seq=500, ack=112), back=True)
+    for packet in BETWEEN[between]:
+        send(1, packet)
+    # Somebody else's packets let the clock go on meanwhile.
+    send(1 + pause_s / 2, frames.udp("10.0.0.9", 7, "198.51.100.1", 53))
+    out = send(1 + pause_s, frames.tcp(*CLIENT, *SERVER, ACK | PSH, b"ipt>alert(1) HTTP/1.0", seq=112, ack=500))
+    assert [header(frame)[3] & RST for frame in out] == [RST] and b"alert" not in b"".join(out)
+    node.finish()
+
+
+@pytest.mark.parametrize("acknowledged", [112, 100])
+def test_an_rst_that_the_server_takes_ends_the_connection(acknowledged: int) -> None:
+    """RFC 5961 section 3.2: exactly the next number. Unless all was acknowledged it waits for some minutes."""
+    node, send = stream_node()
+    send(0, frames.tcp(*CLIENT, *SERVER, SYN, seq=99))
+    send(0, frames.tcp(*SERVER, *CLIENT, SYN | ACK, seq=499, ack=100), back=True)
+    send(0, frames.tcp(*CLIENT, *SERVER, ACK | PSH, b"GET /?q=<scr", seq=100, ack=500))
+    send(0, frames.tcp(*SERVER, *CLIENT, ACK, seq=500, ack=acknowledged), back=True)
+    send(1, frames.tcp(*CLIENT, *SERVER, RST, seq=112))
+    assert node.counters()["live_flows"] == (acknowledged != 112)
+    send(243, frames.udp("10.0.0.9", 7, "198.51.100.1", 53))
+    assert node.counters()["live_flows"] == 1, "the other one"
     node.finish()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 from collections.abc import Callable
 from ipaddress import ip_address
@@ -14,6 +15,8 @@ import pytest
 
 from actornet import DROP, FORWARD, REJECT, Direction, StreamActor
 from actornet.cli.main import main
+from actornet.cli.run import _report
+from actornet.engine.counters import DROPS
 from actornet.engine.wire import checksums_right
 from actornet.errors import UsageError
 from actornet.ports.pcap import read_capture
@@ -404,3 +407,126 @@ def test_real_connections_give_the_bytes_that_dpkt_finds(nf: type[StreamActor], 
         assert bytes(Collect.found.get(key, b""))[: len(data)] == data
     if nf is CollectInline:
         assert reassembled(tmp_path / "out.pcap") == expected, "what passed is whole, too"
+
+
+def handshake(node: Bench, client_isn: int = 99, server_isn: int = 499) -> None:
+    node.lan_in(frames.tcp(*CLIENT, *SERVER, SYN, seq=client_isn))
+    node.wan_in(frames.tcp(*SERVER, *CLIENT, SYN | ACK, seq=server_isn, ack=client_isn + 1))
+    node.lan_in(frames.tcp(*CLIENT, *SERVER, ACK, seq=client_isn + 1, ack=server_isn + 1))
+    node.out(), node.lan.take()
+
+
+def later(node: Bench, seconds: float) -> None:
+    """The clock goes on by a packet of somebody else."""
+    node.lan_in(frames.udp("10.0.0.9", 5, "198.51.100.1", 53), after_s=seconds)
+    node.out()
+
+
+class OwnTime(Grow):
+    idle_s = 60.0
+
+
+def live(node: Bench) -> int:
+    return sum(actor.flow.protocol == 6 for actor in node.core.actors())
+
+
+def test_a_connection_lives_as_long_as_tcp_may_be_silent() -> None:
+    """RFC 5382, REQ-5: established 2 hours 4 minutes, others less."""
+    node = Bench(Grow)
+    handshake(node)
+    later(node, 7400.0)
+    assert live(node) == 1
+    later(node, 50.0)
+    assert live(node) == 0, "2 hours 4 minutes of silence"
+    node.lan_in(frames.tcp(*CLIENT, *SERVER, SYN, seq=99))
+    later(node, 61.0)
+    assert live(node) == 0, "a SYN alone is cheap to forget"
+    handshake(node)
+    node.lan_in(frames.tcp(*CLIENT, *SERVER, ACK | FIN, seq=100, ack=500))
+    node.wan_in(frames.tcp(*SERVER, *CLIENT, ACK | FIN, seq=500, ack=101))
+    later(node, 230.0)
+    assert live(node) == 1
+    later(node, 20.0)
+    assert live(node) == 0
+    own = Bench(OwnTime)
+    handshake(own)
+    later(own, 61.0)
+    assert live(own) == 0, "a network function's own time stands"
+
+
+def test_an_edited_connection_goes_on_after_an_hour_of_silence() -> None:
+    node = Bench(Grow)
+    handshake(node)
+    node.lan_in(frames.tcp(*CLIENT, *SERVER, ACK | PSH, b"<", seq=100, ack=500))
+    node.wan_in(frames.tcp(*SERVER, *CLIENT, ACK, seq=500, ack=104))
+    node.out(), node.lan.take()
+    later(node, 3600.0)
+    node.lan_in(frames.tcp(*CLIENT, *SERVER, ACK | PSH, b"second", seq=101, ack=500))
+    assert [header(frame)[1] for frame in node.out()] == [104]
+
+
+@pytest.mark.parametrize("nf", [Watch, Grow])
+def test_a_connection_that_one_end_has_lost_begins_anew(nf: type[StreamActor]) -> None:
+    """RFC 5961 section 4.2: a SYN in mid-stream counts once the other end, which has lost the connection too, answers it."""
+    node = Bench(nf)
+    handshake(node)
+    node.lan_in(frames.tcp(*CLIENT, *SERVER, ACK | PSH, b"<<<", seq=100, ack=500))
+    node.wan_in(frames.tcp(*SERVER, *CLIENT, ACK, seq=500, ack=112 if nf is Grow else 103))
+    handshake(node, 70_000, 80_000)
+    node.lan_in(frames.tcp(*CLIENT, *SERVER, ACK | PSH, b"again", seq=70_001, ack=80_001))
+    assert [(header(frame)[1], frame[54:]) for frame in node.out()] == [
+        (70_001, swell(b"again") if nf is Grow else b"again")
+    ]
+    assert nf.seen[Direction.ORIGINAL] == b"<<<again"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("nf", [Watch, WatchInline])
+def test_a_fin_with_bytes_behind_it_is_none(nf: type[StreamActor]) -> None:
+    node = Bench(nf)
+    handshake(node)
+    node.lan_in(frames.tcp(*CLIENT, *SERVER, ACK | FIN, seq=105, ack=500))
+    node.lan_in(frames.tcp(*CLIENT, *SERVER, ACK, b"some words", seq=100, ack=500))
+    node.lan_in(frames.tcp(*CLIENT, *SERVER, ACK, b" more", seq=110, ack=500))
+    assert Watch.seen[Direction.ORIGINAL] == b"some words more"
+
+
+class Halt(StreamActor):
+    """Ends connections in every way that leaves something behind."""
+
+    inline = True
+    seen: int = 0
+
+    def on_data(self, direction: Direction, data: bytes) -> Any:
+        self.seen += 1
+        if self.seen % 7 == 3:
+            return [DROP, REJECT, data[::-1], b""][self.flow.source_port % 4]
+        if self.seen % 11 == 10:
+            raise ValueError("no")
+        return None
+
+
+class HaltAsync(Halt):
+    async def on_data(self, direction: Direction, data: bytes) -> Any:
+        await asyncio.sleep(0)
+        return Halt.on_data(self, direction, data)
+
+
+@pytest.mark.parametrize("nf", ["WatchInline", "WatchAsync", "Watch", "Grow", "Halt", "HaltAsync"])
+@pytest.mark.parametrize("name", sorted(path.name for path in CAPTURES.glob("*.pcap*")))
+def test_every_packet_of_a_capture_is_accounted_for(
+    nf: str, name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """G9: what came in, and was made, has left, was dropped by a named counter, or has left within what was made; nothing waits
+    when all flows have ended."""
+    counts: dict[str, int] = {}
+    monkeypatch.setattr("actornet.cli.run._report", lambda after, *rest: counts.update(after) or _report(after, *rest))
+    assert main(["run", f"{__name__}:{nf}", "--read", str(CAPTURES / name), "--as-is", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    arrived = sum(port["packets_in"] for port in report["ports"].values())
+    left = sum(port["packets_out"] for port in report["ports"].values())
+    dropped = sum(counts[counter] for counter in DROPS)
+    assert dropped == sum(report["drops"].values())
+    waits = counts["fragments_joined"] - counts["fragments_made"] - counts["reassembled"] + counts["refragmented"]
+    kept = counts["stream_replaced"] + counts["stream_held"]
+    assert kept <= counts["stream_made"], "each of these has left in one frame at least"
+    assert arrived + counts["stream_made"] - kept == left + dropped + waits

@@ -45,7 +45,8 @@ def play(nf: type[FlowActor], packets: list[tuple[float, int]], log: str | None 
     """Packets of (seconds, source port), all in one port's queue, so that a burst may take 64 of them."""
     lan, wan = MemoryPort("lan"), MemoryPort("wan")
     node = Embedded(nf, [lan, wan], log_directory=log, virtual_time=True)
-    lan.feed([(int((START + at_s) * SECOND), frames.udp("10.0.0.2", port, "198.51.100.1", 53, b"x" * 50)) for at_s, port in packets])
+    frame = {port: frames.udp("10.0.0.2", port, "198.51.100.1", 53, b"x" * 50) for _, port in packets}
+    lan.feed([(int((START + at_s) * SECOND), frame[port]) for at_s, port in packets])
     while node.run_burst():
         pass
     return node

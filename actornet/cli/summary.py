@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 DROPS = {
-    "malformed": "header fields that contradict the frame",
+    "malformed": "contradictory headers; of inline streams also wrong TCP checksums (left to a card? verify_checksums)",
     "truncated": "the frame ends before its headers say; captured with a short snap length?",
     "not_ip": "ARP, LLDP and other frames that are not IP",
     "fragment": "IP fragments: they carry no ports",
@@ -25,6 +25,7 @@ DROPS = {
     "flow_table_full": "new flows beyond --flows-max",
     "mailbox_full": "too many packets behind a handler that waits",
     "stream_full": "too much of a TCP stream waited for what was missing",
+    "stream_discarded": "waited for a gap in a TCP stream until its flow ended, or repeated what waits already",
     "held_full": "too many packets waited for the log",
     "held_fenced": "waited for the log of a node that is no longer the primary",
     "lease_over": "the node's lease with the witness had run out: it may no longer send",

@@ -88,6 +88,7 @@ cdef class Core:
     cdef Fragments fragments
     cdef uint8_t tunnels         # bit per enum an_tunnel
     cdef bint evicts             # a full table makes room for new flows
+    cdef bint holds              # actors keep packets back
     cdef bint volatile_state     # fields may change in place
     cdef bint connection         # a flow begins with its reply's key bound
     cdef bint fail_open
@@ -129,6 +130,7 @@ cdef class Core:
     cdef int handle(self, FlowBase flow, an_packet *p, int phase) except -1
     cdef int completed(self, FlowBase flow, an_packet *p, int phase, object verdict) except -1
     cdef int report(self, FlowBase flow, object error, an_packet *p, int phase) except -1
+    cdef int discard_held(self, FlowBase flow) except -1
     cdef int begin_close(self, FlowBase flow, str reason) except -1
     cdef int end_close(self, FlowBase flow) except -1
     cdef int deliver(self, FlowBase flow, object message, object reply) except -1

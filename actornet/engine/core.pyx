@@ -135,6 +135,7 @@ cdef class Core:
         self.on_mirror, self.has_mirror = nf.on_mirror, nf.handles("on_mirror")
         self.volatile_state = nf.volatile
         self.evicts = nf.evict
+        self.holds = nf.holds
         self.connection = nf.connection
         self.fail_open = nf.fail.name == "FORWARD"
         self.deadline_ns = <uint64_t>(nf.deadline_s * 1e9)
@@ -803,6 +804,13 @@ cdef class Core:
             behind = self.output.queue.head != NULL
         if not flow.held and (behind or flow.depends > an_word_load(self.committed)):
             self.output.hold(flow, NULL, -1)
+        return 0
+
+    cdef int discard_held(self, FlowBase flow) except -1:
+        """The flow's actor has kept packets of a stream back, and ends (G9: each is counted once)."""
+        cdef uint64_t packets = flow.held_packets()
+        self.counters[<int>C_STREAM_HELD] -= packets
+        self.counters[<int>C_STREAM_DISCARDED] += packets
         return 0
 
     cdef int begin_close(self, FlowBase flow, str reason) except -1:

@@ -50,6 +50,7 @@ COUNTERS = (
     "lease_over",
     "handler_error",
     "stream_full",
+    "stream_discarded",
     "no_route",
     "neighbor_full",
     "neighbor_unresolved",

@@ -134,6 +134,10 @@ cdef class FlowBase:
         """Bytes of all keys so far, offloaded ones included."""
         return self._total(False)
 
+    def held_packets(self) -> int:
+        """Packets that the actor keeps back, of a class that `holds` some: they are counted as discarded when the flow ends."""
+        return 0
+
     def _total(self, bint packets):
         cdef uint64_t total = 0
         cdef uint32_t i = self.first

@@ -162,7 +162,9 @@ cdef class Flows:
         return flow
 
     cdef int remove(self, FlowBase flow) except -1:
-        """Take a flow and its keys out of the table."""
+        """Take a flow and its keys out of the table; packets that it holds do not leave any more."""
+        if (<Core>self.core).holds:
+            (<Core>self.core).discard_held(flow)
         self._free_keys(flow)
         flow.core = NULL
         PyObject_GC_Track(<PyObject *>flow)

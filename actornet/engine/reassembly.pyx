@@ -118,8 +118,33 @@ cdef class Half:
                 self.full = True
                 return []
             return self._skip((<Segment>self.queue[0]).seq) + self.receive(seq, data, fin, carrier)
+        fin = self._check_fin(seq + length, fin, seq == self.next)
         self.queue = self._insert(seq, data, fin, carrier)
         return self._ready()
+
+    cdef bint _check_fin(self, uint32_t end, bint fin, bint in_order) except -1:
+        """No FIN has bytes behind it: its receiver cannot have taken such a one, it was beyond its window. One that is in order
+        was. Returns whether a FIN at `end` stands; those in the queue that do not are taken out."""
+        cdef Segment held
+        cdef Py_ssize_t i
+        for i in range(len(self.queue) - 1, -1, -1):
+            held = self.queue[i]
+            if not in_order and diff(held.seq + <uint32_t>len(held.data), end) > 0:
+                fin = False
+            if held.fin and diff(end, held.end()) >= 0:
+                if held.data:
+                    self.queue[i] = segment_of(held.seq, held.data, False, held.carrier, held.direction)
+                else:
+                    del self.queue[i]
+        return fin
+
+    cdef bint holds(self, object carrier) noexcept:
+        """Whether bytes wait that came with it."""
+        cdef Segment held
+        for held in self.queue:
+            if held.carrier is carrier:
+                return True
+        return False
 
     cdef list _insert(self, uint32_t seq, bytes data, bint fin, object carrier):
         """The queue with the segment's parts in its holes."""

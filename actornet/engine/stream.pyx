@@ -12,7 +12,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport int32_t, uint16_t, uint64_t
 from libc.string cimport memcpy
 
-from actornet.engine.counters cimport C_MALFORMED, C_STREAM_FULL, C_STREAM_HELD
+from actornet.engine.counters cimport C_MALFORMED, C_STREAM_DISCARDED, C_STREAM_FULL, C_STREAM_HELD
 from actornet.engine.types cimport AN_CSUM_PARTIAL, AN_ICMP_ERROR
 from actornet.engine.verdict cimport Made
 from actornet.engine.wire cimport an_csum_verify
@@ -95,6 +95,11 @@ cdef class Stream:
         return self.halves[0].ended and self.halves[1].ended
 
     @property
+    def gone(self) -> bool:
+        """An RST ended the connection, and all before it had come: nothing is left to wait for."""
+        return self.reset and not self.in_doubt
+
+    @property
     def conflicts(self) -> int:
         """Retransmissions whose bytes were not those that had come first."""
         return self.halves[0].conflicts + self.halves[1].conflicts
@@ -116,7 +121,7 @@ cdef class Stream:
         """The segments that this packet makes ready, in order; [] for packets that are not this connection's TCP."""
         cdef an_packet *p = packet.live()
         cdef int direction = packet.direction_index()
-        self.outputs, self.whole, self.damaged = [], True, False
+        self.outputs, self.whole, self.damaged, self.carrier = [], True, False, None
         if p.key.protocol != TCP or p.flags & AN_ICMP_ERROR:
             return []
         if self.verify and not an_csum_verify(p):
@@ -134,24 +139,25 @@ cdef class Stream:
         cdef list ready = [], taken
         cdef bytes data
         cdef Carrier carrier
-        if p.tcp_flags & SYN and not p.tcp_flags & RST:
+        cdef bint syn = p.tcp_flags & SYN and not p.tcp_flags & RST, void = False
+        if syn:
             seq += 1
-            if not half.started or self.reset or self.ended:
-                if not p.tcp_flags & ACK:
-                    self.reset, other.started, other.ended = False, False, False
-                    if other.edited:
-                        other.restart(0)
-                        other.started = False
-                half.restart(seq)
-        elif not half.started:
-            half.begin(seq)
-            self.midstream = True
+            void = self._synchronize(half, other, direction, seq, ack, p.tcp_flags & ACK)
+        elif p.tcp_flags & RST:
+            self._reset(half, other, seq, ack, p.tcp_flags & ACK)
+        else:
+            if not half.started:
+                half.begin(seq)
+                self.midstream = True
+            if self.reset and direction != self.reset_direction:
+                self.reset = False  # who was to be reset goes on
+            if other.started and p.tcp_flags & ACK:
+                self.established = True
         if p.tcp_flags & ACK:
-            ready = other.acknowledge(other.back(ack))
+            if not void and not (p.tcp_flags & RST and not self.reset):
+                ready = other.acknowledge(other.back(ack))
             if other.edited:
                 self._fix_acknowledgements(l4, p.payload - p.l4, other, partial, True)
-        if p.tcp_flags & RST:
-            self.reset = True
         if length > self.payload_max[direction]:
             self.payload_max[direction] = length
         if self.inline and ready:
@@ -160,12 +166,14 @@ cdef class Stream:
         if not length and not fin or p.tcp_flags & (SYN | RST):
             if half.edited and not p.tcp_flags & SYN:
                 change32(l4, 4, half.out(seq), partial)
-            if not (length and p.tcp_flags & SYN):
+            if not (length and syn) or void:
+                if void and length:
+                    self.whole = False
                 if not self.whole:
                     self.outputs.append((carrier_of(p), load32(l4 + 4), None, False))
                 return ready
         data = PyBytes_FromStringAndSize(<const char *>p.data + p.payload, length)
-        carrier = carrier_of(p) if self.inline else None
+        carrier = self.carrier = carrier_of(p) if self.inline else None
         if self.released:
             if half.edited:
                 self.whole = False
@@ -189,6 +197,50 @@ cdef class Stream:
             if half.recovering:  # a byte below the window makes the receiver say what it has
                 self.outputs.append((carrier, half.out(half.probe(seq)), b"", False))
         return ready + taken
+
+    cdef bint _synchronize(self, Half half, Half other, int direction, uint32_t seq, uint32_t ack, bint acknowledges) except -1:
+        """A SYN, whose first byte is `seq`: begins a connection, or means nothing to an end that has one (RFC 5961 section 4.2) and
+        is only remembered: if the other end has lost the connection, it will answer with a SYN of its own. Returns whether
+        the bytes that the packet has count for nobody."""
+        if acknowledges and self.asked_anew and direction != self.asked_direction and ack == self.asked_seq:
+            other.restart(ack)
+            self._begin_anew()
+            half.restart(seq)
+            return False
+        if half.started and not self.ended and not self.gone and not (self.reset and not self.established):
+            if not acknowledges and (self.established or seq != half.acknowledged):
+                self.asked_anew, self.asked_direction, self.asked_seq = True, direction, seq
+            return self.established
+        if not acknowledges:
+            self._begin_anew()
+            other.started = other.ended = False
+            if other.edited:
+                other.restart(0)
+                other.started = False
+        half.restart(seq)
+        return False
+
+    cdef int _begin_anew(self) except -1:
+        self.reset = self.established = self.asked_anew = False
+        return 0
+
+    cdef int _reset(self, Half half, Half other, uint32_t seq, uint32_t ack, bint acknowledges) except -1:
+        """An RST ends the connection if its receiver waits for exactly that byte (RFC 5961 section 3.2), or, if that has sent a
+        SYN and knows no number yet, if its SYN is acknowledged (RFC 9293 section 3.10.7.3); any other is none.
+
+        As some of what passed here may not have come there, there is doubt until all is acknowledged."""
+        if half.started:
+            if seq != half.next or half.recovering:
+                return 0
+            self.in_doubt = half.acknowledged != seq
+        elif other.started:
+            if not acknowledges or other.next - ack > other.next - other.acknowledged:
+                return 0
+            self.in_doubt = False
+        else:
+            self.in_doubt = False  # of a connection that we know nothing about
+        self.reset, self.reset_direction = True, half.direction
+        return 0
 
     cdef int _again(self, Half half, Carrier carrier, uint32_t seq, bytes data, bint fin) except -1:
         """What was delivered before passes as it did then."""
@@ -240,7 +292,11 @@ cdef class Stream:
                 self._make(emit, carrier, seq, data, fin)
         self.outputs = []
         if not emit.frames:
-            emit.counter = C_STREAM_FULL if half.full else C_STREAM_HELD
+            emit.counter = C_STREAM_FULL if half.full else C_STREAM_DISCARDED
+            if half.holds(self.carrier):
+                emit.counter = C_STREAM_HELD
+                self.carrier.waits = True
+                self.waiting += 1
         return emit
 
     def _make(self, Emit emit, Carrier carrier, seq, bytes data, bint fin) -> None:
@@ -279,6 +335,9 @@ cdef class Stream:
         cdef uint8_t *l4 = at + carrier.l4
         cdef uint32_t bytes_ = <uint32_t>(length - carrier.l4)
         cdef uint64_t sum
+        if carrier.waits:
+            carrier.waits = False
+            self.waiting -= 1
         memcpy(at, PyBytes_AS_STRING(carrier.head), head)
         memcpy(at + head, PyBytes_AS_STRING(data), len(data))
         if carrier.version == 4:
