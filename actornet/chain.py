@@ -203,6 +203,11 @@ class ChainActor(FlowActor):
     def moves(cls) -> bool:
         return cls.forgettable
 
+    def check_fields(self) -> None:
+        super().check_fields()
+        for member in self._members or ():
+            member.check_fields()
+
     async def on_open(self, packet: Packet) -> Any:
         """Members open as the packet comes to them. If one refuses it, those before it close, and nothing is left."""
         try:
@@ -351,7 +356,7 @@ class ChainActor(FlowActor):
             if name != "_seat":
                 setattr(member, name, value.copy() if isinstance(value, list | dict | set) else value)
         if state is not None:
-            for name, value in zip(part.replicated_fields(), part._field_types.decode(state.fields), strict=True):
+            for name, value in part.read_fields(state.fields):
                 setattr(member, name, value)
             member._seat.keys = {(key.flow, key.port): _offload(key) for key in state.keys}
         member._set_dirty(False)

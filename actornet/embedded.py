@@ -20,7 +20,7 @@ from actornet.engine.port import Port
 from actornet.errors import StateError, UsageError
 from actornet.flow import FlowActor
 from actornet.journal import Journal, fingerprint, restore_flow
-from actornet.limits import FLOWS_MAX_DEFAULT
+from actornet.limits import FLOWS_MAX_DEFAULT, MISFITS_TOLD_MAX
 from actornet.local_link import LocalLink
 from actornet.log.record import ControlBody
 from actornet.log.store import Log
@@ -83,15 +83,21 @@ class Embedded:
             self.journal.epoch + 1, name, nf, values, "embedded run", self._now_ns()
         )
         """Owners that the log has, and that began with other settings."""
+        self.restored_misfits: list[str] = []
+        """Fields in the log's flows that are not of their types."""
         self.misfit: str | None = None
         """Once finished: the value in an owner's state that does not fit its type, so that no snapshot was saved."""
         self.link.flush()
         self.core.revoke(self.journal.replica.revocations)
         for body in self.journal.replica.flows.values():
-            restore_flow(self.core, nf, body)
+            restore_flow(self.core, nf, body, self._note_misfit)
         with self._running():
             for _, port, packet in list(self.journal.replica.orphans()):
                 self.core.resume(port, packet)
+
+    def _note_misfit(self, text: str) -> None:
+        if text not in self.restored_misfits and len(self.restored_misfits) < MISFITS_TOLD_MAX:
+            self.restored_misfits.append(text)
 
     def run_burst(self) -> int:
         """One turn of the core; returns the packets it took. Handlers that await asyncio are driven too."""

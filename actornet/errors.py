@@ -22,7 +22,8 @@ class PortError(ActornetError):
 
 
 class StateError(ActornetError):
-    """A value in an owner's state would not come back from the log by its type; names owner, field, expected and actual."""
+    """A value in an owner's state, or a flow's field, would not come back from the log by its type, or is too large for it;
+    names owner or class, field, expected and actual."""
 
 
 class LogError(ActornetError):

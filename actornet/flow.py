@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import typing
+from collections.abc import Callable
+from contextlib import suppress
 from operator import attrgetter
 from typing import Any, ClassVar
 
@@ -17,8 +19,9 @@ from actornet.engine.flow_state import saved_state
 from actornet.engine.packet import Packet
 from actornet.engine.verdict import DROP, FORWARD, Forward, Verdict
 from actornet.engine.wire import TUNNELS
-from actornet.errors import UsageError
-from actornet.limits import AWAIT_DEADLINE_S
+from actornet.errors import StateError, UsageError
+from actornet.limits import AWAIT_DEADLINE_S, MESSAGE_BYTES_MAX
+from actornet.misfit import holds, misfit, shown
 from actornet.setting import Setting
 
 _IMMUTABLE = (int, float, bool, str, bytes, type(None), FiveTuple)
@@ -73,6 +76,8 @@ class FlowMeta(type):
             cls.idle_default_s = idle_s
         merged = {**dict(getattr(cls, "field_defaults", ())), **defaults}
         cls.field_defaults = tuple(merged.items())
+        with suppress(NameError):  # a type that is defined further down: `prepare` looks again
+            _check_defaults(cls, defaults)
         return cls
 
     idle_default_s: float
@@ -134,6 +139,7 @@ class FlowActor(FlowBase, metaclass=FlowMeta):
     volatile: ClassVar[bool] = False
     holds: ClassVar[bool] = False
     _replicated: ClassVar[tuple[str, ...]] = ()
+    _hints: ClassVar[list[Any]] = []
     _read_fields: ClassVar[Any] = None
     _field_types: ClassVar[msgspec.msgpack.Decoder[Any]]
 
@@ -193,7 +199,8 @@ class FlowActor(FlowBase, metaclass=FlowMeta):
             hints = typing.get_type_hints(cls)
         except NameError as error:
             raise UsageError(f"{cls.__name__}: the type of a field cannot be found: {error}") from None
-        types = [hints[name] for name in names]
+        types = cls._hints = [hints[name] for name in names]
+        _check_defaults(cls, {name: value for name, value in cls.field_defaults if name in names})
         try:
             cls._field_types = msgspec.msgpack.Decoder(tuple[tuple(types)] if types else tuple[()])  # type: ignore[misc]
             _encode([value for name, value in cls.field_defaults if name in names])
@@ -206,18 +213,79 @@ class FlowActor(FlowBase, metaclass=FlowMeta):
 
     saved_state = saved_state
 
+    def check_fields(self) -> None:
+        """Raise StateError if a replicated field would not come back from the log by its hint, or they are too large for it.
+
+        The core has some saves of a class checked, and all that fail.
+        """
+        values = [getattr(self, name) for name in self._replicated]
+        try:
+            data = _encode(values)
+            self._field_types.decode(data)
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise StateError(self._misfit(values) or f"{type(self).__name__}: {error}") from None
+        if len(data) > MESSAGE_BYTES_MAX:
+            sizes = {name: len(_encode(value)) for name, value in zip(self._replicated, values, strict=True)}
+            largest = max(sizes, key=sizes.__getitem__)
+            raise StateError(
+                f"{type(self).__name__}.{largest}: {sizes[largest]} bytes, of {len(data)} in the flow's fields; "
+                f"{MESSAGE_BYTES_MAX} is the most that a flow's record holds"
+            )
+
+    def unsaved(self, error: Exception) -> Exception:
+        """What a handler is told that left the flow in a state that cannot be saved."""
+        if not isinstance(error, StateError):
+            try:
+                self.check_fields()
+            except StateError as found:
+                return found
+        return error
+
+    def _misfit(self, values: list[Any]) -> str | None:
+        fields = zip(self._replicated, self._hints, values, strict=True)
+        found = (misfit(hint, value, f"{type(self).__name__}.{name}") for name, hint, value in fields)
+        return next(filter(None, found), None)
+
     @classmethod
-    def restore_arguments(cls, state: bytes) -> tuple[list[tuple[str, Any]], list[KeyState], int, int]:
+    def restore_arguments(
+        cls, state: bytes, tell: Callable[[str], None] | None = None
+    ) -> tuple[list[tuple[str, Any]], list[KeyState], int, int]:
         """Fields by name, keys, idle time-out (ns) and generation of the offloads from a flow record's state.
 
-        Raises UsageError if it is not ours.
+        A field that is not of its type is taken as it is, as plain data, and `tell` is told. Raises UsageError if the record
+        is not ours.
         """
         try:
             saved = _decode_state(state)
-            values = cls._field_types.decode(saved.fields)
         except msgspec.MsgspecError as error:
             raise UsageError(f"a flow record does not fit {cls.__name__}: {error}; the log is of other code") from None
-        return list(zip(cls._replicated, values, strict=True)), saved.keys, saved.idle_ns, saved.generation
+        return cls.read_fields(saved.fields, tell), saved.keys, saved.idle_ns, saved.generation
+
+    @classmethod
+    def read_fields(cls, data: msgspec.Raw, tell: Callable[[str], None] | None = None) -> list[tuple[str, Any]]:
+        """The fields in a record's `fields`; as `restore_arguments`."""
+        try:
+            return list(zip(cls._replicated, cls._field_types.decode(data), strict=True))
+        except msgspec.MsgspecError as error:
+            problem = error
+        try:
+            values = msgspec.msgpack.decode(data, type=list[Any])
+        except msgspec.MsgspecError as error:
+            problem = error
+            values = []
+        if len(values) != len(cls._replicated):
+            raise UsageError(f"a flow record does not fit {cls.__name__}: {problem}; the log is of other code")
+        fields = []
+        for name, hint, value in zip(cls._replicated, cls._hints, values, strict=True):
+            try:
+                fields.append((name, msgspec.convert(value, hint)))
+            except msgspec.ValidationError:
+                fields.append((name, value))
+                if tell is not None:
+                    tell(misfit(hint, value, f"{cls.__name__}.{name}") or f"{cls.__name__}.{name}: not a {shown(hint)}")
+        return fields
 
     @staticmethod
     def bound_keys(state: bytes) -> list[tuple[FiveTuple, str]]:
@@ -239,6 +307,26 @@ class FlowActor(FlowBase, metaclass=FlowMeta):
     def on_message(self, message: Any) -> Any:
         """Another actor speaks to this flow; see the class."""
         raise UsageError(f"{type(self).__name__} takes no messages: it has no on_message")
+
+
+def _check_defaults(cls: type, defaults: dict[str, Any]) -> None:
+    """Raise UsageError for a replicated field that the log cannot keep, or whose default is of another type."""
+    wanted = {name: value for name, value in defaults.items() if not name.startswith("_")}
+    hints = typing.get_type_hints(cls) if wanted else {}
+    for name, default in wanted.items():
+        hint, where = hints[name], f"{cls.__name__}.{name}"
+        try:
+            unknown = holds(hint, msgspec.inspect.CustomType)
+        except TypeError as error:
+            raise UsageError(f"{where}: a replicated field must be of a type that msgspec knows: {error}") from None
+        if unknown:
+            raise UsageError(
+                f"{where}: {shown(hint)} is no Struct and no plain data, so it cannot be logged; a field whose name begins "
+                "with _ stays in this process"
+            )
+        problem = misfit(hint, default, where)
+        if problem is not None:
+            raise UsageError(f"{problem}; a field's default has to be of its type")
 
 
 def _is_immutable(hint: Any) -> bool:

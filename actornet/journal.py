@@ -188,9 +188,12 @@ def fingerprint(nf: type[FlowActor]) -> str:
     return digest.hexdigest()[:16]
 
 
-def restore_flow(core: Core, nf: type[FlowActor], body: FlowBody) -> None:
-    """Put a flow from the log into a core's table, as it was saved (G6)."""
-    fields, keys, idle_ns, generation = nf.restore_arguments(body.state)
+def restore_flow(core: Core, nf: type[FlowActor], body: FlowBody, tell: Callable[[str], None] | None = None) -> None:
+    """Put a flow from the log into a core's table, as it was saved (G6); `tell` is told of a field that is not of its type.
+
+    Raises UsageError if that cannot be: the flow is of other code, or of other ports.
+    """
+    fields, keys, idle_ns, generation = nf.restore_arguments(body.state, tell)
     core.restore(body.flow, core.ports[body.port].name, body.incarnation, body.asks, fields, keys, idle_ns, generation)
 
 

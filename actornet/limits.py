@@ -165,6 +165,13 @@ PORT_QUEUE_BYTES = 1 << 23
 HANDLER_ERRORS_LOGGED_PER_S = 10
 """Tracebacks of handlers that a core logs per second; all are counted as `handler_error`."""
 
+MISFITS_TOLD_MAX = 20
+"""What a core logs of flow records that do not fit its code; all that it leaves out are counted as `flows_left_out`."""
+
+FIELDS_CHECKED_FIRST = 64
+FIELDS_CHECKED_EVERY = 256
+"""Saves of a core at which a flow's fields are held against their hints: so many first ones, then one of so many."""
+
 REPLY_BACKLOG_MAX = 1 << 20
 """Messages that wait in the owner system for room in a core's reply ring; beyond it the node stops."""
 

@@ -2,18 +2,13 @@
 
 from libc.stdint cimport uint64_t
 
-from actornet.engine.asks cimport ask_request
+from actornet.engine.asks cimport ask_request, encoded_args
 from actornet.engine.core cimport Core
 from actornet.engine.flow_base cimport Ask, FlowBase
 from actornet.engine.flow_state cimport flow_body
 from actornet.journal_base cimport JournalBase
 
-import msgspec
-
 from actornet.log.record import CloseBody
-
-_encode = msgspec.msgpack.Encoder().encode
-
 
 cdef class LocalLink:
     """`ask`, `save` and `close` return the LSN that outputs must wait for; without a log that is 0, and nothing is saved."""
@@ -30,7 +25,7 @@ cdef class LocalLink:
 
     def ask(self, FlowBase actor not None, Ask ask not None, tuple args not None):
         cdef FlowBase sender = actor if self.saves else None  # without a log nobody runs again: replies need not be recorded
-        cdef bytes request = ask_request(sender, ask.owner, ask.message.name, _encode(args))
+        cdef bytes request = ask_request(sender, ask.owner, ask.message.name, encoded_args(ask, args))
         cdef bytes reply = self.journal.ask(0, request, self.now_ns())
         self._hear_revocations()
         ask.answer(reply)

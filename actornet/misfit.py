@@ -13,6 +13,7 @@ from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import msgspec
+from msgspec import inspect as shapes
 
 DEPTH_MAX = 32
 _PLACE = re.compile(r" - at `[^`]*`$")
@@ -49,6 +50,28 @@ def field_hints(kind: type[msgspec.Struct]) -> dict[str, Any]:
 def shown(hint: Any) -> str:
     """The hint as a user writes it."""
     return hint.__name__ if isinstance(hint, type) and get_origin(hint) is None else str(hint).replace("typing.", "")
+
+
+def holds(hint: Any, *wanted: type[shapes.Type]) -> bool:
+    """Whether a type of one of these shapes is anywhere in the hinted type."""
+    return any(isinstance(shape, wanted) for shape in shapes_in(hint))
+
+
+def shapes_in(hint: Any) -> Iterator[Any]:
+    """The shapes of all types that make up the hinted type, each class once."""
+    todo: list[Any] = [shapes.type_info(hint)]
+    seen: set[type] = set()
+    while todo:
+        shape = todo.pop()
+        cls = getattr(shape, "cls", None)
+        if cls in seen:
+            continue
+        if cls is not None:
+            seen.add(cls)
+        yield shape
+        for value in msgspec.structs.astuple(shape):
+            parts = value if isinstance(value, tuple) else (value,)
+            todo.extend(part for part in parts if isinstance(part, shapes.Type | shapes.Field))
 
 
 def _misfit(hint: Any, value: Any, place: str, first: int, depth: int) -> str | None:

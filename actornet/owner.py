@@ -31,7 +31,7 @@ from msgspec import inspect as shapes
 
 from actornet.determinism import check
 from actornet.errors import OwnerError, UsageError
-from actornet.misfit import misfit
+from actornet.misfit import holds, misfit
 from actornet.setting import Setting
 
 State = TypeVar("State", bound=msgspec.Struct)
@@ -322,28 +322,6 @@ def import_owner(path: str) -> type[Owner[Any]]:
     if not (isinstance(found, type) and issubclass(found, Owner)):
         raise UsageError(f"{path} is not an owner class")
     return found
-
-
-def holds(hint: Any, *wanted: type[shapes.Type]) -> bool:
-    """Whether a type of one of these shapes is anywhere in the hinted type."""
-    return any(isinstance(shape, wanted) for shape in shapes_in(hint))
-
-
-def shapes_in(hint: Any) -> Iterator[Any]:
-    """The shapes of all types that make up the hinted type, each class once."""
-    todo: list[Any] = [shapes.type_info(hint)]
-    seen: set[type] = set()
-    while todo:
-        shape = todo.pop()
-        cls = getattr(shape, "cls", None)
-        if cls in seen:
-            continue
-        if cls is not None:
-            seen.add(cls)
-        yield shape
-        for value in msgspec.structs.astuple(shape):
-            parts = value if isinstance(value, tuple) else (value,)
-            todo.extend(part for part in parts if isinstance(part, shapes.Type | shapes.Field))
 
 
 def _state_type(cls: type[Owner[Any]]) -> type[Any] | None:

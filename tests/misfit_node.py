@@ -1,4 +1,4 @@
-"""A network function for live tests with a common mistake: an owner's field is an int, and its handler stores a float."""
+"""Network functions for live tests with common mistakes: handlers store what the hints do not say, and too much."""
 
 from __future__ import annotations
 
@@ -19,4 +19,21 @@ class Half(FlowActor):
 
     async def on_packet(self, packet: Packet) -> Verdict:
         await self.mean.add(packet.length)
+        return FORWARD
+
+
+class Sloppy(FlowActor):
+    """Does to its fields what the packet's first byte says."""
+
+    count: int = 0
+    table: bytes = b""
+
+    def on_packet(self, packet: Packet) -> Verdict:
+        match packet.payload[0]:
+            case 1:
+                self.count += 1
+            case 2:
+                self.count = 0.5  # type: ignore[assignment]
+            case 3:
+                self.table = bytes(2 << 20)
         return FORWARD

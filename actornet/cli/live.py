@@ -46,6 +46,7 @@ def run(
         embedded = Embedded(nf, ports, settings, args.log, flows_max=args.flows_max, on_error=on_error)
         stack.callback(embedded.finish)
         summary.warn_of_settings(embedded.owners_kept)
+        summary.warn_of_restored(embedded.restored_misfits)
         for port in ports:
             port.activate()
         begun = time.perf_counter()

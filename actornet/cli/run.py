@@ -110,6 +110,7 @@ def run(args: argparse.Namespace) -> int:
         )
         stack.callback(embedded.finish)
         summary.warn_of_settings(embedded.owners_kept)
+        summary.warn_of_restored(embedded.restored_misfits)
         feed.suspended = lambda: embedded.core.suspended > 0
         begun = time.perf_counter()
         interrupted = _play(embedded, feed, captures, list(outlets.values()), progress)

@@ -129,6 +129,12 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
 
 
+def warn_of_restored(misfits: list[str]) -> None:
+    """Say which fields of the log's flows are not of their types."""
+    for misfit in misfits:
+        print(f"actornet: warning: a flow from the log: {misfit}: it is taken as it is", file=sys.stderr)
+
+
 def warn_of_misfit(misfit: str | None) -> None:
     """Say which value in an owner's state does not fit its type."""
     if misfit is not None:

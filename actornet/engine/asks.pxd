@@ -45,6 +45,7 @@ cdef uint8_t *write_key(uint8_t *out, const an_key *key) noexcept
 cdef uint8_t *write_five_tuple(uint8_t *out, const an_key *key) noexcept
 cdef uint8_t *write_address(uint8_t *out, const uint8_t *address, int version) noexcept
 cdef bint skip_flow(an_mp *mp) noexcept
+cdef bytes encoded_args(Ask ask, tuple args)
 cpdef bytes ask_request(FlowBase flow, str owner, str message, bytes args)
 cpdef tuple read_ask(bytes request)
 cpdef bytes ask_body(bytes request, uint64_t reply_hash)

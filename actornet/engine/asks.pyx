@@ -26,8 +26,8 @@ from actornet.engine.wire cimport address_chars
 
 import msgspec
 
-from actornet.errors import RingError
-from actornet.limits import PACKET_KEPT_BYTES_MAX
+from actornet.errors import RingError, UsageError
+from actornet.limits import MESSAGE_BYTES_MAX, PACKET_KEPT_BYTES_MAX
 
 
 cdef enum:
@@ -41,8 +41,18 @@ cdef enum:
 
 cdef double FULL_SLEEP_S = 50e-6
 cdef uint32_t packet_kept_max = PACKET_KEPT_BYTES_MAX
+cdef Py_ssize_t message_bytes_max = MESSAGE_BYTES_MAX
 
 _encode_args = msgspec.msgpack.Encoder().encode
+
+
+cdef bytes encoded_args(Ask ask, tuple args):
+    """An ask's arguments as a msgpack list. Raises UsageError for more than MESSAGE_BYTES_MAX."""
+    cdef bytes encoded = _encode_args(args)
+    if PyBytes_GET_SIZE(encoded) > message_bytes_max:
+        raise UsageError(
+            f"{ask.owner}.{ask.message.name}: the arguments have {len(encoded)} bytes; {message_bytes_max} is the most")
+    return encoded
 
 
 cpdef bytes ask_request(FlowBase flow, str owner, str message, bytes args):
@@ -190,7 +200,7 @@ cdef class OwnerLink:
 
     def ask(self, FlowBase actor, Ask ask, tuple args):
         """Send a flow's message to an owner."""
-        cdef bytes encoded = _encode_args(args)
+        cdef bytes encoded = encoded_args(ask, args)
         cdef str message = ask.message.name
         cdef size_t most = request_bytes_max(actor, ask.owner, message, encoded)
         cdef uint8_t *buffer

@@ -110,6 +110,7 @@ cdef class Core:
     cdef readonly object nf
     cdef uint64_t idle_ns_default
     cdef public uint64_t incarnation_next
+    cdef uint64_t saves
     cdef readonly object link
     cdef public object host
     cdef readonly int index

@@ -43,9 +43,9 @@ from actornet.engine.counters import COUNTERS, PID_COUNTER
 from actornet.engine.task import FlowTask
 from actornet.engine.verdict import DROP, FORWARD, OFFLOADED, REJECT
 from actornet.engine.wire import TUNNELS
-from actornet.errors import UsageError
+from actornet.errors import StateError, UsageError
 from actornet.limits import (
-    BURST_PACKETS, FLOWS_MAX_DEFAULT, MAILBOX_PACKETS_MAX, MOVE_SAMPLE_PACKETS, PORT_NAME_BYTES_MAX,
+    BURST_PACKETS, FIELDS_CHECKED_EVERY, FIELDS_CHECKED_FIRST, FLOWS_MAX_DEFAULT, MAILBOX_PACKETS_MAX, MOVE_SAMPLE_PACKETS, PORT_NAME_BYTES_MAX,
     PORTS_MAX,
 )
 
@@ -58,6 +58,9 @@ cdef extern from "Python.h":
     Py_ssize_t Py_REFCNT(PyObject *o)
 
 DEF TURNS_MAX = 16
+
+cdef uint64_t fields_checked_first = FIELDS_CHECKED_FIRST
+cdef uint64_t fields_checked_every = FIELDS_CHECKED_EVERY
 
 HANDLERS = ("on_open", "on_packet", "on_close", "on_message", "on_mirror")
 FRAGMENT_POLICIES = ("drop", "forward", "reassemble")
@@ -695,8 +698,8 @@ cdef class Core:
                 return self.end_close(flow)
         try:
             self._save(flow)
-        except (TypeError, ValueError, OverflowError) as error:  # a field holds what its type does not allow
-            return self.report(flow, error, p, phase)
+        except (TypeError, ValueError, OverflowError, RecursionError, StateError) as error:
+            return self.report(flow, flow.unsaved(error), p, phase)  # a field holds what its type does not allow
         if phase == PHASE_MESSAGE:
             self._answer_message(verdict)
         elif phase == PHASE_MIRROR:
@@ -795,6 +798,9 @@ cdef class Core:
         if self.volatile_state and not flow.marks & MARK_DIRTY and flow.saved != flow.saved_state():
             flow.marks |= MARK_DIRTY  # a list or dict among the fields was changed in place
         if flow.marks & MARK_DIRTY:
+            self.saves += 1
+            if self.saves <= fields_checked_first or self.saves % fields_checked_every == 0:
+                flow.check_fields()
             if self.volatile_state:
                 flow.saved = flow.saved_state()
             self.submitted = True
@@ -1042,6 +1048,10 @@ cdef class Core:
         A flow for which the table has no room is left out and counted as `flow_table_full`.
         """
         self.flows.restore(flow, port, incarnation, asks, fields, keys, idle_ns, generation)
+
+    def leave_out(self) -> None:
+        """Count a flow of the log that cannot be restored."""
+        self.counters[<int>C_FLOWS_LEFT_OUT] += 1
 
     def revoke(self, count) -> None:
         """Owners have revoked all offloads `count` times by now: packets come to their actors again."""

@@ -6,6 +6,7 @@ COUNTERS = (
     "flows_refused",
     "flows_evicted",
     "flows_restored",
+    "flows_left_out",
     "offloaded",
     "offloads_expired",
     "offloads_revoked",

@@ -19,7 +19,9 @@ from actornet.engine.verdict cimport mac_text
 
 import msgspec
 
-from actornet.limits import KEYS_PER_FLOW_MAX, PORT_NAME_BYTES_MAX
+from actornet.limits import KEYS_PER_FLOW_MAX, MESSAGE_BYTES_MAX, PORT_NAME_BYTES_MAX
+
+cdef Py_ssize_t message_bytes_max = MESSAGE_BYTES_MAX
 
 cdef enum:
     MP_FALSE = 0xc2
@@ -51,6 +53,8 @@ def saved_state(FlowBase self) -> bytes:
     else:
         fields = _encode([getattr(self, name) for name in kind._replicated])
     length = PyBytes_GET_SIZE(fields)
+    if length > message_bytes_max:
+        self.check_fields()  # names the field
     for _ in range(self.keys):
         out = write_key_state(out, core, &core.flows.table.entries[i])
         i = core.flows.table.entries[i].next_key

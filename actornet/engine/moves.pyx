@@ -24,6 +24,7 @@ from actornet.engine.ring cimport an_word_load
 from actornet.engine.suspension cimport Suspension, refuse, stop
 from actornet.engine.types cimport AN_NONE, an_entry, an_key
 
+from actornet.errors import StateError
 from actornet.limits import MOVE_FLOWS_MAX, MOVE_TURNS_MAX
 
 cdef int flows_max = MOVE_FLOWS_MAX
@@ -101,7 +102,7 @@ cdef class Moves:
             return False
         try:
             core._save(flow)
-        except (TypeError, ValueError, OverflowError):  # a field holds what its type does not allow: a handler's affair
+        except (TypeError, ValueError, OverflowError, RecursionError, StateError):  # a field holds what its type does not allow: a handler's affair
             return False
         return flow.marks & MARK_SAVED and not flow.held and flow.depends <= an_word_load(core.committed)
 

@@ -28,9 +28,17 @@ from actornet.engine.counters import COUNTERS
 from actornet.engine.five_tuple import FiveTuple
 from actornet.engine.flow_state import flow_body
 from actornet.engine.ring import ACTIVE, FENCED, PASSIVE, Ring
+from actornet.errors import ActornetError
 from actornet.flow import FlowActor
 from actornet.journal import restore_flow
-from actornet.limits import FLOWS_MAX_DEFAULT, HANDLER_ERRORS_LOGGED_PER_S, SPIN_US, STANDBY_BUSY_MS
+from actornet.limits import (
+    FLOWS_MAX_DEFAULT,
+    HANDLER_ERRORS_LOGGED_PER_S,
+    MISFITS_TOLD_MAX,
+    SPIN_US,
+    STANDBY_BUSY_MS,
+)
+from actornet.log.record import FlowBody
 from actornet.node import exchange
 from actornet.node.deployment import Poll, PortTable
 from actornet.node.exchange import (
@@ -97,6 +105,7 @@ class RingLink(OwnerLink):
         """Packets to be treated again as soon as the core is active."""
         self.pid = os.getpid()
         self._replies = replies
+        self._told: set[str] = set()
 
     def attach(self) -> None:
         self._replies.clear()
@@ -132,7 +141,7 @@ class RingLink(OwnerLink):
         message = exchange.decode_answer(data)
         match message:
             case Restore():
-                restore_flow(core, self.nf, message.body)
+                self._restore(core, message.body)
             case Redirect():
                 self._redirect(core, message)
             case Revoked():
@@ -146,6 +155,21 @@ class RingLink(OwnerLink):
             case Attached() if message.pid == self.pid:
                 core.incarnation_next = message.incarnation_first
                 self.attached = True
+
+    def _restore(self, core: Core, body: FlowBody) -> None:
+        """A record that does not fit this code ends no core: the primary treats the flow, and it is to be treated on."""
+        try:
+            restore_flow(core, self.nf, body, self._tell_misfit)
+        except (ActornetError, TypeError, ValueError) as error:
+            core.leave_out()
+            self._tell_misfit(f"{body.flow} is left out: {error}", kind=type(error).__name__)
+
+    def _tell_misfit(self, text: str, kind: str | None = None) -> None:
+        """Once for each kind: a log that was written with one wrong type has it in every flow."""
+        kind = kind or text
+        if kind not in self._told and len(self._told) < MISFITS_TOLD_MAX:
+            self._told.add(kind)
+            _log.error("a flow's record does not fit", nf=self.nf.__name__, detail=text)
 
     def _redirect(self, core: Core, message: Redirect) -> None:
         port = core.ports[message.port].name

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 from msgspec import inspect as shapes
 
-from actornet.owner import holds
+from actornet.misfit import holds
 
 _encode = msgspec.msgpack.Encoder().encode
 _key = itemgetter(0)

@@ -17,7 +17,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import msgspec
 from msgspec import inspect as shapes
 
-from actornet.owner import holds, shapes_in
+from actornet.misfit import holds, shapes_in
 
 SHARED_NS = 10
 COPIED_NS = 200
