@@ -190,7 +190,11 @@ class Owner(Generic[State]):
 
     @property
     def now(self) -> float:
-        """Seconds since 1970, from the log: the same on the primary, the backup and at replay."""
+        """Seconds since 1970, from the log: the same on the primary, the backup and at replay.
+
+        It never goes back. Where the clock does (a takeover by a host whose clock is behind, a capture that is played onto
+        the log of a later one) it stands still until the clock has caught up: time-outs last longer, meters fill later.
+        """
         return self._moment.now()
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import isfinite
 from typing import Any, TypeVar, cast
 
@@ -24,13 +24,14 @@ class Setting:
     declaration.
     """
 
-    def __init__(self, default: Value, doc: str = "") -> None:
+    def __init__(self, default: Value, doc: str = "", check: Callable[[Any], object] | None = None) -> None:
         if type(default) not in _TYPE_NAMES or (type(default) is list and not _all_text(default)):
             types = ", ".join(_TYPE_NAMES.values())
             raise UsageError(f"setting({default!r}): a setting's default is one of {types}")
         self.name = ""
         self.default = default
         self.doc = doc
+        self.check = check
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
@@ -43,7 +44,7 @@ class Setting:
 
     def renamed(self, name: str) -> Setting:
         """The same declaration under another name."""
-        other = Setting(self.default, self.doc)
+        other = Setting(self.default, self.doc, self.check)
         other.name = name
         return other
 
@@ -64,6 +65,11 @@ class Setting:
             value = None
         if value is None or (isinstance(value, float) and not isfinite(value)):
             raise UsageError(f"setting {self.name!r} must be {self.type_name}, not {given!r}")
+        if self.check is not None:
+            try:
+                self.check(value)
+            except ValueError as error:
+                raise UsageError(f"setting {self.name!r}: {error}") from None
         return cast(Value, value)
 
     def _parse_text(self, text: str) -> Value | None:
@@ -79,12 +85,13 @@ class Setting:
             return None
 
 
-def setting(default: T, doc: str = "") -> T:
+def setting(default: T, doc: str = "", check: Callable[[T], object] | None = None) -> T:
     """Declare a setting of a network function: `address = setting("203.0.113.1", "external address")`.
 
-    The default is an int, float, bool, str or list of str, and gives the setting its type.
+    The default is an int, float, bool, str or list of str, and gives the setting its type. `check`, called with a value that
+    is given in its place, raises ValueError if that will not do: the function then does not start.
     """
-    return cast(T, Setting(default, doc))
+    return cast(T, Setting(default, doc, check))
 
 
 def settings_of(function: type) -> dict[str, Setting]:

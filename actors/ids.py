@@ -2,7 +2,8 @@
 
 Rules are `name=pattern`: regular expressions, without regard to case, over the bytes in order with URL encoding undone. An
 attack cut into segments, sent backwards, or overlapped with other bytes is found all the same, for what is searched is what
-the server gets: segments wait until those before them have been searched, and a retransmission passes as the original did.
+the server gets: segments wait until those before them have been searched, and a retransmission passes as the original did. An
+RST, SYN or FIN that the server ignores ends nothing here either, nor does a pause of two hours.
 
 On a match the connection is reset at both ends, and later ones of that client are refused; with `block` off, both only are
 noted. Alerts and blocked clients are the state of one owner, so a backup knows them too. After `depth_bytes` of a client
@@ -71,11 +72,14 @@ class Sentinel(Owner[Incidents]):
 
 @cache
 def compiled(rule: str) -> tuple[str, re.Pattern[str]]:
-    """Name and pattern of a rule."""
+    """Name and pattern of a rule. Raises ValueError that quotes it."""
     name, equals, pattern = rule.partition("=")
     if not equals:
         raise ValueError(f"rule {rule!r}: write name=pattern")
-    return name, re.compile(pattern, re.IGNORECASE)
+    try:
+        return name, re.compile(pattern, re.IGNORECASE)
+    except re.error as error:
+        raise ValueError(f"rule {rule!r}: its pattern is none: {error}") from None
 
 
 class IDS(StreamActor):
@@ -89,6 +93,7 @@ class IDS(StreamActor):
             r"path-traversal=(\.\./){3}",
         ],
         "name=pattern, several separated by commas",
+        check=lambda rules: list(map(compiled, rules)),
     )
     block = setting(True, "end attacking connections, and shut their clients out")
     block_s = setting(600.0, "for so long")

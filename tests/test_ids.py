@@ -140,3 +140,10 @@ def test_an_rst_that_the_server_takes_ends_the_connection(acknowledged: int) -> 
     send(243, frames.udp("10.0.0.9", 7, "198.51.100.1", 53))
     assert node.counters()["live_flows"] == 1, "the other one"
     node.finish()
+
+
+@pytest.mark.parametrize(("rules", "problem"), [("a=(", "unterminated"), ("nothing", "write name=pattern")])
+def test_rules_are_checked_at_the_start(rules: str, problem: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "actors.ids:IDS", "--read", str(CAPTURE), "--set", f"rules={rules}"]) != 0
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and "setting 'rules'" in told and problem in told

@@ -96,3 +96,17 @@ def test_assigned_values_belong_to_one_class_and_may_be_assigned_again() -> None
 def test_a_default_without_a_type_is_refused(default: object) -> None:
     with pytest.raises(UsageError, match="a setting's default is one of int, float, bool, str, list of str"):
         setting(default)
+
+
+def test_a_check_says_what_will_not_do() -> None:
+    def even(value: int) -> None:
+        if value % 2:
+            raise ValueError(f"{value} is odd")
+
+    class Checked:
+        size = setting(4, "an even number", check=even)
+
+    assert resolve(Checked, {"size": "6"}) == {"size": 6}
+    for given in ("5", 5):
+        with pytest.raises(UsageError, match="setting 'size': 5 is odd"):
+            resolve(Checked, {"size": given})
