@@ -41,6 +41,7 @@ from actornet.replication.messages import (
     Stop,
     Sync,
     Welcome,
+    Yield,
 )
 from actornet.replication.primary import Primary
 from actornet.replication.protocol import (
@@ -611,8 +612,12 @@ def test_a_connection_made_while_claiming_does_not_outlive_the_claim() -> None:
 
 
 def test_operator_promotes() -> None:
-    """G6: a backup in sync without ado, any other only by force."""
-    assert only(synced().promote(force=False), Promote).reason == "operator"
+    """G6: a backup in sync has its primary hand over; one whose link broke leads without ado, any other only by force."""
+    machine = synced()
+    for force in (False, True):
+        assert only(sent(machine.promote(force=force)), Yield) and machine.state is State.IN_SYNC
+    machine.disconnected("reset", T)
+    assert only(machine.promote(force=False), Promote).reason == "operator"
     machine = following()
     assert "force" in only(machine.promote(force=False), Refused).reason
     assert only(machine.promote(force=True), Promote) == Promote(2 * TERM, "operator, forced while following")

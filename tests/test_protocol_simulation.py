@@ -26,6 +26,7 @@ from actornet.replication.protocol import (
     Fenced,
     Identity,
     InstallSnapshot,
+    Leave,
     NewEpoch,
     Note,
     Position,
@@ -227,6 +228,9 @@ class Node:
                     self.refusals.append("rewind")
             case Refused(reason):
                 self.refusals.append(reason)
+            case Leave():
+                assert isinstance(machine, Primary)
+                return machine.stop(now_ns)
             case StopNode():
                 self.world.stopping(self)
         return []

@@ -21,6 +21,7 @@ from actornet.replication.messages import (
     Stop,
     Sync,
     Welcome,
+    Yield,
 )
 from actornet.replication.primary import Primary
 from actornet.replication.protocol import (
@@ -28,6 +29,7 @@ from actornet.replication.protocol import (
     Close,
     Durability,
     Identity,
+    Leave,
     Match,
     NewEpoch,
     Position,
@@ -263,6 +265,17 @@ def test_handover_to_the_one_that_is_left() -> None:
     assert sent(actions, B) == [Stop(TERM, 4)] and only(actions, StopNode)
 
 
+def test_an_operator_names_the_successor() -> None:
+    """G6: who asks, if it counts; a stop that is under way stays as it is."""
+    machine = two()
+    machine.connected(T, D)
+    assert machine.receive(Yield(TERM), T, D) == []
+    only(machine.receive(Yield(TERM), T, C), Leave)
+    actions = machine.stop(T)
+    assert sent(actions, C) == [Stop(TERM, 3)] and sent(actions, B) == [Stop(TERM, 3, successor=False)]
+    assert machine.receive(Yield(TERM), T, B) == []
+
+
 # The backup's side.
 
 
@@ -311,6 +324,7 @@ def test_a_backup_leaves_others_time_to_be_first(told: list[int]) -> None:
     silent.tick(T + SILENCE_MS * MS)
     assert only(silent.tick(T + (SILENCE_MS + 1) * MS), Claim).rank == 1
     assert only(named.receive(Stop(TERM + len(told), 3), T), Claim).rank == 0
+    promoted.disconnected("reset", T)
     assert only(promoted.promote(force=False), Claim).rank == 0
 
 

@@ -88,6 +88,32 @@ def test_a_download_and_iperf3_survive_the_primary(pair: Pair, tmp_path: Path) -
     verify_log(pair, "b")
 
 
+@pytest.mark.parametrize("witness", [False, True])
+def test_an_operator_promotes_the_backup(tmp_path: Path, witness: bool) -> None:
+    """G6, G7: the primary hands over, lease and all, and ends in order; `promote` alone means the node that does not lead."""
+    place = f"file:{tmp_path}/witness" if witness else "none"
+    with Pair(tmp_path / "pair", witness=place) as pair:
+        pair.start()
+        with UdpStream(pair.lab) as stream, TcpTransfer(pair.lab) as transfer:
+            time.sleep(0.3)
+            began_ns = time.monotonic_ns()
+            assert "reason=handover" in pair.command("promote", "b")
+            assert pair.nodes["a"].wait(15) == 0 and "an operator wants" in pair.printed("a")
+            pair.wait_takeover("b")
+            assert pair.status("b")["role"] == "primary" and pair.status("b")["launched_as"] == "backup"
+            pair.begin("a", "backup")
+            pair.wait_in_sync("a")
+            argv = [sys.executable, "-m", "actornet.cli.main", "promote", str(pair.file("b"))]
+            assert "reason=handover" in pair.lab.run("a", argv).stdout
+            assert pair.nodes["b"].wait(15) == 0
+            time.sleep(0.3)
+        assert transfer.outcome()
+        assert stream.outage_ms(began_ns) < 1000 and stream.received[-1][0] > stream.sent - 50
+        pair.stop("a")
+    verify_log(pair, "a")
+    verify_log(pair, "b")
+
+
 @pytest.mark.parametrize("durability", ["received", "durable"])
 def test_what_other_modes_promise_outlives_the_primary(tmp_path: Path, durability: str) -> None:
     """G3, G6: whatever an acknowledgement means, each translation that was seen outside is in the survivor's state."""

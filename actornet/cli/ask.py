@@ -13,7 +13,6 @@ import argparse
 import inspect
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -86,7 +85,7 @@ def _ask_leader(places: list[tuple[str, bytes]], owner: str, message: str, args:
     for control, key in places:
         try:
             with NodeClient(control, key) as node:
-                epoch = _epoch_led(node.status())
+                epoch = node.leads()
         except NodeError as error:
             others.append(str(error))
             continue
@@ -98,12 +97,4 @@ def _ask_leader(places: list[tuple[str, bytes]], owner: str, message: str, args:
         raise NodeError(f"no node leads: {'; '.join(others)}")
     _, control, key = max(leaders)
     with NodeClient(control, key) as node:
-        reply: bytes = node.call("ask", owner=owner, message=message, args=args)
-    return reply
-
-
-def _epoch_led(status: dict[str, Any]) -> int | None:
-    for worker in status["workers"]:
-        if (said := worker["status"]) and said.get("role") == "primary":
-            return int(said["epoch"])
-    return None
+        return node.ask(owner, message, args)

@@ -9,14 +9,11 @@ import argparse
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from actornet.cli import status as page
 from actornet.cli.load import load_of
 from actornet.errors import NodeError, UsageError
-
-if TYPE_CHECKING:
-    from actornet.node.deployment import Role
 
 FACTORY = "actornet.node.assembly:assemble"
 """Makes a NodePlan of a Deployment, in the node's supervisor."""
@@ -153,7 +150,7 @@ def _cpus(text: str) -> list[int]:
         raise UsageError(f"--cpus {text!r}: write numbers of CPUs, say 1,2") from None
 
 
-def _places(args: argparse.Namespace, default_role: Role | None = None) -> Iterator[tuple[str, bytes]]:
+def _places(args: argparse.Namespace) -> Iterator[tuple[str, bytes]]:
     """(control address, key) of each node that the arguments name."""
     from actornet.node.deployment import load_deployment, nodes_of, read_key
 
@@ -162,21 +159,16 @@ def _places(args: argparse.Namespace, default_role: Role | None = None) -> Itera
         return
     if args.file is None:
         raise UsageError("name a deployment file, or --control and --key-file")
-    role = args.role or default_role
-    for each in [role] if role else nodes_of(args.file):
+    for each in [args.role] if args.role else nodes_of(args.file):
         deployment = load_deployment(args.file, "primary" if each == "primary" else "backup", node=each)
         yield args.control or deployment.control, read_key(args.key_file or deployment.key_file)
 
 
 def _status(args: argparse.Namespace) -> int:
-    from actornet.node.control import NodeClient
-
     statuses, errors = [], []
-    for control, key in _places(args):
+    for place in _places(args):
         try:
-            with NodeClient(control, key) as node:
-                status = node.status() | {"control": control}
-                statuses.append(status | {"load": load_of(status)})
+            statuses.append(_ask_status(*place))
         except NodeError as error:
             errors.append(str(error))
     if not statuses:
@@ -189,12 +181,47 @@ def _status(args: argparse.Namespace) -> int:
 
 
 def _promote(args: argparse.Namespace) -> int:
+    """A backup becomes the primary; where none runs, the primary is told to wait for none."""
     from actornet.node.control import NodeClient
 
-    for control, key in _places(args, "backup"):
-        with NodeClient(control, key) as node:
-            print(f"{control}: {page.in_line(node.promote(force=args.force)) or 'promoted'}")
+    control, key = _to_promote(args)
+    with NodeClient(control, key) as node:
+        print(f"{control}: {page.in_line(node.promote(force=args.force)) or 'promoted'}")
     return 0
+
+
+def _to_promote(args: argparse.Namespace) -> tuple[str, bytes]:
+    """The node that is named, or the only one that is meant."""
+    from actornet.node.control import NodeClient
+
+    places = list(_places(args))
+    if len(places) == 1:
+        return places[0]
+    backups: list[tuple[str, bytes]] = []
+    leaders: list[tuple[str, bytes]] = []
+    errors = []
+    for place in places:
+        try:
+            with NodeClient(*place) as node:
+                (backups if node.leads() is None else leaders).append(place)
+        except NodeError as error:
+            errors.append(str(error))
+    if len(backups) > 1:
+        raise UsageError(f"{len(backups)} nodes of {args.file} do not lead: say by --node which is to")
+    if not backups and not leaders:
+        raise NodeError("; ".join(errors) or f"{args.file} describes no node: add a [backup] table")
+    return (backups or leaders)[0]
+
+
+def _ask_status(control: str, key: bytes) -> dict[str, Any]:
+    from actornet.node.control import NodeClient
+
+    with NodeClient(control, key) as node:
+        status = node.status()
+    now = next(
+        (said["role"] for worker in status["workers"] if "role" in (said := worker["status"] or {})), status["role"]
+    )
+    return status | {"control": control, "launched_as": status["role"], "role": now, "load": load_of(status)}
 
 
 def _stop(args: argparse.Namespace) -> int:

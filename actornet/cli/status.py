@@ -20,9 +20,8 @@ def text(status: Part) -> str:
     said = {worker["name"]: worker["status"] or {} for worker in status["workers"]}
     owner = next((part for part in said.values() if "durability" in part), None)
     cores = {name: part for name, part in said.items() if "counters" in part}
-    role = owner["role"] if owner else status["role"]
     place = f"pid {status['pid']}, control {status['control']} ({status['refused']} unauthenticated refused)"
-    lines = [f"{status['name']} {role}: {status['state']}, up {duration(status['up_s'])}, {place}"]
+    lines = [f"{status['name']} {status['role']}: {status['state']}, up {duration(status['up_s'])}, {place}"]
     if owner:
         lines += [line(name, value) for name, value in _replication(owner)]
     lines += ["", *_table(_processes(status, said))]

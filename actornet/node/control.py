@@ -86,6 +86,13 @@ class WorkerReady(msgspec.Struct, frozen=True):
     pid: int
 
 
+class WorkerLeaves(msgspec.Struct, frozen=True):
+    """Worker to NodeActor: the node is to stop in order."""
+
+    name: str
+    reason: str
+
+
 class WorkerStalled(msgspec.Struct, frozen=True):
     """Monitor to NodeActor: the worker's beat has rested for `rest_s`."""
 
@@ -122,6 +129,16 @@ class NodeClient:
         """The node's state and its workers', with each worker's own status; `refused` counts unauthenticated input."""
         status: dict[str, Any] = self.call("status")
         return status | {"refused": self.refused}
+
+    def leads(self) -> int | None:
+        """The epoch in which this node leads; None if it does not."""
+        epoch: int | None = self.call("leads")
+        return epoch
+
+    def ask(self, owner: str, message: str, args: bytes) -> bytes:
+        """An owner's encoded reply to a message, `args` being a msgpack list, once it is committed (G3)."""
+        reply: bytes = self.call("ask", owner=owner, message=message, args=args)
+        return reply
 
     def promote(self, *, force: bool = False) -> Any:
         """Make this node the primary, with `force` even one that may lack committed records; the owner system's answer."""

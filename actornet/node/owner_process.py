@@ -111,17 +111,20 @@ class OwnerProcess:
         self._commands: deque[tuple[str, dict[str, Any], Future[Any]]] = deque()
         self._answers: deque[tuple[Answer, Future[Any]]] = deque()
 
-    def run(self, ready: Callable[[], None]) -> None:
-        """Until the node stops. Raises what ends the node in error."""
+    def run(self, ready: Callable[[], None], leave: Callable[[str], None]) -> None:
+        """Until the node stops; `leave` has its supervisor stop it in order. Raises what ends the node in error."""
         system, lines = self.system, self.machine.lines
         try:
             system.start()
-            told = False
+            told = left = False
             while system.ending is None:
                 if not system.launching and not told:
                     ready()
                     told = True
                 self._turn()
+                if system.wants_to_leave and not left:
+                    leave(system.wants_to_leave)
+                    left = True
                 if self.stop.is_set() or all(line.detached for line in lines):
                     system.leave()
         except ActornetError as error:
@@ -199,10 +202,9 @@ class OwnerProcess:
                 future.set_exception(error)
 
     def _answer(self) -> None:
-        """Nobody is told what a takeover could undo (G3)."""
-        while self._answers and self._answers[0][0].lsn <= self.machine.page.watermark:
+        while self._answers and self._answers[0][0].ready():
             answer, future = self._answers.popleft()
-            future.set_result(answer.value)
+            future.set_result(answer.value())
 
 
 def run(spec: OwnerSpec, stop: threading.Event, report: Any) -> None:
@@ -215,4 +217,4 @@ def run(spec: OwnerSpec, stop: threading.Event, report: Any) -> None:
     # A full collection takes 0.2 us per flow, without any heartbeat; what lives long here is no garbage in cycles.
     gc.freeze()
     gc.set_threshold(*gc.get_threshold()[:2], NEVER)
-    process.run(report.ready)
+    process.run(report.ready, report.leave)

@@ -12,7 +12,7 @@ and the simulator of a seed.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
@@ -68,6 +68,7 @@ from actornet.replication.protocol import (
     Fenced,
     Identity,
     InstallSnapshot,
+    Leave,
     NewEpoch,
     Note,
     Position,
@@ -125,10 +126,10 @@ class OwnerSpec(msgspec.Struct, frozen=True):
 
 
 class Answer(NamedTuple):
-    """What an operator gets for a command, once the watermark has reached `lsn` (G3)."""
+    """What an operator gets for a command, once it is `ready`."""
 
-    value: Any
-    lsn: int = 0
+    value: Callable[[], Any]
+    ready: Callable[[], bool]
 
 
 class OwnerSystem:
@@ -159,6 +160,8 @@ class OwnerSystem:
         """Why the node stops, once it does; `failure` if that is an error, `left` if it was told to."""
         self.failure: Exception | None = None
         self.left = False
+        self.wants_to_leave = ""
+        """Why the node is to be stopped in order, cores first; its supervisor does that."""
         self._left_until_ns = 0
         self._served = False
         self.lingers = False
@@ -711,6 +714,9 @@ class OwnerSystem:
                     self.fail(LinkError(f"the primary{self._primary_at()} refuses this backup: {action.reason}"))
             case Rewind():
                 self._rewind(action)
+            case Leave():
+                _log.warning("asked to hand over", reason=action.reason)
+                self.wants_to_leave = action.reason
             case StopNode():
                 if self.page.role == ACTIVE:
                     self.page.role = PASSIVE
@@ -818,8 +824,9 @@ class OwnerSystem:
     def command(self, command: str, arguments: dict[str, Any]) -> Answer:
         """Carry out an operator's command, between two steps. NodeError: it is not known, or not possible now.
 
-        `promote` (`force`) answers with how the node took over; `ask` (`owner`, `message`, and `args`, a msgpack list) with
-        the owner's reply, encoded. Other errors end the node: what it was about to do is begun, and not logged.
+        `leads` answers with the epoch in which this node leads, or None; `promote` (`force`) with how the node took over;
+        `ask` (`owner`, `message`, and `args`, a msgpack list) with the owner's reply, encoded. Other errors end the node:
+        what it was about to do is begun, and not logged.
         """
         try:
             return self._command(command, arguments)
@@ -832,25 +839,29 @@ class OwnerSystem:
         if self.launching:
             raise NodeError("this node is about to lead: see its status for what it waits for")
         match command:
+            case "leads":
+                epoch = self.page.epoch if self.page.role == ACTIVE else None
+                return Answer(lambda: epoch, lambda: True)
             case "promote":
-                return Answer(self._promote_by_hand(force=bool(arguments.get("force"))))
+                return self._promote_by_hand(force=bool(arguments.get("force")))
             case "ask":
                 return self._ask(**arguments)
         raise NodeError(f"the owner system knows no command {command!r}")
 
-    def _promote_by_hand(self, *, force: bool) -> dict[str, Any] | None:
+    def _promote_by_hand(self, *, force: bool) -> Answer:
         if isinstance(self.machine, Primary):
             going_on = self.machine.go_on_alone()
             if not going_on:
                 raise NodeError("this node is the primary already, and waits for no backup")
             self._act(going_on)
-            return {"epoch": self.machine.epoch, "reason": "goes on without a backup"}
+            done = {"epoch": self.machine.epoch, "reason": "goes on without a backup"}
+            return Answer(lambda: done, lambda: True)
         actions = self.machine.promote(force=force)
         for action in actions:
             if isinstance(action, Refused):
                 raise NodeError(action.reason)
         self._act(actions)
-        return self.takeover
+        return Answer(lambda: self.takeover, lambda: isinstance(self.machine, Primary))
 
     def _ask(self, owner: str, message: str, args: bytes) -> Answer:
         """An operator's message takes its turn among those of the flows, and is logged like them."""
@@ -861,7 +872,10 @@ class OwnerSystem:
         reply = self.journal.ask(OPERATOR, ask_request(None, owner, message, args), self.environment.time_ns())
         self.cores.tell_revocations()
         self._commit()
-        return Answer(reply, self.journal.lsn)
+        lsn = self.journal.lsn
+        return Answer(
+            lambda: reply, lambda: self.page.watermark >= lsn
+        )  # nobody is told what a takeover could undo (G3)
 
     def status(self) -> dict[str, Any]:
         """Called from the control thread."""

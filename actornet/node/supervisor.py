@@ -47,6 +47,7 @@ from actornet.node.control import (
     Start,
     StartWorker,
     StopWorker,
+    WorkerLeaves,
     WorkerReady,
     WorkerStalled,
 )
@@ -105,6 +106,7 @@ class Report:
         self.stop_reason = ""
         """Why `stop_event` was set."""
         self.is_ready = False
+        self.leave_reason = ""
         self._wake = wake
         self._status: Callable[[], dict[str, Any]] = dict
         self._command: Callable[[str, dict[str, Any]], Any] | None = None
@@ -112,6 +114,11 @@ class Report:
     def ready(self) -> None:
         """The data plane runs. Until then a failure ends the node instead of restarting the worker."""
         self.is_ready = True
+        self._wake()
+
+    def leave(self, reason: str) -> None:
+        """Have the whole node stopped in order, as by `actornet stop`."""
+        self.leave_reason = reason
         self._wake()
 
     def on_status(self, handler: Callable[[], dict[str, Any]]) -> None:
@@ -190,6 +197,9 @@ class WorkerActor(SteadyActor):
         if self.report.is_ready and not self.told_ready:
             self.told_ready = True
             self.send(self.node, WorkerReady(self.plan.name, os.getpid()))
+        if self.report.leave_reason:
+            self.send(self.node, WorkerLeaves(self.plan.name, self.report.leave_reason))
+            self.report.leave_reason = ""
         if self.finished:
             self.send(self.myAddress, ActorExitRequest())
 
@@ -311,6 +321,9 @@ class NodeActor(SteadyActor):
                 self._worker_ready(message)
             case WorkerStalled():
                 self._worker_stalled(message)
+            case WorkerLeaves() if self.state not in ("stopping", "ended"):
+                log.info("node is to stop", worker=message.name, reason=message.reason)
+                self._stop(None)
             case ChildActorExited():
                 self._child_exited(message.childAddress)
             case Call() if self.launcher is None:

@@ -27,6 +27,7 @@ from actornet.replication.messages import (
     Stop,
     Sync,
     Welcome,
+    Yield,
 )
 from actornet.replication.protocol import (
     TRANSITIONS,
@@ -212,6 +213,10 @@ class Backup:
         """The operator promotes this backup; with `force` even if it may lack committed records."""
         if self.state in _DONE:
             return []
+        if (
+            self.state is State.IN_SYNC
+        ):  # whose primary lives, as far as anybody knows: it is lost what that may still say
+            return [Send(Yield(self.epoch)), Note("handover asked for", "an operator wants this node to lead")]
         if self.state in _MAY_TAKE_OVER:
             return self._promote(Event.OPERATOR, "operator")
         if force:

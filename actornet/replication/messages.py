@@ -128,7 +128,11 @@ class Fence(Message, frozen=True, tag=10):
     """The receiver's message was of an older epoch than the sender's (G7)."""
 
 
-AnyMessage = Hello | Welcome | Refuse | Snapshot | Records | Ack | Heartbeat | Sync | Stop | Fence
+class Yield(Message, frozen=True, tag=11):
+    """An operator wants the sender, a backup that counts, to lead: the primary is to stop cleanly, with it as the successor."""
+
+
+AnyMessage = Hello | Welcome | Refuse | Snapshot | Records | Ack | Heartbeat | Sync | Stop | Fence | Yield
 
 encode = msgspec.msgpack.Encoder().encode
 _decoder: msgspec.msgpack.Decoder[AnyMessage] = msgspec.msgpack.Decoder(AnyMessage)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from actornet.errors import FencedError
 from actornet.limits import BACKUPS_MAX, SILENCE_MS
 from actornet.replication.feed import Feed
-from actornet.replication.messages import VERSION, Ack, AnyMessage, Fence, Hello, Stop, Sync
+from actornet.replication.messages import VERSION, Ack, AnyMessage, Fence, Hello, Stop, Sync, Yield
 from actornet.replication.protocol import (
     Claim,
     Close,
@@ -17,6 +17,7 @@ from actornet.replication.protocol import (
     Event,
     Fenced,
     Identity,
+    Leave,
     Match,
     NewEpoch,
     Note,
@@ -74,6 +75,7 @@ class Primary:
         self._stands = not self.commits_alone
         self._over: State | None = None
         self._stopping = False
+        self._heir = 0  # the peer that an operator wants to lead
         self._untold = False  # those that count do not know of this epoch yet
         self._asked_epoch = epoch  # of the witness
         self._highest_epoch = epoch  # heard of
@@ -133,7 +135,10 @@ class Primary:
             case Stop():
                 reason = "the backup was stopped"
                 return [Close(reason, peer), *self.lost(feed, reason)]
-            case Fence():
+            case Yield() if feed.counts and not self._stopping:
+                self._heir = peer
+                return [Leave(f"an operator wants {feed.node or 'the backup'} to lead")]
+            case Fence() | Yield():
                 return []
             case _:
                 return feed.drop(f"unexpected {type(message).__name__} while {feed.state.value}")
@@ -320,7 +325,7 @@ class Primary:
         self.recount()
 
     def hand_over(self, now_ns: int) -> list[PrimaryAction]:
-        """Once all that count have everything: the first of them takes over."""
+        """Once all that count have everything: the first of them takes over, or whom an operator named."""
         feeds = list(self.feeds.values())
         if not feeds:
             self._over = State.STOPPED
@@ -328,10 +333,11 @@ class Primary:
         if not all(feed.has_all for feed in feeds):
             return [action for feed in feeds for action in feed.pump(now_ns)]
         self._over = State.STOPPED
+        heir = self.feeds.get(self._heir, feeds[0])
         stops: list[PrimaryAction] = [
-            Send(Stop(self.epoch, self.logged_lsn, feed is feeds[0]), feed.peer) for feed in feeds
+            Send(Stop(self.epoch, self.logged_lsn, feed is heir), feed.peer) for feed in feeds
         ]
-        return [*stops, StopNode(f"handed over to {feeds[0].node or 'the backup'}")]
+        return [*stops, StopNode(f"handed over to {heir.node or 'the backup'}")]
 
     def raise_watermark(self) -> None:
         """As far as the mode, the witness and all backups that count allow (G3)."""

@@ -28,7 +28,7 @@ heard, then the witness is asked, and after its grant output goes on. Who remain
 the primary dies before or after the grant, its claim stands. Of several claims the witness grants one, mostly of who is
 first by rank (Sync); who is denied follows the winner, and cuts what it has and the winner lacks, which was never
 committed. The last one that counts is left out only as the policy says, or when another has joined. At a clean stop one is
-named the successor, and the others wait.
+named the successor, and the others wait. An operator who promotes a backup in sync has the primary do just that (Yield).
 
 *Takeover.* A backup in sync whose primary is silent for SILENCE_MS promotes itself. When the link breaks it asks once
 more first: a dead process refuses the connection at once, a live primary welcomes the backup again. A backup that is
@@ -293,6 +293,12 @@ class StopNode(msgspec.Struct, frozen=True):
     reason: str
 
 
+class Leave(msgspec.Struct, frozen=True):
+    """An operator wants a backup to lead: stop this node in order, as at any clean stop; see `stop`."""
+
+    reason: str
+
+
 class Compare(msgspec.Struct, frozen=True):
     """Answer by `compared(match(end, ...), end)`, or by `incomparable` when the own record there is damaged."""
 
@@ -396,7 +402,7 @@ class Promote(msgspec.Struct, frozen=True):
     complete: bool = False
 
 
-PrimaryAction = Send | Close | Note | StopNode | Compare | TakeSnapshot | Read | NewEpoch | Claim | Fenced
+PrimaryAction = Send | Close | Note | StopNode | Leave | Compare | TakeSnapshot | Read | NewEpoch | Claim | Fenced
 BackupAction = (
     Send | Close | Note | Apply | InstallSnapshot | Remember | Adopt | Refused | Rewind | Promote | Claim | Unclaim
 )

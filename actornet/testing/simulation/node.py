@@ -409,6 +409,8 @@ class Node:
             self._turn_cores([[] for _ in self.cores])
             system.step()
         self._on_step(self)
+        if system.wants_to_leave and not system.left:
+            system.leave()
         if system.ending is not None:
             self._close()
 
