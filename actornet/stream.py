@@ -16,6 +16,7 @@ from actornet.errors import UsageError
 from actornet.flow import FlowActor
 
 TCP = 6
+SYN, RST, ACK = 2, 4, 16
 OPENING_IDLE_S = 60.0
 ESTABLISHED_IDLE_S = 7440.0
 CLOSING_IDLE_S = 240.0
@@ -36,6 +37,7 @@ class StreamActor(FlowActor):
       `inline` actor, the bytes that go in place of `data`: more, fewer or none.
     - `on_gap(direction, missing)` tells that bytes were not seen (a lossy capture, another path), before `on_data` gets what
       follows them.
+    - `on_restart()` tells that the same ports have begun another connection in this flow: what was before does not count.
     - `self.release()` in `on_data`: enough was seen, the rest of the connection goes without the actor, by the compiled core
       if nothing was edited.
 
@@ -96,6 +98,9 @@ class StreamActor(FlowActor):
     def on_gap(self, direction: Direction, missing: int) -> None:
         """So many bytes were not seen; see the class."""
 
+    def on_restart(self) -> None:
+        """A new connection in the same flow; see the class."""
+
     @property
     def midstream(self) -> bool:
         """Whether the connection, or one direction of it, was joined after its beginning."""
@@ -106,8 +111,7 @@ class StreamActor(FlowActor):
         self.stream_released = True
 
     def _on_packet(self, packet: Packet) -> Any:
-        stream = self._stream or self._join()
-        for segment in stream.receive(packet):
+        for segment in self._receive(packet):
             if segment.missing:
                 self._gap(segment)
             if segment.data and not self.stream_released:
@@ -119,8 +123,7 @@ class StreamActor(FlowActor):
         return self._pass_on(packet)
 
     async def _on_packet_async(self, packet: Packet) -> Any:
-        stream = self._stream or self._join()
-        for segment in stream.receive(packet):
+        for segment in self._receive(packet):
             if segment.missing:
                 self._gap(segment)
             if segment.data and not self.stream_released:
@@ -130,6 +133,19 @@ class StreamActor(FlowActor):
                     if verdict is not None:
                         return verdict
         return self._pass_on(packet)
+
+    def _receive(self, packet: Packet) -> list[Segment]:
+        stream = self._stream or self._join()
+        begun = packet.tcp_flags & (SYN | RST | ACK) == SYN
+        if begun and self.stream_released and not stream.edited:
+            self.withdraw()
+            self.stream_released = self.stream_joined = False
+            stream = self._join()
+            self.on_restart()
+        segments = stream.receive(packet)
+        if stream.renewed:
+            self.on_restart()
+        return segments
 
     def _join(self) -> Stream:
         """The stream at its first packet here: a new connection, or one that another core or node has begun."""
@@ -169,18 +185,19 @@ class StreamActor(FlowActor):
         """Every segment was decided on."""
         stream = self._stream
         assert stream is not None
-        if self.stream_released and not stream.released:
+        releases = self.stream_released and not stream.released
+        if releases:
             stream.release()
         verdict = stream.output(packet)
         if stream.changed:
             self.stream_edits = _encode(stream.save())
         if stream.gone and not stream.edited:
             self.close()
-        elif self.stream_released and not stream.edited and not stream.ended:
-            self._offload_both(FORWARD)
+        elif releases and not stream.edited and not stream.ended:
+            self._offload_both(FORWARD, punt_tcp=True)  # the next connection's SYN
             if self.idle_s == ESTABLISHED_IDLE_S:
                 self.idle_s = OPENING_IDLE_S  # nobody sees its end
-        else:
+        elif not stream.released or stream.edited:
             self._adapt_idle(stream)
         return verdict
 
@@ -198,10 +215,10 @@ class StreamActor(FlowActor):
     def held_packets(self) -> int:
         return self._stream.waiting if self._stream is not None else 0
 
-    def _offload_both(self, verdict: Verdict) -> None:
-        self.offload(verdict, punt_tcp=False)
+    def _offload_both(self, verdict: Verdict, punt_tcp: bool = False) -> None:
+        self.offload(verdict, punt_tcp=punt_tcp)
         for flow, port in self._bound()[1:]:
-            self.offload(verdict, flow, port, punt_tcp=False)
+            self.offload(verdict, flow, port, punt_tcp=punt_tcp)
 
 
 @cache

@@ -129,5 +129,8 @@ class IDS(StreamActor):
             self.release()
         return None
 
+    def on_restart(self) -> None:
+        self._tail, self._searched = b"", 0
+
     def on_alert(self, rule: str, excerpt: str) -> None:
         """A rule has matched; for subclasses that want to tell somebody."""

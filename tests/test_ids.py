@@ -127,6 +127,30 @@ def test_what_the_server_ignores_hides_nothing(between: str, pause_s: float) -> 
     node.finish()
 
 
+@pytest.mark.parametrize("pause_s", [0.1, 30])
+def test_a_port_that_is_used_again_is_searched_again(pause_s: float) -> None:
+    """What was said about a connection of which enough was seen does not hold for the next one of the same ports."""
+    lan, wan = MemoryPort("lan"), MemoryPort("wan")
+    node = Embedded(IDS, [lan, wan], {"depth_bytes": 10}, virtual_time=True)
+
+    def send(at_s: float, *packets: bytes) -> list[bytes]:
+        lan.feed([(10**18 + int(at_s * 10**9), packet) for packet in packets])
+        node.run_burst()
+        return [bytes(frame) for _, frame in wan.take()]
+
+    words = b"nothing but <scr"
+    send(0, *[frames.tcp(*CLIENT, *SERVER, flags, data, seq=seq, ack=500) for flags, data, seq in (
+        (SYN, b"", 99), (ACK, words, 100), (ACK, b"<script", 116), (ACK | FIN, b"", 123))])  # fmt: skip
+    assert node.counters()["offloaded"] == 1
+    first = send(
+        pause_s, frames.tcp(*CLIENT, *SERVER, SYN, seq=7_000), frames.tcp(*CLIENT, *SERVER, ACK, b"ipt>", seq=7_001)
+    )
+    assert len(first) == 2, "what the old connection ended with is not part of the new one"
+    (end,) = send(pause_s, frames.tcp(*CLIENT, *SERVER, ACK, b"<script>", seq=7_005))
+    assert header(end)[3] & RST
+    node.finish()
+
+
 @pytest.mark.parametrize("acknowledged", [112, 100])
 def test_an_rst_that_the_server_takes_ends_the_connection(acknowledged: int) -> None:
     """RFC 5961 section 3.2: exactly the next number. Unless all was acknowledged it waits for some minutes."""

@@ -24,6 +24,7 @@ cdef class Stream:
     cdef readonly bint midstream
     cdef readonly bint reset     # by an RST that its receiver should have taken
     cdef readonly bint established  # both ends have answered each other
+    cdef readonly bint renewed   # the packet that was received last has begun a new connection
     cdef int reset_direction
     cdef bint in_doubt           # the RST's receiver may have taken it for a wrong one
     cdef bint asked_anew         # one end has sent a SYN in the middle of the connection, with these numbers

@@ -121,7 +121,7 @@ cdef class Stream:
         """The segments that this packet makes ready, in order; [] for packets that are not this connection's TCP."""
         cdef an_packet *p = packet.live()
         cdef int direction = packet.direction_index()
-        self.outputs, self.whole, self.damaged, self.carrier = [], True, False, None
+        self.outputs, self.whole, self.damaged, self.carrier, self.renewed = [], True, False, None, False
         if p.key.protocol != TCP or p.flags & AN_ICMP_ERROR:
             return []
         if self.verify and not an_csum_verify(p):
@@ -203,8 +203,9 @@ cdef class Stream:
         is only remembered: if the other end has lost the connection, it will answer with a SYN of its own. Returns whether
         the bytes that the packet has count for nobody."""
         if acknowledges and self.asked_anew and direction != self.asked_direction and ack == self.asked_seq:
-            other.restart(ack)
             self._begin_anew()
+            self.renewed = True
+            other.restart(ack)
             half.restart(seq)
             return False
         if half.started and not self.ended and not self.gone and not (self.reset and not self.established):
@@ -213,6 +214,7 @@ cdef class Stream:
             return self.established
         if not acknowledges:
             self._begin_anew()
+            self.renewed = half.started or other.started
             other.started = other.ended = False
             if other.edited:
                 other.restart(0)
