@@ -10,6 +10,8 @@ import pytest
 from port_log import NF, PATH, flip, flow, write
 
 from actornet.cli.main import main
+from actornet.journal import Journal
+from actornet.log.record import ControlBody
 from actornet.log.store import Log
 from actornet.replay import History
 
@@ -261,3 +263,22 @@ def test_a_machine_without_the_code_and_one_with_other_code(tmp_path):
     assert other.returncode == 1
     for part in ("divergence at LSN 3", "wan-ports.allocate", "expected reply hash", "actual", "[1001]"):
         assert part in other.stderr
+
+
+def test_a_damaged_page_ends_no_command(tmp_path):
+    """G8: LMDB ends the process that reads it; each command says what is wrong instead, after what it could read."""
+    with Log(tmp_path / "log") as log:
+        journal = Journal(log)
+        for number in range(3000):
+            journal.execute(ControlBody("note", f"{number:060}"), 0, number)
+        journal.commit()
+    file = tmp_path / "log" / "data.mdb"
+    data = bytearray(file.read_bytes())
+    for page in range(20 * 4096, len(data), 4096):
+        data[page : page + 64] = bytes(64)
+    file.write_bytes(data)
+    for words in (["ls"], ["ls", "--json"], ["show", "2000"], ["state"]):
+        argv = [sys.executable, "-m", "actornet.cli.main", "replay", words[0], str(tmp_path / "log"), *words[1:]]
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=30)
+        assert done.returncode == 1 and "its file is damaged: " in done.stderr, (words, done)
+        assert done.stderr.count("\n") == 1 and "Traceback" not in done.stderr

@@ -198,6 +198,19 @@ def test_a_log_goes_on_with_other_code_only_if_that_decides_the_same(here, capsy
     assert code == 0 and lsn > second_lsn, error
 
 
+def test_a_full_disk_for_output_is_one_line(here):
+    command = [sys.executable, "-m", "actornet.cli.main", "run", NAT, "--read", SIP]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1 and done.stderr.endswith("no space left on its device\n"), done.stderr
+    assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
+
+
+def test_one_interface_is_no_two_ports(here, capsys):
+    code, line = refused(capsys, "run", "mynf:Pass", "-i", "a=lo", "-i", "b=lo:tap")
+    assert code == 2 and "lo is named 2 times" in line
+
+
 def test_pipes(here):
     data = Path(SIP).read_bytes()
     command = [sys.executable, "-m", "actornet.cli.main", "run", "mynf:Pass", "--read", "-", "--write", "-"]
@@ -289,7 +302,8 @@ def test_locked_log_is_told_in_one_line(here, capsys):
     assert "log" in line
 
 
-def test_interrupt_completes_the_output_and_exits_130(here):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_interrupt_completes_the_output_and_exits_130(here, number):
     Path("slow.py").write_text(
         "import sys, time\n"
         "from actornet import FORWARD, FlowActor\n"
@@ -302,7 +316,7 @@ def test_interrupt_completes_the_output_and_exits_130(here):
     argv = ["run", "slow.py:Slow", "--read", SIP, "--write", "out.pcap", "--json"]
     with process(*argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
         running.stderr.readline()
-        running.send_signal(signal.SIGINT)
+        running.send_signal(number)
         out, err = running.communicate(timeout=10)
     assert running.returncode == 130
     assert "Traceback" not in err

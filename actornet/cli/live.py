@@ -10,6 +10,7 @@ import argparse
 import json
 import select
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from typing import Any
@@ -37,6 +38,12 @@ def run(
     on_error: Callable[[FiveTuple | None, str, BaseException], None],
 ) -> int:
     """Forward until `stop` holds something; returns the exit code. Raises UsageError and PortError before it begins."""
+    interfaces = Counter(text.partition("=")[2].partition(":")[0] for text in args.interface)
+    for interface, uses in interfaces.items():
+        if uses > 1 and interface:
+            raise UsageError(
+                f"-i: {interface} is named {uses} times: what left by one port would come back by the other"
+            )
     with ExitStack() as stack:
         ports = []
         for text in args.interface:

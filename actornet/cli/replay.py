@@ -6,6 +6,7 @@ Owners are re-executed by their code, which must be importable; `ls` needs none.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -54,9 +55,30 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Run a subcommand; raises ActornetError."""
+    command: Callable[[History, argparse.Namespace], int] = args.replay_run
     with History(args.directory) as history:
-        command: Callable[[History, argparse.Namespace], int] = args.replay_run
-        return command(history, args)
+        problem = history.log.problem_at_a_glance() if command is not _verify else ""
+        if not problem:
+            return command(history, args)
+    _run_apart(command, args)
+    raise LogDamagedError(
+        f"log {args.directory}: its file is damaged: {problem}; what could be read was shown. Restore from the other node"
+    )
+
+
+def _run_apart(command: Callable[[History, argparse.Namespace], int], args: argparse.Namespace) -> None:
+    """Run it in a process of its own: LMDB ends the one that comes upon a damaged page."""
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # its last words
+            sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+            with History(args.directory) as history:
+                command(history, args)
+        finally:
+            os._exit(0)
+    os.waitpid(pid, 0)
 
 
 def _command(

@@ -254,7 +254,8 @@ def _play(
 
 @contextmanager
 def _stop_asked() -> Iterator[list[int]]:
-    """A list that Ctrl-C puts something into, so that no handler is cut off in its middle; a second one interrupts."""
+    """A list that Ctrl-C, SIGTERM or a lost terminal puts something into, so that no handler is cut off in its middle; a
+    second one interrupts."""
     asked: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -262,11 +263,12 @@ def _stop_asked() -> Iterator[list[int]]:
             raise KeyboardInterrupt
         asked.append(number)
 
-    before = signal.signal(signal.SIGINT, note)
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         yield asked
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _report(counts: dict[str, int], at_end: dict[str, int], feed: CaptureFeed, elapsed_s: float) -> dict[str, Any]:

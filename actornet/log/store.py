@@ -413,6 +413,13 @@ class Log:
         except (lmdb.verify.VerifyError, OSError) as error:
             return [str(error)]
 
+    def problem_at_a_glance(self) -> str:
+        """The first of `problems`, or "", also where looking for them would take time and nothing speaks for damage."""
+        file, opening = self.directory / "data.mdb", self.directory / _OPENING
+        if file.is_file() and (opening.exists() or file.stat().st_size <= LOG_VERIFY_BYTES):
+            return next(iter(self.problems()), "")
+        return ""
+
     # ---------------------------------------------------------------------------------------------- opening
 
     def _lock(self) -> int:
@@ -472,15 +479,13 @@ class Log:
     def _check_structure(self) -> None:
         """LMDB trusts what it reads, up to SIGBUS and SIGABRT: look at each page before, where that takes no time or the
         last writer died of it. A damaged one may as well hide records, and their number with them."""
-        file, opening = self.directory / "data.mdb", self.directory / _OPENING
-        if file.is_file() and (opening.exists() or file.stat().st_size <= LOG_VERIFY_BYTES):
-            problems = self.problems()
-            if problems:
-                raise LogDamagedError(
-                    f"log {self.directory}: its file is damaged ({problems[0]}); keep it and restore from the other node"
-                )
+        problem = self.problem_at_a_glance()
+        if problem:
+            raise LogDamagedError(
+                f"log {self.directory}: its file is damaged ({problem}); keep it and restore from the other node"
+            )
         with suppress(OSError):  # a full disk: the mark only helps
-            opening.touch()
+            (self.directory / _OPENING).touch()
 
     def _check_length(self) -> None:
         """A file that was cut short must be refused here: to touch a page that is not there kills the process."""
