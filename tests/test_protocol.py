@@ -458,6 +458,19 @@ def test_other_code_that_has_repeated_the_log_is_welcome() -> None:
     only(sent(machine.receive(hello(fingerprint="beef", tested="ba5e"), T)), Refuse)
 
 
+@pytest.mark.parametrize(
+    ("here", "there", "refused"), [(100, 99, True), (100, 100, False), (100, 0, False), (0, 9, False)]
+)
+def test_a_backup_must_have_room_for_every_flow(here: int, there: int, refused: bool) -> None:
+    """G6."""
+    machine = primary()
+    machine.identity = msgspec.structs.replace(IDENTITY, keys_max=here)
+    machine.connected(T)
+    answers = sent(machine.receive(hello(keys_max=there), T))
+    assert bool(answers) == refused
+    assert not refused or "flows_max" in only(answers, Refuse).reason
+
+
 def test_refused_once_is_told_once() -> None:
     """G8: a backup asks again, and alarms only when the answer changes."""
     machine = backup()

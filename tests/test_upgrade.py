@@ -103,6 +103,20 @@ def test_other_code_that_decides_otherwise_later_ends(tmp_path: Path, code: dict
         pair.stop("a")
 
 
+def test_other_parameters(tmp_path: Path) -> None:
+    """G6: too small a flow table is refused; another setting is one to be told of."""
+    with Pair(tmp_path / "pair") as pair:
+        pair.launch("a", "primary")
+        pair.begin("b", "backup", "--flows-max", "16")
+        pair.wait_for("b", r"refuses this backup: its cores hold 16 flow keys, this primary's 1048576")
+        assert pair.nodes["b"].wait(20) != 0
+        pair.launch("b", "backup", "--set", "udp_idle_s=20")
+        said = pair.wait_for("b", r".*settings differ from the primary's.*")
+        assert '"primary":{"udp_idle_s":300.0},"here":{"udp_idle_s":20.0}' in said
+        pair.wait_in_sync("b")
+        pair.stop("a")
+
+
 def test_other_code_without_a_log_is_refused(tmp_path: Path, code: dict[str, dict[str, str]]) -> None:
     """G4: an empty log says nothing of a code; the primary refuses it, in a line that names both."""
     with Pair(tmp_path / "pair", "counted:Counted", "") as pair:

@@ -42,6 +42,7 @@ def assemble(deployment: Deployment) -> NodePlan:
         lease_ms=deployment.lease_ms,
         keep_records=deployment.keep_records,
         spins=bool(spare),
+        keys_max=deployment.cores * deployment.flows_max,
     )
     workers = [WorkerPlan("owner-system", "owner", "actornet.node.owner_process:run", owner, spare)]
     for index, cpu in enumerate(taken):

@@ -103,7 +103,7 @@ class OwnerSpec(msgspec.Struct, frozen=True):
 
     `node` says which of the deployment's this is, `peers` where the others listen when they lead. `witness` and
     `keep_records` as in the deployment file. `spins`: there are CPUs on which it takes nothing from a core when it looks for
-    what is about to come.
+    what is about to come. `keys_max`: how many flow keys its cores hold (0: not known).
     """
 
     name: str
@@ -123,6 +123,7 @@ class OwnerSpec(msgspec.Struct, frozen=True):
     lease_ms: int = LEASE_MS_DEFAULT
     keep_records: int = LOG_KEEP_RECORDS_DEFAULT
     spins: bool = True
+    keys_max: int = 0
 
 
 class Answer(NamedTuple):
@@ -151,7 +152,12 @@ class OwnerSystem:
         self.resyncs: deque[int] = deque()
         self._launch_until_ns = 0
         self.identity = Identity(
-            spec.name, path_of(self.nf), fingerprint(self.nf), self.log.history, tested=self.journal.tested
+            spec.name,
+            path_of(self.nf),
+            fingerprint(self.nf),
+            self.log.history,
+            tested=self.journal.tested,
+            keys_max=spec.keys_max,
         )
         self.link: Link | None = None
         self.machine: Primary | Backup
@@ -634,6 +640,15 @@ class OwnerSystem:
             return
         self._act(machine.snapshot(end, data, self._now_ns(), peer))
 
+    def _compare_settings(self) -> None:
+        """They may differ while they are changed, one node after the other; whoever does not mean that is to know."""
+        term = self.journal.replica.term
+        theirs = term.settings if term is not None else {}
+        differing = {name: theirs.get(name) for name, value in self.settings.items() if theirs.get(name) != value}
+        if differing:
+            ours = {name: self.settings[name] for name in differing}
+            _log.warning("settings differ from the primary's", primary=differing, here=ours)
+
     def _end(self) -> Position:
         lsn = self.log.last_lsn
         return Position(lsn, self.log.last_chain, self.journal.epoch) if lsn else Position()
@@ -665,6 +680,8 @@ class OwnerSystem:
                 self._snapshots.pop(action.peer, None)
             case Note():
                 self._was_welcome |= action.event == "catching up"
+                if action.event == "in sync":
+                    self._compare_settings()
                 (_log.warning if action.alarm else _log.info)(action.event, detail=action.detail)
             case Apply():
                 self._apply(action)

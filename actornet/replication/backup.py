@@ -134,6 +134,7 @@ class Backup:
             me.history,
             self.node,
             me.tested,
+            me.keys_max,
         )
         return [Send(hello)]
 

@@ -30,6 +30,7 @@ class Hello(Message, frozen=True, tag=1):
     records decide otherwise here than on the primary wants a `snapshot`: those records would do so again. `history` names the
     log that this one continues or copies; empty: none yet. `node`: its name in the deployment. `tested`: the
     fingerprint of other code that wrote its log, if the sender's code has been found to decide all of it the same.
+    `keys_max`: how many flow keys its cores hold.
     """
 
     version: Count
@@ -44,6 +45,7 @@ class Hello(Message, frozen=True, tag=1):
     history: str = ""
     node: str = ""
     tested: str = ""
+    keys_max: Count = 0
 
 
 class Welcome(Message, frozen=True, tag=2):

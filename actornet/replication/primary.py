@@ -423,6 +423,11 @@ class Primary:
                 f"it runs {hello.nf} ({hello.fingerprint}), this primary {me.nf} ({me.fingerprint}): "
                 "replay needs the same code on both, or one that has repeated what is in its log"
             )
+        if 0 < hello.keys_max < me.keys_max:
+            return feed.refuse(
+                f"its cores hold {hello.keys_max} flow keys, this primary's {me.keys_max}, so it could not have every flow: "
+                "launch it with the same flows_max and cores"
+            )
         actions: list[PrimaryAction] = []
         others = [other for other in self.feeds.values() if other is not feed and other.state is not State.GREETING]
         for other in others:

@@ -213,13 +213,15 @@ def told_ms(pause_ns: int) -> int:
 class Identity(msgspec.Struct, frozen=True):
     """What primary and backup must have in common: deployment, network function, the fingerprint of its code, and the
     history that their logs tell (empty: none yet). Epochs of different histories cannot be compared. `tested`: the
-    fingerprint of other code that wrote the log, whose decisions this code was found to repeat (empty: none)."""
+    fingerprint of other code that wrote the log, whose decisions this code was found to repeat (empty: none).
+    `keys_max`: how many flow keys the node's cores hold, which on a backup must be as many (0: not known)."""
 
     deployment: str
     nf: str
     fingerprint: str
     history: str = ""
     tested: str = ""
+    keys_max: int = 0
 
 
 class Position(msgspec.Struct, frozen=True):
