@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import dpkt
 import pytest
 
-from actornet import DROP, FORWARD, REJECT, Direction, StreamActor
+from actornet import DROP, FORWARD, REJECT, Direction, Packet, StreamActor
 from actornet.cli.main import main
 from actornet.cli.run import _report
 from actornet.engine.counters import DROPS
@@ -488,6 +488,39 @@ def test_a_fin_with_bytes_behind_it_is_none(nf: type[StreamActor]) -> None:
     node.lan_in(frames.tcp(*CLIENT, *SERVER, ACK, b"some words", seq=100, ack=500))
     node.lan_in(frames.tcp(*CLIENT, *SERVER, ACK, b" more", seq=110, ack=500))
     assert Watch.seen[Direction.ORIGINAL] == b"some words more"
+
+
+class Strict(Grow):
+    """Refuses what cannot be placed."""
+
+    def on_open(self, packet: Packet) -> Any:
+        return None if packet.tcp_flags & SYN else DROP
+
+
+def test_a_connection_whose_edits_are_lost_may_be_refused() -> None:
+    """The flow has ended, here by `close()`: what comes then has numbers that only it could have changed."""
+    for nf, passed in ((Grow, [101]), (Strict, [])):
+        node = Bench(nf)
+        handshake(node)
+        node.lan_in(frames.tcp(*CLIENT, *SERVER, ACK | PSH, b"<", seq=100, ack=500))
+        node.out()
+        node.core.close_all("lost")
+        node.lan_in(frames.tcp(*CLIENT, *SERVER, ACK | PSH, b"second", seq=101, ack=500))
+        assert [header(frame)[1] for frame in node.out()] == passed
+        assert node.count("flows_refused") == (nf is Strict)
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_an_rst_in_doubt_is_forgotten_when_its_receiver_goes_on(goes_on: bool) -> None:
+    node = Bench(Watch)
+    handshake(node)
+    node.lan_in(frames.tcp(*CLIENT, *SERVER, ACK | PSH, b"some", seq=100, ack=500))
+    node.lan_in(frames.tcp(*CLIENT, *SERVER, RST, seq=104))
+    if goes_on:  # a challenge (RFC 5961 section 3.2): what was sent had not come
+        node.wan_in(frames.tcp(*SERVER, *CLIENT, ACK, seq=500, ack=100))
+        node.lan_in(frames.tcp(*CLIENT, *SERVER, ACK | PSH, b"some", seq=100, ack=500))
+    later(node, 250.0)
+    assert live(node) == goes_on
 
 
 class Halt(StreamActor):
