@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from difflib import get_close_matches
 from operator import attrgetter
+from types import CodeType
 from typing import Any, ClassVar
 
 import msgspec
@@ -70,6 +72,8 @@ class FlowMeta(type):
                 raise UsageError(f"{name}.{field}: every flow has this attribute already; choose another name")
             defaults[field] = namespace.pop(field)
         idle_s = namespace.pop("idle_s", None)
+        if idle_s is not None and name != "FlowActor":
+            _check_seconds(f"{name}.idle_s", idle_s)
         namespace["__slots__"] = tuple(field for field in defaults if field not in inherited)
         cls = super().__new__(mcs, name, bases, namespace, **kwargs)
         if idle_s is not None:
@@ -138,6 +142,9 @@ class FlowActor(FlowBase, metaclass=FlowMeta):
     fail: ClassVar[Verdict] = DROP
     volatile: ClassVar[bool] = False
     holds: ClassVar[bool] = False
+    _needs: ClassVar[str] = "on_packet, or an on_open that offloads"
+    _handlers: ClassVar[tuple[str, ...]] = HANDLERS
+    _switches: ClassVar[tuple[str, ...]] = ("evict", "sees_icmp_errors", "connection")
     _replicated: ClassVar[tuple[str, ...]] = ()
     _hints: ClassVar[list[Any]] = []
     _read_fields: ClassVar[Any] = None
@@ -145,6 +152,7 @@ class FlowActor(FlowBase, metaclass=FlowMeta):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        _check_methods(cls)
         for name in HANDLERS:
             handler = inspect.getattr_static(cls, name, None)
             if handler is not None and not inspect.isfunction(handler):
@@ -159,12 +167,19 @@ class FlowActor(FlowBase, metaclass=FlowMeta):
                 raise UsageError(f"{cls.__name__}.{name} must be DROP or FORWARD")
         if not isinstance(cls.fail, (Forward, Verdict)) or cls.fail.name not in ("DROP", "FORWARD"):
             raise UsageError(f"{cls.__name__}.fail must be DROP (fail-closed) or FORWARD (fail-open)")
-        if not 0 < cls.deadline_s <= 1e9:
-            raise UsageError(f"{cls.__name__}.deadline_s must be positive seconds, not {cls.deadline_s!r}")
-        if isinstance(cls.inner, str) or set(cls.inner) - set(TUNNELS):
+        _check_seconds(f"{cls.__name__}.deadline_s", cls.deadline_s)
+        for name in cls._switches:
+            if not isinstance(getattr(cls, name), bool | Setting):
+                raise UsageError(f"{cls.__name__}.{name} must be True or False, not {getattr(cls, name)!r}")
+        if not isinstance(cls.inner, tuple | list | set | frozenset) or not all(name in TUNNELS for name in cls.inner):
             raise UsageError(f"{cls.__name__}.inner must be a tuple of some of {', '.join(TUNNELS)}, not {cls.inner!r}")
         if cls.fragments not in FRAGMENT_POLICIES:
             raise UsageError(f"{cls.__name__}.fragments must be one of {', '.join(FRAGMENT_POLICIES)}")
+
+    @classmethod
+    def is_complete(cls) -> bool:
+        """Whether there is a handler at all."""
+        return any(map(cls.handles, HANDLERS))
 
     @classmethod
     def handles(cls, handler: str) -> bool:
@@ -194,6 +209,8 @@ class FlowActor(FlowBase, metaclass=FlowMeta):
     @classmethod
     def prepare(cls) -> None:
         """Resolve the fields' types; called once before the first flow. Raises UsageError for one the log cannot keep."""
+        if not cls.is_complete():
+            raise UsageError(f"{cls.__name__} has no handler, so it would drop every packet: it needs {cls._needs}")
         names = cls._replicated = cls.replicated_fields()
         try:
             hints = typing.get_type_hints(cls)
@@ -307,6 +324,48 @@ class FlowActor(FlowBase, metaclass=FlowMeta):
     def on_message(self, message: Any) -> Any:
         """Another actor speaks to this flow; see the class."""
         raise UsageError(f"{type(self).__name__} takes no messages: it has no on_message")
+
+
+def _check_seconds(where: str, value: Any) -> None:
+    if isinstance(value, Setting):
+        raise UsageError(f"{where} cannot be a setting; set self.idle_s in on_open")
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= 1e9:
+        raise UsageError(f"{where} must be positive seconds, not {value!r}")
+
+
+def _check_methods(cls: type[FlowActor]) -> None:
+    """Raise UsageError for methods that nobody would ever call."""
+    for name, method in vars(cls).items():
+        where = f"{cls.__name__}.{name}"
+        if not inspect.isfunction(method):
+            continue
+        if name == "__init__":
+            raise UsageError(
+                f"{where} is never called: a flow begins with its fields' defaults; do the rest in on_open"
+            )
+        if not name.startswith("on_") or name in cls._handlers or any(name in vars(base) for base in cls.__mro__[1:]):
+            continue
+        if not any(name in _names(code) for code in _codes(cls)):
+            close = get_close_matches(name, cls._handlers, 1, 0.7)
+            meant = f"did you mean {close[0]}?" if close else f"handlers are {', '.join(cls._handlers)}"
+            if name in ("on_data", "on_gap"):
+                meant = "only a StreamActor has it"
+            raise UsageError(f"{where} is no handler, and nothing calls it: {meant}")
+
+
+def _codes(cls: type) -> Iterator[CodeType]:
+    """Of all methods below FlowActor."""
+    for base in cls.__mro__[: cls.__mro__.index(FlowBase)]:
+        for value in vars(base).values():
+            function = inspect.unwrap(value) if callable(value) else getattr(value, "fget", None)
+            if inspect.isfunction(function):
+                yield function.__code__
+
+
+def _names(code: CodeType) -> set[str]:
+    """What the code refers to by name, functions within it included."""
+    inner = (part for part in code.co_consts if isinstance(part, CodeType))
+    return set(code.co_names).union(*map(_names, inner))
 
 
 def _check_defaults(cls: type, defaults: dict[str, Any]) -> None:

@@ -29,6 +29,8 @@ cdef class LocalLink:
         cdef bytes reply = self.journal.ask(0, request, self.now_ns())
         self._hear_revocations()
         ask.answer(reply)
+        if ask.error is not None:
+            self.core.note_unheard(ask)
         return self.journal.replica.lsn if self.saves else 0
 
     def ask_from_outside(self, str owner not None, str message not None, bytes args not None) -> bytes:

@@ -71,6 +71,10 @@ class StreamActor(FlowActor):
     inline: ClassVar[bool] = False
     verify_checksums: ClassVar[bool] = True
 
+    _handlers: ClassVar[tuple[str, ...]] = (*FlowActor._handlers, "on_data", "on_gap")
+    _needs: ClassVar[str] = "on_data"
+    _switches: ClassVar[tuple[str, ...]] = (*FlowActor._switches, "inline", "verify_checksums")
+
     stream_edits: bytes = b""
     stream_released: bool = False
     stream_joined: bool = False
@@ -87,6 +91,10 @@ class StreamActor(FlowActor):
             cls.on_packet = StreamActor._on_packet_async  # type: ignore[method-assign, assignment]
         else:
             cls.on_packet = StreamActor._on_packet  # type: ignore[method-assign, assignment]
+
+    @classmethod
+    def is_complete(cls) -> bool:
+        return cls.on_data is not StreamActor.on_data or cls.on_gap is not StreamActor.on_gap
 
     def on_open(self, packet: Packet) -> Any:
         if packet.protocol != TCP:

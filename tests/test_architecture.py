@@ -16,7 +16,7 @@ LAYERS = [
     ["engine"],
     ["setting", "determinism", "misfit"],
     ["owner", "flow", "stream", "chain"],
-    ["load"],
+    ["load", "place"],
     ["ports"],
     ["log"],
     ["replication"],

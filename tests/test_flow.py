@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from msgspec.msgpack import encode
 
-from actornet import FORWARD, FiveTuple, FlowActor, Owner, Packet, Struct
+from actornet import FORWARD, FiveTuple, FlowActor, Owner, Packet, StreamActor, Struct, setting
 from actornet.embedded import Embedded
 from actornet.engine.core import Core
 from actornet.engine.ring import ControlPage, Ring
@@ -59,6 +59,56 @@ class Sloppy(FlowActor):
 def test_a_default_of_another_type_is_refused_with_the_class(annotation: Any, default: Any, said: str) -> None:
     with pytest.raises(UsageError, match=said):
         FlowMeta("Wrong", (FlowActor,), {"__annotations__": {"field": annotation}, "field": default})
+
+
+def nothing(*_: Any) -> Any:
+    """A method."""
+
+
+@pytest.mark.parametrize(
+    ("base", "names", "said"),
+    [
+        (
+            FlowActor,
+            {"on_packt": nothing},
+            r"Wrong\.on_packt is no handler, and nothing calls it: did you mean on_packet\?",
+        ),
+        (FlowActor, {"on_data": nothing}, r"Wrong\.on_data is no handler, .*: only a StreamActor has it"),
+        (StreamActor, {"on_dta": nothing}, r"did you mean on_data\?"),
+        (FlowActor, {"__init__": nothing}, r"Wrong\.__init__ is never called: .* on_open"),
+        (FlowActor, {"idle_s": "5"}, r"Wrong\.idle_s must be positive seconds, not '5'"),
+        (FlowActor, {"idle_s": 0}, r"Wrong\.idle_s must be positive seconds, not 0"),
+        (FlowActor, {"idle_s": setting(5.0, "s")}, r"Wrong\.idle_s cannot be a setting"),
+        (FlowActor, {"deadline_s": "5"}, r"Wrong\.deadline_s must be positive seconds, not '5'"),
+        (FlowActor, {"connection": "yes"}, r"Wrong\.connection must be True or False, not 'yes'"),
+        (FlowActor, {"inner": 5}, r"Wrong\.inner must be a tuple"),
+        (FlowActor, {"fragments": ["drop"]}, r"Wrong\.fragments must be one of"),
+        (StreamActor, {"inline": 1}, r"Wrong\.inline must be True or False"),
+    ],
+)
+def test_what_a_class_cannot_mean_is_refused_with_it(base: type, names: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        FlowMeta("Wrong", (base,), names)
+
+
+def test_a_hook_that_a_handler_calls_is_nobodys_mistake() -> None:
+    class Watch(FlowActor):
+        def on_packet(self, packet: Packet) -> Any:
+            self.on_alert()
+            return FORWARD
+
+        def on_alert(self) -> None: ...
+
+    class Loud(Watch):
+        def on_alert(self) -> None: ...
+
+    Loud.prepare()
+
+
+@pytest.mark.parametrize(("base", "wants"), [(FlowActor, "on_packet"), (StreamActor, "on_data")])
+def test_a_function_without_any_handler_is_refused_when_it_is_used(base: type, wants: str) -> None:
+    with pytest.raises(UsageError, match=f"Wrong has no handler, .*: it needs {wants}"):
+        FlowMeta("Wrong", (base,), {}).prepare()  # type: ignore[attr-defined]
 
 
 def test_what_stays_in_the_process_may_be_anything() -> None:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import pytest
 
 from actornet import FORWARD, FiveTuple, FlowActor, Packet
-from actornet.errors import UsageError
+from actornet.errors import StateError, UsageError
 from actornet.flow import KeyState
 from tests.test_core import Bench, Pass, SlowLink, Wait, packet
 
@@ -108,7 +108,8 @@ def test_state_that_cannot_be_saved_fails_its_flow_only() -> None:
     node = Bench(Careless, link=SlowLink())
     node.lan_in(packet(1), packet(9), packet(1, port=2000))
     assert len(node.out()) == 2 and node.count("handler_error") == 1 and node.count("live_flows") == 1
-    assert isinstance(node.errors[0][2], TypeError)
+    error = node.errors[0][2]
+    assert isinstance(error, StateError) and str(error).startswith("Careless.count: expected int, got object")
 
 
 class Evicts(FlowActor):

@@ -8,7 +8,6 @@ import re
 import signal
 import sys
 import time
-import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from operator import itemgetter
@@ -21,8 +20,10 @@ from actornet.embedded import Embedded
 from actornet.engine.counters import DROPS
 from actornet.engine.five_tuple import FiveTuple
 from actornet.errors import UsageError
+from actornet.flow import FlowActor
 from actornet.limits import FLOWS_MAX, FLOWS_MAX_DEFAULT, HANDLER_STALL_S
 from actornet.load import load_nf
+from actornet.place import place_of
 from actornet.ports.capture import CaptureFeed, CapturePort
 from actornet.ports.pcap import Capture, CaptureWriter, read_capture
 from actornet.ports.playback import INSIDE_DEFAULT, Playback
@@ -106,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
             args.log,
             flows_max=args.flows_max,
             virtual_time=True,
-            on_error=HandlerErrors(progress),
+            on_error=HandlerErrors(nf, progress),
         )
         stack.callback(embedded.finish)
         summary.warn_of_settings(embedded.owners_kept)
@@ -139,8 +140,9 @@ def _run_live(args: argparse.Namespace) -> int:
     if args.json and args.quiet:
         raise UsageError("--json and --quiet exclude each other")
     settings = dict(_setting(text) for text in args.set)
+    nf = load_nf(args.nf)
     with _stop_asked() as stop:
-        return live.run(args, load_nf(args.nf), settings, stop, HandlerErrors(Progress(None, wanted=False)))
+        return live.run(args, nf, settings, stop, HandlerErrors(nf, Progress(None, wanted=False)))
 
 
 class Outlet:
@@ -165,18 +167,19 @@ class Outlet:
 class HandlerErrors:
     """Tells of each kind of exception in a handler once, on standard error."""
 
-    def __init__(self, progress: Progress) -> None:
+    def __init__(self, nf: type[FlowActor], progress: Progress) -> None:
+        self._nf = nf
         self._progress = progress
         self._told: set[tuple[str, str]] = set()
 
     def __call__(self, flow: FiveTuple | None, handler: str, error: BaseException) -> None:
-        frames = traceback.extract_tb(error.__traceback__)
-        where = f"{frames[-1].filename}, line {frames[-1].lineno}" if frames else "unknown place"
+        where = place_of(self._nf, handler, error)
         text = " ".join(f"{type(error).__name__}: {error}".split())
         if len(self._told) < HANDLER_ERRORS_TOLD_MAX and (where, type(error).__name__) not in self._told:
             self._told.add((where, type(error).__name__))
             self._progress.clear()
-            print(f"actornet: warning: {handler} of flow {flow} raised {text} ({where})", file=sys.stderr)
+            of = f"{handler} of flow {flow}" if flow is not None else handler
+            print(f"actornet: warning: {of} raised {text} ({where})", file=sys.stderr)
 
 
 def _port_file(text: str) -> PortFile:

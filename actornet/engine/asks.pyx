@@ -238,6 +238,9 @@ cdef class OwnerLink:
             for message in messages:
                 self._treat(<bytes>message)
 
+    def unheard(self, ask):
+        """An ask has failed that nobody waits for, so far."""
+
     def heard(self, data):
         """The owner system sent something else than a reply."""
         raise NotImplementedError
@@ -255,6 +258,7 @@ cdef class OwnerLink:
         cdef const uint8_t *reply
         cdef size_t length
         cdef uint64_t sequence
+        cdef Ask ask
         mp.at = <const uint8_t *>PyBytes_AS_STRING(data)
         mp.end = mp.at + PyBytes_GET_SIZE(data)
         if an_mp_take(&mp, 1) != AN_MP_ARRAY + 3 or an_mp_take(&mp, 1) != REPLY:
@@ -265,7 +269,10 @@ cdef class OwnerLink:
         if mp.at == NULL or mp.at != mp.end:
             raise RingError("reply ring: a reply cannot be read; the node's processes differ in version")
         if self.attached:
-            (<Ask>self.asks.pop(sequence)).answer(PyBytes_FromStringAndSize(<const char *>reply, <Py_ssize_t>length))
+            ask = <Ask>self.asks.pop(sequence)
+            ask.answer(PyBytes_FromStringAndSize(<const char *>reply, <Py_ssize_t>length))
+            if ask.error is not None and not ask.waited and ask.future is None:
+                self.unheard(ask)
         return 0
 
 

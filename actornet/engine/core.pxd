@@ -111,6 +111,7 @@ cdef class Core:
     cdef uint64_t idle_ns_default
     cdef public uint64_t incarnation_next
     cdef uint64_t saves
+    cdef list unheard            # asks that failed, and that nobody has awaited yet
     cdef readonly object link
     cdef public object host
     cdef readonly int index
@@ -134,6 +135,7 @@ cdef class Core:
     cdef int discard_held(self, FlowBase flow) except -1
     cdef int begin_close(self, FlowBase flow, str reason) except -1
     cdef int end_close(self, FlowBase flow) except -1
+    cdef int _tell_unheard(self) except -1
     cdef int deliver(self, FlowBase flow, object message, object reply) except -1
     cdef int emit(self, FlowBase flow, an_packet *p, int out) except -1
     cdef int transmit(self, an_packet *p, int out) except -1

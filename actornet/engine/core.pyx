@@ -22,7 +22,7 @@ from libc.stdlib cimport free
 from libc.string cimport memcmp, memcpy, memset
 
 from actornet.engine.counters cimport *
-from actornet.engine.flow_base cimport MARK_CLOSING, MARK_DIRTY, MARK_ENDED, MARK_LEAVING, MARK_SAVED
+from actornet.engine.flow_base cimport MARK_CLOSING, MARK_DIRTY, MARK_ENDED, MARK_LEAVING, MARK_SAVED, Ask
 from actornet.engine.flows cimport an_addresses, an_revoked, an_terms_conform, an_terms_expired, an_terms_mirror
 from actornet.engine.handoff cimport Handoff
 from actornet.engine.parked cimport an_park
@@ -58,6 +58,7 @@ cdef extern from "Python.h":
     Py_ssize_t Py_REFCNT(PyObject *o)
 
 DEF TURNS_MAX = 16
+DEF UNHEARD_MAX = 1024  # failed asks that somebody may yet await
 
 cdef uint64_t fields_checked_first = FIELDS_CHECKED_FIRST
 cdef uint64_t fields_checked_every = FIELDS_CHECKED_EVERY
@@ -239,6 +240,8 @@ cdef class Core:
             self.fragments.expire(self.now_ns)
         if self.waits_first != NULL:
             self._end_waits()
+        if self.unheard is not None:
+            self._tell_unheard()
         self.exhale()
         if taken and self.cores > 1 and not self.virtual_time:
             self.counters[<int>C_BUSY_NS] += an_steady_ns() - begun_ns
@@ -733,6 +736,32 @@ cdef class Core:
             return self.end_close(flow)
         return self.begin_close(flow, "handler error")
 
+    def note_unheard(self, Ask ask not None) -> None:
+        """The ask has failed, and nobody waited for it so far."""
+        if self.unheard is None:
+            self.unheard = []
+        self.unheard.append(ask)
+
+    cdef int _tell_unheard(self) except -1:
+        """Of those that nobody can await any more: without this, such an error would leave no trace."""
+        cdef list noted = self.unheard
+        cdef list kept = []
+        cdef Ask ask
+        self.unheard = None
+        for ask in noted:
+            if ask.heard:
+                continue
+            if Py_REFCNT(<PyObject *>ask) > 2 and len(kept) < UNHEARD_MAX:  # more than the list and this name
+                kept.append(ask)
+                continue
+            self.counters[<int>C_HANDLER_ERROR] += 1
+            if self.on_error is not None:
+                flow = ask.flow.flow if ask.flow.core != NULL else None
+                self.on_error(flow, f"ask {ask.owner}.{ask.message.name}", ask.error)
+        if kept:
+            self.unheard = kept
+        return 0
+
     cdef int _fail_packet(self, FlowBase flow, an_packet *p) except -1:
         """The packet whose handler failed: fail-closed, or fail-open where there is a way out without the actor."""
         cdef int out, adjacency
@@ -854,6 +883,8 @@ cdef class Core:
         """
         self.fragments.expire(UINT64_MAX)
         self.flows.close_all(reason)
+        if self.unheard is not None:
+            self._tell_unheard()
         self.exhale()
         return self.counters[<int>C_LIVE_FLOWS]
 

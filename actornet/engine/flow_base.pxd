@@ -20,8 +20,9 @@ cdef class Ask:
     cdef readonly object message # `actornet.owner.Message`
     cdef bint done
     cdef bint waited             # by a handler that the core drives
+    cdef bint heard              # its error, by whoever awaited it
     cdef object value
-    cdef object error
+    cdef readonly object error
     cdef object future           # of the asyncio task that waits
 
     cpdef int answer(self, bytes reply) except -1

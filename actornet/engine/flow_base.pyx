@@ -24,7 +24,7 @@ cdef uint32_t asks_per_save = ASKS_OPEN_PER_FLOW_MAX // 2
 
 
 cdef class Ask:
-    """An owner message on its way; await it for the reply, or don't, if none is needed.
+    """An owner message on its way; await it for the reply, or don't, if none is needed: an error is then told as a handler's is.
 
     Raises OwnerError, the same text on primary, backup and replay, when the owner's handler raised.
     """
@@ -38,6 +38,7 @@ cdef class Ask:
     def __next__(self):
         if self.done:
             if self.error is not None:
+                self.heard = True
                 raise self.error
             raise StopIteration(self.value)
         if self.flow.core != NULL and (<Core>self.flow.core).driving is self.flow:

@@ -57,6 +57,7 @@ from actornet.node.exchange import (
 from actornet.node.fabric import Fabric, FabricSpec
 from actornet.node.network_function import load_nf
 from actornet.node.thread import run_early, run_first
+from actornet.place import place_of
 from actornet.ports.drivers import open_port
 from actornet.ports.host import Host
 from actornet.ports.live import LivePort
@@ -134,6 +135,10 @@ class RingLink(OwnerLink):
     def leaving(self, actor: FlowActor, to: int) -> None:
         """A flow is ready to live on core `to`."""
         self.push(exchange.encode(Leaving(actor.flow, actor.port_index, to)), counted=False)
+
+    def unheard(self, ask: Any) -> None:
+        assert self.core is not None
+        self.core.note_unheard(ask)
 
     def heard(self, data: bytes) -> None:
         core = self.core
@@ -416,7 +421,10 @@ class CoreWorker:
         logged = self._errors_logged.get(second, 0)
         self._errors_logged = {second: logged + 1}
         if logged < HANDLER_ERRORS_LOGGED_PER_S:
-            _log.error("handler failed", nf=self.nf.__name__, handler=handler, flow=str(flow), exc_info=error)
+            place = place_of(self.nf, handler, error)
+            _log.error(
+                "handler failed", nf=self.nf.__name__, handler=handler, flow=str(flow), place=place, exc_info=error
+            )
 
 
 def run(spec: CoreSpec, stop: threading.Event, report: Any) -> None:

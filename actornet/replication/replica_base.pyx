@@ -193,9 +193,9 @@ cdef class ReplicaBase:
             reply = _encode((0, run(*decode(args))))
             if normalise is not None:
                 reply = _encode(normalise(reply))
-        except MemoryError:  # this machine's trouble, not the message's: it must not become part of the history
+        except (MemoryError, KeyboardInterrupt):  # this machine's trouble, not the message's: it must not enter the history
             raise
-        except Exception as error:
+        except BaseException as error:  # SystemExit, too: a handler ends no node
             reply = error_reply(type(error).__name__, str(error))
         finally:
             moment.time_ns = -1
