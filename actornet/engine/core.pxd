@@ -134,7 +134,6 @@ cdef class Core:
     cdef int report(self, FlowBase flow, object error, an_packet *p, int phase) except -1
     cdef int discard_held(self, FlowBase flow) except -1
     cdef int begin_close(self, FlowBase flow, str reason) except -1
-    cdef int end_close(self, FlowBase flow) except -1
     cdef int _tell_unheard(self) except -1
     cdef int deliver(self, FlowBase flow, object message, object reply) except -1
     cdef int emit(self, FlowBase flow, an_packet *p, int out) except -1
@@ -166,6 +165,7 @@ cdef class Core:
     cdef int _failed(self, FlowBase flow, an_packet *p, int phase) except -1
     cdef int _answer_message(self, object value) except -1
     cdef int _save(self, FlowBase flow) except -1
+    cdef int _end_close(self, FlowBase flow) except -1
     cdef int _apply(self, FlowBase flow, an_packet *p, object verdict) except -1
     cdef int _emit_made(self, FlowBase flow, an_packet *p, Emit emit) except -1
     cdef int _prepare(self, Rewrite verdict, an_packet *p) except -1

@@ -22,7 +22,7 @@ from libc.stdlib cimport free
 from libc.string cimport memcmp, memcpy, memset
 
 from actornet.engine.counters cimport *
-from actornet.engine.flow_base cimport MARK_CLOSING, MARK_DIRTY, MARK_ENDED, MARK_LEAVING, MARK_SAVED, Ask
+from actornet.engine.flow_base cimport MARK_CLOSING, MARK_DIRTY, MARK_ENDING, MARK_LEAVING, MARK_SAVED, Ask
 from actornet.engine.flows cimport an_addresses, an_revoked, an_terms_conform, an_terms_expired, an_terms_mirror
 from actornet.engine.handoff cimport Handoff
 from actornet.engine.parked cimport an_park
@@ -685,7 +685,7 @@ cdef class Core:
         cdef an_entry *e
         self._retire_view()
         if phase == PHASE_CLOSE:
-            return self.end_close(flow)
+            return self._end_close(flow)
         if phase == PHASE_OPEN:
             e = &self.flows.table.entries[flow.first]
             if verdict is None:
@@ -698,7 +698,7 @@ cdef class Core:
                 self.counters[<int>C_FLOWS_OPENED] -= 1
                 self._apply(flow, p, verdict)
                 flow.reason = "refused"
-                return self.end_close(flow)
+                return self._end_close(flow)
         try:
             self._save(flow)
         except (TypeError, ValueError, OverflowError, RecursionError, StateError) as error:
@@ -733,7 +733,7 @@ cdef class Core:
         if phase == PHASE_MESSAGE:
             self._answer_message(error)
         if phase == PHASE_CLOSE:
-            return self.end_close(flow)
+            return self._end_close(flow)
         return self.begin_close(flow, "handler error")
 
     def note_unheard(self, Ask ask not None) -> None:
@@ -849,25 +849,29 @@ cdef class Core:
         return 0
 
     cdef int begin_close(self, FlowBase flow, str reason) except -1:
-        if flow.core == NULL or flow.marks & (MARK_LEAVING | MARK_ENDED):
+        """Let `on_close` run, and then take the flow from the table.
+
+        A next flow of its keys is behind what this one has in this core's queue, but on another core could overtake that (G1).
+        So where one of the keys has its home there, the flow keeps them until its output has left, and what it has from
+        owners as well: whoever takes over meanwhile has an open flow with all that belongs to it (G5).
+        """
+        if flow.core == NULL or flow.marks & (MARK_LEAVING | MARK_ENDING):
             return 0
         flow.marks |= MARK_CLOSING
         if flow.reason is None:
             flow.reason = reason
         if flow.suspension is not None and flow.suspension.view is not None:
             return 0  # when its handler has completed
+        if flow.held and not self.flows.at_home(flow):
+            flow.marks |= MARK_ENDING
+            return stop(flow)
         if self.has_close:
             return self.handle(flow, NULL, PHASE_CLOSE)
-        return self.end_close(flow)
+        return self._end_close(flow)
 
-    cdef int end_close(self, FlowBase flow) except -1:
-        """`on_close` has run. While output of the flow waits, a next flow of its keys on another core could overtake that: so
-        it keeps them until then (G1). One on this core is behind it in the queue."""
+    cdef int _end_close(self, FlowBase flow) except -1:
         if flow.core == NULL:
             return 0
-        if flow.held and not self.flows.at_home(flow):
-            flow.marks |= MARK_ENDED
-            return stop(flow)
         if self.link is not None and (flow.marks & MARK_SAVED or flow.asks):
             self.submitted = True
             self.link.close(flow, flow.reason or "closed")

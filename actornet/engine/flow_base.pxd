@@ -11,7 +11,7 @@ cdef enum:
     MARK_CLOSING = 0x02   # close when the handler has completed
     MARK_SAVED = 0x04     # the log knows this flow
     MARK_LEAVING = 0x08   # for another core; its packets wait
-    MARK_ENDED = 0x10     # on_close has run; its packets wait until nothing of it is held, then it goes
+    MARK_ENDING = 0x10    # closes once nothing of it is held; its packets wait
 
 
 cdef class Ask:

@@ -9,7 +9,7 @@ cdef class Held:
     cdef void *core              # borrowed: the Core whose output this is
     cdef an_queue queue
     cdef uint32_t packets        # in the queue, besides markers
-    cdef list ended              # flows that have ended, and whose last item has just gone
+    cdef list ended              # flows that wait for that to close, and whose last item has just gone
     cdef uint64_t released       # packets so far, how long all of them waited, and the longest
     cdef uint64_t waited_ns, waited_ns_max
 

@@ -8,7 +8,7 @@ from libc.string cimport memset
 
 from actornet.engine.core cimport Core
 from actornet.engine.counters cimport C_HELD, C_HELD_FENCED, C_HELD_FULL
-from actornet.engine.flow_base cimport MARK_ENDED
+from actornet.engine.flow_base cimport MARK_ENDING
 from actornet.engine.parked cimport an_queue_pop, an_queue_push
 from actornet.engine.ring cimport an_word_load
 from actornet.engine.suspension cimport Suspension, drain
@@ -98,7 +98,7 @@ cdef class Held:
         flow.held -= 1
         if flow.held or flow.core == NULL:
             return 0
-        if flow.marks & MARK_ENDED:
+        if flow.marks & MARK_ENDING:
             self.ended.append(flow)
             return 0
         if flow.depends > an_word_load(core.committed):
@@ -106,7 +106,7 @@ cdef class Held:
         return core.flows.set_state(flow, AN_HELD, False)
 
     cdef int end_flows(self) except -1:
-        """All that these flows had sent has left: now their keys are free, on whichever core (G1)."""
+        """All that these flows had sent has left: now they close, and their keys are free on whichever core (G1)."""
         cdef Core core = <Core>self.core
         cdef FlowBase flow
         cdef Suspension waiting
@@ -114,7 +114,8 @@ cdef class Held:
         for flow in ended:
             waiting = flow.suspension
             if flow.core != NULL:
-                core.end_close(flow)
+                flow.marks &= ~MARK_ENDING
+                core.begin_close(flow, None)
                 drain(waiting, core)
         return 0
 

@@ -13,7 +13,7 @@ from actornet.engine.core cimport (
     an_steady_ns, take_error,
 )
 from actornet.engine.counters cimport C_HELD_FENCED, C_MAILBOX_FULL, C_SUSPENDED
-from actornet.engine.flow_base cimport MARK_ENDED, Ask
+from actornet.engine.flow_base cimport MARK_ENDING, Ask
 from actornet.engine.parked cimport an_queue_pop, an_queue_push
 from actornet.engine.types cimport AN_BUSY, AN_NONE, an_entry
 
@@ -235,7 +235,7 @@ cdef class Suspension:
 
 
 cdef int drain(Suspension s, Core core) except -1:
-    """Treat what came meanwhile, until a handler waits again, or the flow has ended and its output is held yet."""
+    """Treat what came meanwhile, until a handler waits again; nothing while the flow's own end waits for its output."""
     cdef FlowBase flow = s.flow
     cdef an_parked *item
     cdef an_entry *e
@@ -263,7 +263,7 @@ cdef int drain(Suspension s, Core core) except -1:
 
 
 cdef bint _waits(Suspension s) noexcept:
-    return s.view is not None or (s.flow.core != NULL and s.flow.marks & MARK_ENDED)
+    return s.view is not None or (s.flow.core != NULL and s.flow.marks & MARK_ENDING)
 
 
 cdef int stop(FlowBase flow) except -1:
