@@ -221,3 +221,12 @@ def test_segments_far_away_are_not_taken(far: int) -> None:
     half = Half(True)
     half.begin(0)
     assert half.receive((5 + far) % WRAP, b"x", False, None) == [] and half.queued_bytes <= 1
+
+
+@pytest.mark.parametrize("inline", [False, True])
+def test_of_two_fins_out_of_order_the_one_with_no_bytes_behind_it_counts(inline: bool) -> None:
+    half = Half(inline)
+    half.begin(100)
+    assert half.receive(5000, b"", True, None) == [] and half.receive(104, b"end", True, None) == []
+    ready = half.receive(100, b"the ", False, None)
+    assert b"".join(segment.data for segment in ready) == b"the end" and half.ended and half.next == 108

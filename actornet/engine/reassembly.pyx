@@ -129,7 +129,7 @@ cdef class Half:
         cdef Py_ssize_t i
         for i in range(len(self.queue) - 1, -1, -1):
             held = self.queue[i]
-            if not in_order and diff(held.seq + <uint32_t>len(held.data), end) > 0:
+            if not in_order and held.data and diff(held.seq + <uint32_t>len(held.data), end) > 0:
                 fin = False
             if held.fin and diff(end, held.end()) >= 0:
                 if held.data:
