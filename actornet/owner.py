@@ -322,7 +322,12 @@ def import_owner(path: str) -> type[Owner[Any]]:
     try:
         found = reduce(getattr, qualname.split("."), import_module(module_name))
     except (ImportError, AttributeError, ValueError) as error:
-        raise UsageError(f"owner class {path} cannot be loaded: {error}") from error
+        advice = (
+            f"; be in the directory of {module_name}.py, or name it in PYTHONPATH"
+            if isinstance(error, ModuleNotFoundError)
+            else ""
+        )
+        raise UsageError(f"owner class {path} cannot be loaded: {error}{advice}") from error
     if not (isinstance(found, type) and issubclass(found, Owner)):
         raise UsageError(f"{path} is not an owner class")
     return found
