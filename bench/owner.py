@@ -191,6 +191,8 @@ class Report:
 
     def ready(self) -> None: ...
 
+    def leave(self, reason: str) -> None: ...
+
 
 def _owner_system(spec: OwnerSpec, key: bytes) -> None:
     """An owner system's process, until SIGTERM."""
