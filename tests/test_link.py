@@ -655,3 +655,29 @@ def test_killed_peer_is_noticed(record_property: Callable[[str, object], None]) 
     assert [event.kind for event in seen] == ["disconnected"] * 2
     # The dying process may still have taken the second connection into its queue.
     assert seen[1] in (Disconnected("connection refused"), Disconnected("connection reset by peer"))
+
+
+def test_a_connection_that_breaks_with_the_handshake_is_told_as_both() -> None:
+    """G8: what completes the handshake and what ends the connection may come at once; who hears of the one hears of the other."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = LinkClient(f"127.0.0.1:{listener.getsockname()[1]}", KEY)
+        events: list[LinkEvent] = list(client.events(0))
+        sock, _ = listener.accept()
+        server = Channel(KEY, server=True)
+        sock.settimeout(5)
+        while not server.proven:
+            sock.sendall(take(server))
+            events += client.events(0)
+            client.flush()
+            give(server, sock.recv(4096))
+        server.admit()
+        server.seal(b"a message")
+        data = bytearray(take(server))
+        data[-1] ^= 1
+        sock.sendall(data)
+        deadline = time.monotonic() + 5
+        while not any(isinstance(event, Disconnected) for event in events) and time.monotonic() < deadline:
+            events += client.events(0)
+        assert [type(event) for event in events] == [Connected, Disconnected]
+        client.close()
+        sock.close()

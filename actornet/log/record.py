@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 from struct import Struct as Layout
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -39,6 +39,10 @@ class Kind(IntEnum):
     CLOSE = 5
     CONTROL = 6
     HASH = 7
+
+
+Count = Annotated[int, msgspec.Meta(ge=0)]
+"""In 64 bits without a sign: what msgpack has no negative number for is not a number that anybody logged."""
 
 
 class EpochBody(msgspec.Struct, array_like=True, gc=False):
@@ -73,23 +77,23 @@ class AskBody(msgspec.Struct, array_like=True, gc=False):
     """
 
     flow: FiveTuple | None
-    port: int
-    incarnation: int
-    number: int
+    port: Count
+    incarnation: Count
+    number: Count
     owner: str
     message: str
     args: bytes
     packet: bytes | None
-    reply_hash: int
+    reply_hash: Count
 
 
 class FlowBody(msgspec.Struct, array_like=True, gc=False):
     """A flow is saved: `state` (opaque here) covers the flow's asks 1 to `asks`."""
 
     flow: FiveTuple
-    port: int
-    incarnation: int
-    asks: int
+    port: Count
+    incarnation: Count
+    asks: Count
     state: bytes
 
 
@@ -97,8 +101,8 @@ class CloseBody(msgspec.Struct, array_like=True, gc=False):
     """A flow is closed."""
 
     flow: FiveTuple
-    port: int
-    incarnation: int
+    port: Count
+    incarnation: Count
     reason: str
 
 

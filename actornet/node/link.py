@@ -376,7 +376,7 @@ class LinkClient(_Link):
             if not was_open and connection.channel.open:
                 was_open = True
                 yield self._connected(connection)
-                if self._connections.get(0) is not connection:
+                if self._connections.get(0) is not connection and not isinstance(event, Disconnected):
                     return
             if isinstance(event, Disconnected) and was_open and now_ns - self._at_once_ns >= RECONNECT_MS_MAX * _MS:
                 # Whether the peer has died shows soonest by asking. But not again and again.

@@ -214,9 +214,7 @@ class Backup:
         """The operator promotes this backup; with `force` even if it may lack committed records."""
         if self.state in _DONE:
             return []
-        if (
-            self.state is State.IN_SYNC
-        ):  # whose primary lives, as far as anybody knows: it is lost what that may still say
+        if self.state is State.IN_SYNC:  # its primary lives, as far as anybody knows, and has the last word
             return [Send(Yield(self.epoch)), Note("handover asked for", "an operator wants this node to lead")]
         if self.state in _MAY_TAKE_OVER:
             return self._promote(Event.OPERATOR, "operator")
