@@ -658,7 +658,7 @@ def test_killed_peer_is_noticed(record_property: Callable[[str, object], None]) 
 
 
 def test_a_connection_that_breaks_with_the_handshake_is_told_as_both() -> None:
-    """G8: what completes the handshake and what ends the connection may come at once; who hears of the one hears of the other."""
+    """G8: what completes the handshake and what ends the connection may come at once: who hears of one hears of both."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         client = LinkClient(f"127.0.0.1:{listener.getsockname()[1]}", KEY)
         events: list[LinkEvent] = list(client.events(0))
