@@ -19,12 +19,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from actornet import FORWARD, FlowActor, Owner, Packet, Struct
+from actornet import FORWARD, FlowActor, Packet
 from actornet.embedded import Embedded
 from actornet.ports.memory import LoopPort, MemoryPort
 from actors.nat import SourceNAT
 from bench.nat import FRAME_BYTES, templates
 from bench.offload import Firewall
+from bench.owner import Tally
 from bench.report import Row, resident_bytes, table, write_json
 
 TURN_PACKETS = 31  # fewer than a burst, so that a turn ends
@@ -46,16 +47,6 @@ class Plain(FlowActor):
 class Asynchronous(Plain):
     async def on_open(self, packet: Packet) -> None:  # type: ignore[override]
         self.pass_both(packet)
-
-
-class Sum(Struct):
-    total: int = 0
-
-
-class Tally(Owner[Sum]):
-    def add(self, n: int) -> int:
-        self.state.total += n
-        return self.state.total
 
 
 class Asking(Plain):

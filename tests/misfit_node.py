@@ -1,8 +1,9 @@
-"""Network functions for live tests with common mistakes: handlers store what the hints do not say, and too much."""
+"""Network functions with common mistakes: handlers store what the hints do not say, and too much."""
 
 from __future__ import annotations
 
 from actornet import FORWARD, FlowActor, Owner, Packet, Struct, Verdict
+from actornet.limits import MESSAGE_BYTES_MAX
 
 
 class Totals(Struct):
@@ -35,5 +36,7 @@ class Sloppy(FlowActor):
             case 2:
                 self.count = 0.5  # type: ignore[assignment]
             case 3:
-                self.table = bytes(2 << 20)
+                self.table = bytes(2 * MESSAGE_BYTES_MAX)
+            case 4:
+                self.count = 2**70
         return FORWARD
