@@ -24,6 +24,7 @@ from actornet.engine.wire import TUNNELS
 from actornet.errors import StateError, UsageError
 from actornet.limits import AWAIT_DEADLINE_S, MESSAGE_BYTES_MAX
 from actornet.misfit import holds, misfit, shown
+from actornet.owner import Owner, how_to_refer
 from actornet.setting import Setting
 
 _IMMUTABLE = (int, float, bool, str, bytes, type(None), FiveTuple)
@@ -51,6 +52,11 @@ class FlowState(msgspec.Struct, array_like=True):
     keys: list[KeyState]
     idle_ns: int
     generation: int = 0
+
+    @classmethod
+    def decode(cls, data: bytes) -> FlowState:
+        """From a record's bytes. Raises msgspec.MsgspecError if they are none."""
+        return _decode_state(data)
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -334,9 +340,11 @@ def _check_seconds(where: str, value: Any) -> None:
 
 
 def _check_methods(cls: type[FlowActor]) -> None:
-    """Raise UsageError for methods that nobody would ever call."""
+    """Raise UsageError for methods that nobody would ever call, and for owners' classes that are not references."""
     for name, method in vars(cls).items():
         where = f"{cls.__name__}.{name}"
+        if isinstance(method, type) and issubclass(method, Owner):
+            raise UsageError(f"{where} is a class of owners, not an owner: {how_to_refer(method)}")
         if not inspect.isfunction(method):
             continue
         if name == "__init__":

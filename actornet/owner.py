@@ -181,7 +181,9 @@ class Owner(Generic[State]):
         }
         cls._sender = _sender(cls)
 
-    def __init__(self, moment: Moment) -> None:
+    def __init__(self, moment: Moment | None = None, /, **settings: Any) -> None:
+        if not isinstance(moment, Moment):
+            raise UsageError(f"{type(self).__qualname__}(...) makes no owner; {how_to_refer(type(self))}")
         self._moment = moment
 
     def start(self, *_: Any, **settings: Any) -> State:
@@ -265,6 +267,11 @@ class _Sender(msgspec.Struct, gc=False):
         owner = self._reference.owner
         known = ", ".join(sorted(owner.messages)) or "none"
         raise AttributeError(f"{owner.__qualname__} has no message {name!r}; its messages are: {known}")
+
+
+def how_to_refer(owner: type[Owner[Any]]) -> str:
+    """What a flow actor's class says in place of the owner's class, or of a call of it."""
+    return f'refer to one by {owner.__qualname__}.named("its-name", ...settings)'
 
 
 def owners_of(nf: type) -> dict[str, OwnerReference]:
@@ -412,6 +419,10 @@ def _bind(owner_type: type[Owner[Any]], settings: Mapping[str, Any], where: str)
     """The settings, converted to the hinted types of `start`'s parameters."""
     start = cast(FunctionType, owner_type.start)
     if start is Owner.start:
+        known = owner_type.state_type.__struct_fields__
+        for name in settings:
+            if name not in known:
+                raise UsageError(f"{where}: its state has no field {name!r}; its fields are: {', '.join(known)}")
         return dict(settings)
     try:
         inspect.signature(start).bind(None, **settings)

@@ -24,7 +24,14 @@ class Setting:
     declaration.
     """
 
-    def __init__(self, default: Value, doc: str = "", check: Callable[[Any], object] | None = None) -> None:
+    def __init__(
+        self,
+        default: Value,
+        doc: str = "",
+        check: Callable[[Any], object] | None = None,
+        least: float | None = None,
+        most: float | None = None,
+    ) -> None:
         if type(default) not in _TYPE_NAMES or (type(default) is list and not _all_text(default)):
             types = ", ".join(_TYPE_NAMES.values())
             raise UsageError(f"setting({default!r}): a setting's default is one of {types}")
@@ -32,6 +39,10 @@ class Setting:
         self.default = default
         self.doc = doc
         self.check = check
+        self.least = least
+        self.most = most
+        if (least is not None or most is not None) and type(default) not in (int, float):
+            raise UsageError(f"setting({default!r}): least and most are for numbers")
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
@@ -44,7 +55,7 @@ class Setting:
 
     def renamed(self, name: str) -> Setting:
         """The same declaration under another name."""
-        other = Setting(self.default, self.doc, self.check)
+        other = Setting(self.default, self.doc, self.check, self.least, self.most)
         other.name = name
         return other
 
@@ -65,12 +76,22 @@ class Setting:
             value = None
         if value is None or (isinstance(value, float) and not isfinite(value)):
             raise UsageError(f"setting {self.name!r} must be {self.type_name}, not {given!r}")
+        if isinstance(value, int | float) and not self._within(value):
+            raise UsageError(f"setting {self.name!r} must be {self._range()}, not {given!r}")
         if self.check is not None:
             try:
                 self.check(value)
             except ValueError as error:
                 raise UsageError(f"setting {self.name!r}: {error}") from None
         return cast(Value, value)
+
+    def _within(self, value: float) -> bool:
+        return (self.least is None or value >= self.least) and (self.most is None or value <= self.most)
+
+    def _range(self) -> str:
+        if self.least is None:
+            return f"{self.most:.12g} or less"
+        return f"{self.least:.12g} or more" if self.most is None else f"{self.least:.12g} to {self.most:.12g}"
 
     def _parse_text(self, text: str) -> Value | None:
         if isinstance(self.default, bool):
@@ -85,13 +106,21 @@ class Setting:
             return None
 
 
-def setting(default: T, doc: str = "", check: Callable[[T], object] | None = None) -> T:
+def setting(
+    default: T,
+    doc: str = "",
+    check: Callable[[T], object] | None = None,
+    *,
+    least: float | None = None,
+    most: float | None = None,
+) -> T:
     """Declare a setting of a network function: `address = setting("203.0.113.1", "external address")`.
 
-    The default is an int, float, bool, str or list of str, and gives the setting its type. `check`, called with a value that
-    is given in its place, raises ValueError if that will not do: the function then does not start.
+    The default is an int, float, bool, str or list of str, and gives the setting its type. A value that is given in its place
+    is `least` at least and `most` at most, if it is a number, and `check`, called with it, raises ValueError if it will not
+    do: the function then does not start.
     """
-    return cast(T, Setting(default, doc, check))
+    return cast(T, Setting(default, doc, check, least, most))
 
 
 def settings_of(function: type) -> dict[str, Setting]:

@@ -170,10 +170,12 @@ class Firewall(FlowActor):
     evict = True  # a flood of first packets, which have short time-outs, does not keep out others
     rules = setting(["allow on lan"], "first match decides; what no rule matches is denied")
     midstream = setting(["lan"], "ports at which TCP may begin in the middle of a connection")
-    udp_idle_s = setting(300.0, "RFC 4787 REQ-5: not below 2 minutes, 5 recommended")
-    tcp_idle_s = setting(7440.0, "established TCP, RFC 5382 REQ-5: not below 2 hours 4 minutes")
-    tcp_transitory_idle_s = setting(240.0, "opening or closing TCP, RFC 5382 REQ-5: not below 4 minutes")
-    icmp_idle_s = setting(60.0, "RFC 5508 REQ-2: not below 60 seconds")
+    udp_idle_s = setting(300.0, "RFC 4787 REQ-5: not below 2 minutes, 5 recommended", least=0.001, most=1e9)
+    tcp_idle_s = setting(7440.0, "established TCP, RFC 5382 REQ-5: not below 2 hours 4 minutes", least=0.001, most=1e9)
+    tcp_transitory_idle_s = setting(
+        240.0, "opening or closing TCP, RFC 5382 REQ-5: not below 4 minutes", least=0.001, most=1e9
+    )
+    icmp_idle_s = setting(60.0, "RFC 5508 REQ-2: not below 60 seconds", least=0.001, most=1e9)
     judge = Judge.named("judge", rules=rules)
 
     syn: int = 0  # the sides that have sent one

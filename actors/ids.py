@@ -96,8 +96,8 @@ class IDS(StreamActor):
         check=lambda rules: list(map(compiled, rules)),
     )
     block = setting(True, "end attacking connections, and shut their clients out")
-    block_s = setting(600.0, "for so long")
-    depth_bytes = setting(1 << 20, "bytes of a client that are searched in one connection")
+    block_s = setting(600.0, "for so long", least=0.0)
+    depth_bytes = setting(1 << 20, "bytes of a client that are searched in one connection", least=1)
     verify_checksums = setting(True, "off for captures taken at a host that leaves checksums to its interface")
     sentinel = Sentinel.named("sentinel", block=block, block_s=block_s)
 

@@ -240,9 +240,9 @@ class LoadBalancer(FlowActor):
     table_size = setting(5003, "entries of the lookup table: a prime, a hundred times the backends or more")
     sticky = setting(False, "one backend for all connections of a client, while it has the weight for it")
     pass_others = setting(False, "packets to other destinations pass unchanged")
-    udp_idle_s = setting(120.0, "UDP")
-    tcp_idle_s = setting(7440.0, "established TCP, RFC 5382 REQ-5: not below 2 hours 4 minutes")
-    tcp_transitory_idle_s = setting(60.0, "opening or closing TCP")
+    udp_idle_s = setting(120.0, "UDP", least=0.001, most=1e9)
+    tcp_idle_s = setting(7440.0, "established TCP, RFC 5382 REQ-5: not below 2 hours 4 minutes", least=0.001, most=1e9)
+    tcp_transitory_idle_s = setting(60.0, "opening or closing TCP", least=0.001, most=1e9)
     failures_max = setting(
         3, "TCP connections in a row that a backend fails until it gets no new ones; 0: it gets them"
     )

@@ -46,6 +46,14 @@ PORTS_TRIED = 2048
 FILTERINGS = (ENDPOINT_INDEPENDENT, ADDRESS_DEPENDENT, ADDRESS_AND_PORT_DEPENDENT)
 
 
+def addresses(text: str) -> list[str]:
+    """The IPv4 addresses in a text with commas between them. Raises ValueError."""
+    try:
+        return [str(IPv4Address(part.strip())) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"{text!r} is no IPv4 address, nor several separated by commas") from None
+
+
 class Endpoint(Struct, frozen=True, array_like=True, gc=False):
     """Protocol, address and port (for ICMP echo: the identifier)."""
 
@@ -97,7 +105,7 @@ class PortPool(Owner[Mappings]):
             raise ValueError("ports must be 0 < first <= last <= 65535")
         if filtering not in FILTERINGS:
             raise ValueError(f"filtering must be one of {', '.join(FILTERINGS)}")
-        return Mappings([str(IPv4Address(part.strip())) for part in address.split(",")], first, last, cores=cores)
+        return Mappings(addresses(address), first, last, cores=cores)
 
     def acquire(self, inside: Endpoint) -> Endpoint | None:
         """The external endpoint for one more flow of `inside`; None when no port is free."""
@@ -222,15 +230,15 @@ class SourceNAT(FlowActor):
     """One connection through the NAT, in both directions."""
 
     discovery = DROP  # its ports answer for themselves: what is inside is not outside's affair
-    address = setting("203.0.113.1", "external address, or several separated by commas")
-    first_port = setting(1, "first external port")
-    last_port = setting(65535, "last external port")
+    address = setting("203.0.113.1", "external address, or several separated by commas", addresses)
+    first_port = setting(1, "first external port", least=1, most=65535)
+    last_port = setting(65535, "last external port", least=1, most=65535)
     filtering = setting(ENDPOINT_INDEPENDENT, "who may come in to a mapping; or address-[and-port-]dependent")
-    cores = setting(1, "cores of the node: ports are chosen so that answers come to their flow's core")
-    udp_idle_s = setting(300.0, "UDP-5: not below 2 minutes, 5 recommended")
-    tcp_idle_s = setting(7440.0, "established TCP, TCP-5: not below 2 hours 4 minutes")
-    tcp_transitory_idle_s = setting(240.0, "opening or closing TCP, TCP-5: not below 4 minutes")
-    icmp_idle_s = setting(60.0, "ICMP-2: not below 60 seconds")
+    cores = setting(1, "cores of the node: ports are chosen so that answers come to their flow's core", least=1)
+    udp_idle_s = setting(300.0, "UDP-5: not below 2 minutes, 5 recommended", least=0.001, most=1e9)
+    tcp_idle_s = setting(7440.0, "established TCP, TCP-5: not below 2 hours 4 minutes", least=0.001, most=1e9)
+    tcp_transitory_idle_s = setting(240.0, "opening or closing TCP, TCP-5: not below 4 minutes", least=0.001, most=1e9)
+    icmp_idle_s = setting(60.0, "ICMP-2: not below 60 seconds", least=0.001, most=1e9)
     pool = PortPool.named(
         "wan-ports", address=address, first=first_port, last=last_port, filtering=filtering, cores=cores
     )

@@ -21,7 +21,7 @@ async def is_allowed(address: str) -> bool:
 
 
 class AskFirst(FlowActor):
-    patience_s = setting(0.5, "how long to wait for the service before the connection is refused")
+    patience_s = setting(0.5, "how long to wait for the service before the connection is refused", least=0)
 
     allowed: bool = False
 

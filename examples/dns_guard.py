@@ -58,7 +58,7 @@ class DnsGuard(FlowActor):
     """One flow. Queries are looked at one by one; everything else is offloaded."""
 
     blocked = setting(["example.com"], "names that are bad, and what ends in them")
-    patience_s = setting(0.5, "how long a query waits for the service; then it passes")
+    patience_s = setting(0.5, "how long a query waits for the service; then it passes", least=0)
     names = Reputation.named("names")
 
     def on_open(self, packet: Packet) -> None:

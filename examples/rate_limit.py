@@ -52,8 +52,8 @@ class Allowance(Owner[Buckets]):
 class RateLimit(FlowActor):
     """One connection."""
 
-    burst = setting(100.0, "connections that a network may open at once")
-    per_second = setting(10.0, "and so many more each second")
+    burst = setting(100.0, "connections that a network may open at once", least=0)
+    per_second = setting(10.0, "and so many more each second", least=0)
     allowance = Allowance.named("allowance", burst=burst, per_second=per_second)
 
     async def on_open(self, packet: Packet) -> Verdict | None:

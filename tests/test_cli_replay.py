@@ -183,6 +183,23 @@ def test_state_without_an_owner_and_of_flows(replay, directory):
     assert [flow["flow"] for flow in json.loads(out)["flows"]] == [str(flow(0)), str(flow(1))]
 
 
+def test_a_flow_is_told_by_the_names_of_its_parts(replay, tmp_path):
+    capture, log = Path(__file__).parents[1] / "examples/captures/skype.pcap", tmp_path / "log"
+    assert main(["run", NF, "--read", str(capture), "--log", str(log), "--quiet"]) == 0
+    replay("ls", log)
+    for words in (["show", log, 4], ["state", log, "--flows", "--at", 4]):
+        code, out, _ = replay(*words)
+        told = [" ".join(line.split()) for line in out.splitlines()]
+        assert code == 0
+        for part in (
+            "outbound True",
+            "fin 0",
+            "offload Rewrite(to='wan', source='203.0.113.1')",
+            "idle_ns 300000000000",
+        ):
+            assert part in told
+
+
 def test_verify_prints_a_summary(replay, directory):
     """G4, G8."""
     code, out, err = replay("verify", directory)
@@ -282,3 +299,11 @@ def test_a_damaged_page_ends_no_command(tmp_path):
         done = subprocess.run(argv, capture_output=True, text=True, timeout=30)
         assert done.returncode == 1 and "its file is damaged: " in done.stderr, (words, done)
         assert done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
+    for words, own in ((["state", "x", "--flows"], "not both"), (["ls", "--kind", "frob"], "no kind 'frob'")):
+        argv = [sys.executable, "-m", "actornet.cli.main", "replay", words[0], str(tmp_path / "log"), *words[1:]]
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=30)
+        assert done.returncode == 1 and own in done.stderr and "its file is damaged: " in done.stderr, (
+            words,
+            done,
+        )
+        assert done.stderr.count("\n") == 1

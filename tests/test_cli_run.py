@@ -276,6 +276,17 @@ def test_a_handler_that_raises_is_told_of_once(here, capsys):
         (["mynf:Pass", "--read", SIP, "--flows-max", "0"], 2, "--flows-max 0: a flow table has 1..268435456 keys"),
         (["mynf:Pass", "--read", SIP, "--write", "-", "--json"], 2, "both want standard output"),
         (["mynf:Pass", "--read", SIP, "--quiet", "--json"], 2, "exclude each other"),
+        (
+            ["mynf:Pass", "--read", "usb.pcapng", "--write", "./usb.pcapng"],
+            2,
+            "--write ./usb.pcapng: it is read as well",
+        ),
+        (
+            [NAT, "--read", SIP, "--set", "udp_idle_s=-1"],
+            2,
+            "setting 'udp_idle_s' must be 0.001 to 1000000000, not '-1'",
+        ),
+        ([NAT, "--read", SIP, "--set", "address=1.2.3"], 2, "setting 'address': '1.2.3' is no IPv4 address"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
 )
@@ -415,4 +426,11 @@ def test_a_value_that_does_not_fit_its_owners_state_is_told_at_the_end(here, cap
             and said.count("\n") == 1
         )
     if log:
+        assert main(["replay", "verify", "log", "--json"]) == 0
+        out, err = capsys.readouterr()
+        assert err == "" and "state.mean: expected int" in json.loads(out)["misfit"]
         assert main(["replay", "verify", "log"]) == 0
+        out, err = capsys.readouterr()
+        assert "is sound" in out and err.startswith(
+            "actornet: warning: owner mean (half:Mean): state.mean: expected int"
+        )

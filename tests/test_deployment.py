@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from actornet.cli.main import main
 from actornet.errors import UsageError
 from actornet.limits import CORES_MAX, FLOWS_MAX
-from actornet.node.deployment import ReplicationTable, load_deployment, nodes_of, read_key
+from actornet.node.deployment import PortTable, ReplicationTable, load_deployment, nodes_of, read_key
 
 WHOLE = """
 name = "edge"
@@ -99,6 +100,32 @@ def test_flags_alone_are_enough():
     assert deployment.without_backup == ReplicationTable().without_backup
     with pytest.raises(UsageError, match=r"^the flags: .*`nf`"):
         load_deployment(None, "primary", {"cores": 1})
+
+
+FLAGS = """
+--name n --nf a:B+c:D --cores 2 --cpus 1,0 --flows-max 9 --poll busy --port
+lan=x0,address=10.1.0.1/8,gateway=10.1.0.9 --port lan=x1,driver=tap,mac=02:00:00:00:00:01 --set
+first=1 --set A.last=2 --durability solo --without-backup stop --witness file:/w --lease-ms 400
+--keep-records 5000 --key-file k --log l --link 127.0.0.1:1 --listen 127.0.0.1:2 --control
+127.0.0.1:3
+"""
+
+
+def test_every_key_of_the_file_has_a_flag(file, monkeypatch):
+    """But for the tables of other nodes."""
+    read = []
+    monkeypatch.setattr("actornet.node.launcher.launch", lambda control, key, start, ready: read.append(start.argument))
+    monkeypatch.setattr("actornet.node.deployment.read_key", lambda file: b"key")
+    monkeypatch.setattr("actornet.node.events.configure", lambda **fields: None)
+    words = FLAGS.split()
+    assert main(["launch", "primary", str(file), *words]) == 0
+    (d,) = read
+    assert (d.name, d.nf, d.cores, d.cpus, d.flows_max, d.poll) == ("n", "a:B+c:D", 2, [1, 0], 9, "busy")
+    assert d.ports["lan"] == PortTable("x1", "tap", "10.1.0.1/8", "10.1.0.9", "02:00:00:00:00:01")
+    assert d.settings == {"address": "203.0.113.1", "first": "1", "A.last": "2"}
+    assert (d.durability, d.without_backup, d.witness, d.lease_ms) == ("solo", "stop", "file:/w", 400)
+    assert (d.keep_records, d.links, d.listen, d.control) == (5000, ["127.0.0.1:1"], "127.0.0.1:2", "127.0.0.1:3")
+    assert (d.key_file, d.log) == (Path("k").resolve(), Path("l").resolve())
 
 
 @pytest.mark.parametrize(

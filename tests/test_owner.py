@@ -147,6 +147,22 @@ def test_settings_are_checked_where_the_owner_is_named(settings: dict[str, Any],
         PortPool.named("p", **settings)
 
 
+def test_without_start_settings_are_fields_of_the_state() -> None:
+    class Plain(Owner[Ports]):
+        pass
+
+    with pytest.raises(
+        UsageError, match=r"Plain.named\('p'\): its state has no field 'fre'; its fields are: free, used, share"
+    ):
+        Plain.named("p", fre=[1])
+
+
+@pytest.mark.parametrize("given", [("p",), ()])
+def test_an_owner_is_not_made_by_hand(given: tuple[Any, ...]) -> None:
+    with pytest.raises(UsageError, match=r"PortPool\(\.\.\.\) makes no owner; refer to one by PortPool\.named\("):
+        PortPool(*given, address="x")
+
+
 def test_create_gives_the_first_state() -> None:
     owner = create(PortPool, {"address": "x", "first": 5, "last": 6}, Moment())
     assert owner.state == Ports([5, 6])

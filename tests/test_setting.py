@@ -70,6 +70,29 @@ def test_a_wrong_value_names_setting_and_type(name: str, given: object, type_nam
         resolve(Function, {name: given})
 
 
+@pytest.mark.parametrize(
+    ("bounds", "given", "said"),
+    [
+        ({"least": 1, "most": 65535}, "0", "must be 1 to 65535, not '0'"),
+        ({"least": 1, "most": 65535}, 65536, "must be 1 to 65535, not 65536"),
+        ({"least": 1}, "-3", "must be 1 or more, not '-3'"),
+        ({"most": 9}, "10", "must be 9 or less, not '10'"),
+    ],
+)
+def test_a_value_out_of_bounds_is_refused(bounds: dict[str, float], given: object, said: str) -> None:
+    class Bounded:
+        port = setting(5, "a port", **bounds)
+
+    with pytest.raises(UsageError, match=f"setting 'port' {said}"):
+        resolve(Bounded, {"port": given})
+    assert resolve(Bounded, {"port": "7"}) == {"port": 7}
+
+
+def test_only_numbers_have_bounds() -> None:
+    with pytest.raises(UsageError, match="least and most are for numbers"):
+        setting("x", "text", least=1)
+
+
 def test_an_unknown_setting_lists_the_known() -> None:
     with pytest.raises(
         UsageError, match=r"Function has no setting 'adress'; .*: address, networks, ports, share, strict"

@@ -254,6 +254,10 @@ def test_a_node_that_cannot_start_says_why(launched, argument, error):
     assert code == (UsageError.exit_code if "no function" in error else 1)
     node.process.join(2)
     assert not node.processes()
+    told = [event["event"] for event in node.events() if event["level"] != "info"]
+    assert told == (
+        ["the node's plan failed", "node stops"] if "bug" in argument else []
+    )  # the launcher's line is enough
 
 
 def test_commands_go_to_the_owner_system_and_errors_come_back(node):

@@ -51,9 +51,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add("--durability", metavar="MODE", help="what output waits for: solo, received, durable or applied")
     add("--without-backup", metavar="POLICY", help="while no backup is connected: wait, solo or stop")
     add("--witness", metavar="PLACE", help="who says which node may emit: none, file:/DIRECTORY or etcd:HOST:PORT")
+    add("--lease-ms", type=int, metavar="MS", help="a primary that has not renewed its lease for so long emits nothing")
+    add("--keep-records", type=int, metavar="N", help="records that stay in the log for replay")
     add("--key-file", metavar="FILE", help="file with the deployment's key")
     add("--log", metavar="DIR", help="directory of this node's log")
     add("--link", metavar="ADDRESS:PORT", help="where the primary listens for the backup")
+    add("--listen", metavar="ADDRESS:PORT", help="where this node listens once it leads, if elsewhere")
     add("--control", metavar="ADDRESS:PORT", help="where this node takes questions")
     for name, purpose in (
         ("status", "show a node's role, replication and counters"),
@@ -117,12 +120,15 @@ def _overrides(args: argparse.Namespace) -> dict[str, Any]:
         "replication.durability": args.durability,
         "replication.without_backup": args.without_backup,
         "replication.witness": args.witness,
+        "replication.lease_ms": args.lease_ms,
+        "replication.keep_records": args.keep_records,
         f"{node}.log": str(Path(args.log).resolve()) if args.log else None,
         f"{node}.link": args.link,
+        f"{node}.listen": args.listen,
         f"{node}.control": args.control,
     }
     for text in args.set:
-        name, value = _assignment("--set", text)
+        name, value = _assignment("--set", text, dots=1)  # MEMBER.NAME of a chain
         given[f"settings.{name}"] = value
     for text in args.port:
         name, value = _assignment("--port", text)
@@ -136,9 +142,9 @@ def _overrides(args: argparse.Namespace) -> dict[str, Any]:
     return {key: value for key, value in given.items() if value is not None}
 
 
-def _assignment(flag: str, text: str) -> tuple[str, str]:
+def _assignment(flag: str, text: str, dots: int = 0) -> tuple[str, str]:
     name, equals, value = text.partition("=")
-    if not name or not equals or "." in name:
+    if not name or not equals or name.count(".") > dots:
         raise UsageError(f"{flag} {text!r}: write NAME=VALUE")
     return name, value
 

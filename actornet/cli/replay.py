@@ -15,16 +15,19 @@ from typing import Any
 
 import msgspec
 
+from actornet.cli.summary import warn_of_misfit
 from actornet.errors import ActornetError, LogDamagedError, UsageError
+from actornet.load import load_nf
 from actornet.log.record import OPERATOR, AskBody, CloseBody, ControlBody, EpochBody, FlowBody, OwnerBody, Record
 from actornet.owner import path_of
 from actornet.replay.history import Entry, History, Reply
 from actornet.replay.query import Query
-from actornet.replay.text import Lines, count, describe, instant, named, plain, summary, tree, unpack
+from actornet.replay.text import Lines, count, describe, flow_state, instant, named, plain, summary, tree, unpack
 from actornet.replay.verification import Verification, verify
 from actornet.replication.replica import Replica
 
 PROGRESS_S = 0.2
+ERROR_BYTES_MAX = 4096
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -60,25 +63,34 @@ def run(args: argparse.Namespace) -> int:
         problem = history.log.problem_at_a_glance() if command is not _verify else ""
         if not problem:
             return command(history, args)
-    _run_apart(command, args)
+    said = _run_apart(command, args)
     raise LogDamagedError(
-        f"log {args.directory}: its file is damaged: {problem}; what could be read was shown. Restore from the other node"
+        f"{said and said + '; '}log {args.directory}: its file is damaged: {problem}; "
+        "what could be read was shown. Restore from the other node"
     )
 
 
-def _run_apart(command: Callable[[History, argparse.Namespace], int], args: argparse.Namespace) -> None:
-    """Run it in a process of its own: LMDB ends the one that comes upon a damaged page."""
+def _run_apart(command: Callable[[History, argparse.Namespace], int], args: argparse.Namespace) -> str:
+    """Run it in a process of its own: LMDB ends the one that comes upon a damaged page. Returns the command's own error."""
     sys.stdout.flush()
+    read_end, write_end = os.pipe()
     pid = os.fork()
     if pid == 0:
         try:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # its last words
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # LMDB's last words
             sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
             with History(args.directory) as history:
                 command(history, args)
+        except ActornetError as error:
+            if not isinstance(error, LogDamagedError):  # which is known already
+                os.write(write_end, str(error).encode()[:ERROR_BYTES_MAX])
         finally:
             os._exit(0)
+    os.close(write_end)
+    with open(read_end, "rb") as pipe:
+        said = pipe.read().decode(errors="replace")
     os.waitpid(pid, 0)
+    return said
 
 
 def _command(
@@ -151,7 +163,7 @@ def _show(history: History, args: argparse.Namespace) -> int:
         chain = {True: "ok", False: "BROKEN: it does not continue the record before it", None: "cannot be checked"}
         print(f"LSN {record.lsn}  {record.kind.name}  {summary(record)}")
         for name, lines in [
-            *_fields(record),
+            *_fields(record, _names_of_fields(history) if isinstance(record.body, FlowBody) else ()),
             *_reply_fields(reply, problem),
             ("chain", [f"{record.chain:016x}  {chain[continues]}"]),
             ("size", [f"{len(entry.data)} bytes"]),
@@ -172,7 +184,15 @@ def _reply(history: History, record: Record) -> tuple[Reply | None, ActornetErro
         return None, problem
 
 
-def _fields(record: Record) -> list[tuple[str, list[str]]]:
+def _names_of_fields(history: History) -> tuple[str, ...]:
+    """Of the log's flows; none where their code is not at hand."""
+    try:
+        return load_nf(history.log.nf).replicated_fields()
+    except ActornetError:
+        return ()
+
+
+def _fields(record: Record, names: tuple[str, ...]) -> list[tuple[str, list[str]]]:
     core = str(record.core) if record.core != OPERATOR else "none: an operator asked"
     fields = [("time", [instant(record.time_ns)]), ("epoch", [str(record.epoch)]), ("core", [core])]
     body = record.body
@@ -185,7 +205,7 @@ def _fields(record: Record) -> list[tuple[str, list[str]]]:
         if body.packet:
             fields.append(("packet", [f"the flow's first, {len(body.packet)} bytes"]))
     elif isinstance(body, FlowBody):
-        fields += [("covers", [f"asks up to {body.asks}"]), ("state", tree(unpack(body.state)))]
+        fields += [("covers", [f"asks up to {body.asks}"]), ("state", tree(flow_state(body.state, names)))]
     elif isinstance(body, EpochBody | OwnerBody | ControlBody):
         for name in body.__struct_fields__:
             value = getattr(body, name)
@@ -211,7 +231,7 @@ def _state(history: History, args: argparse.Namespace) -> int:
         raise UsageError("state: name an owner or say --flows, not both")
     replica = history.state(args.at)
     if args.flows:
-        shown, lines = _flows(replica)
+        shown, lines = _flows(replica, _names_of_fields(history))
     elif args.owner:
         shown, lines = _owner(replica, args.owner)
     else:
@@ -220,18 +240,17 @@ def _state(history: History, args: argparse.Namespace) -> int:
     return 0
 
 
-def _flows(replica: Replica) -> tuple[dict[str, Any], list[str]]:
+def _flows(replica: Replica, names: tuple[str, ...]) -> tuple[dict[str, Any], list[str]]:
     flows = []
     lines = [f"{_amount(len(replica.flows), 'flow')} at LSN {replica.lsn}"]
     for body in replica.flows.values():
-        state = unpack(body.state)
         flows.append(
             {"flow": str(body.flow), "port": body.port, "incarnation": body.incarnation, "asks": body.asks}
-            | {"state": plain(state)}
+            | {"state": plain(unpack(body.state))}
         )
         lines += [
             f"{body.flow}, arriving on port {body.port}, incarnation {body.incarnation}, asks up to {body.asks}",
-            *tree(state, "  "),
+            *tree(flow_state(body.state, names), "  "),
         ]
     return {"flows": flows}, lines
 
@@ -263,6 +282,7 @@ def _verify(history: History, args: argparse.Namespace) -> int:
     if args.json:
         print(_json(_verification(history, result)))
         return result.problem.exit_code if result.problem is not None else 0
+    warn_of_misfit(result.misfit)
     if result.problem is not None:
         if result.records:
             print(f"{_amount(result.records, 'record')} up to LSN {result.lsn} are sound, then:", flush=True)
@@ -303,6 +323,7 @@ def _verification(history: History, result: Verification) -> dict[str, Any]:
         "elapsed_s": result.elapsed_s,
         "error": None if problem is None else type(problem).__name__,
         "problem": None if problem is None else str(problem),
+        "misfit": result.misfit,
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import signal
 import sys
@@ -210,6 +211,9 @@ def _check(args: argparse.Namespace, reads: list[PortFile], writes: list[PortFil
         raise UsageError(f"--flows-max {args.flows_max}: a flow table has 1..{FLOWS_MAX} keys")
     if args.json and args.quiet:
         raise UsageError("--json and --quiet exclude each other")
+    for path in {path for _, path in writes if os.path.exists(path)}:
+        if any(os.path.exists(other) and os.path.samefile(path, other) for _, other in reads):
+            raise UsageError(f"--write {path}: it is read as well, and would be replaced; write to another file")
     if args.json and any(path == "-" for _, path in writes):
         raise UsageError("--json and --write - both want standard output; write to a file")
 

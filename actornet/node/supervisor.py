@@ -19,6 +19,7 @@ The monitor compares beats; NodeActor does the killing, because only a parent ca
 from __future__ import annotations
 
 import faulthandler
+import logging
 import os
 import signal
 import threading
@@ -75,7 +76,8 @@ class SteadyActor(Actor):  # type: ignore[misc]
         try:
             self.handle(message, sender)
         except Exception as error:
-            log.exception("control message failed", message=type(message).__name__)
+            if not isinstance(error, ActornetError):
+                log.exception("control message failed", message=type(message).__name__)
             self.failed(error)
         return self.watch  # Thespian forgets a watch that one message's handling did not return
 
@@ -178,7 +180,9 @@ class WorkerActor(SteadyActor):
 
     def failed(self, error: Exception) -> None:
         if self.plan is not None and self.thread is None:
-            _die(error, self.last_words)
+            _die(error, self.last_words, was_ready=False)
+        elif isinstance(error, ActornetError):
+            log.error("control message failed", error=str(error))
 
     def _run(self) -> None:
         assert self.plan is not None
@@ -187,7 +191,7 @@ class WorkerActor(SteadyActor):
             if not self.stop_event.is_set():
                 raise ActornetError(f"{self.plan.name} returned before it was told to stop")
         except BaseException as error:  # nothing that this process still holds may go on without its data plane
-            _die(error, self.last_words)
+            _die(error, self.last_words, was_ready=self.report.is_ready)
         self.finished = True
         os.eventfd_write(self.signal, 1)
 
@@ -256,7 +260,7 @@ class MonitorActor(SteadyActor):
                 self.send(sender, Reply(message.tag, {"stalls": self.stalls, "rest_s": rests}, worker="monitor"))
 
     def failed(self, error: Exception) -> None:
-        _die(error, self.last_words)  # a monitor that cannot see is none
+        _die(error, self.last_words, was_ready=False)  # a monitor that cannot see is none
 
     def _compare(self, now: float) -> None:
         for name, pid, beat in self.read(self.spec):
@@ -310,6 +314,7 @@ class NodeActor(SteadyActor):
         self.stages: list[str] = []
         self.error: str | None = None
         self.exit_code = 0
+        self.refused = False
 
     def handle(self, message: Any, sender: Any) -> None:
         match message:
@@ -358,7 +363,7 @@ class NodeActor(SteadyActor):
         try:
             self.plan: NodePlan = load(self.start.factory)(self.start.argument)
         except ActornetError as error:
-            return self._stop(str(error), exit_code=error.exit_code)
+            return self._refuse(str(error), error.exit_code)
         except Exception as error:
             log.exception("the node's plan failed", factory=self.start.factory)
             return self._stop(f"{self.start.factory} failed: {type(error).__name__}: {error}")
@@ -412,12 +417,13 @@ class NodeActor(SteadyActor):
         self._answer_without(worker.plan.name)
         words = self._read_last_words(worker)
         how = _describe_exit(worker.process.exitcode) + (f": {words.text}" if words else "")
-        if not told:
+        cannot_begin = words is not None and words.operating and not worker.was_ready
+        if not told and not cannot_begin:
             log.error("worker ended", name=worker.plan.name, pid=worker.process.pid, how=how, restarts=worker.restarts)
         if self.state in ("stopping", "ended"):
             self._stop_next()
-        elif words and words.operating and not worker.was_ready:
-            self._stop(words.text, exit_code=words.exit_code)
+        elif words is not None and cannot_begin:
+            self._refuse(words.text, words.exit_code)
         elif worker.plan.kind == "owner":
             self._stop(f"the owner system {worker.plan.name} ended ({how})", kill_cores=True)
         else:
@@ -534,13 +540,17 @@ class NodeActor(SteadyActor):
 
     # Stopping
 
+    def _refuse(self, error: str, exit_code: int) -> None:
+        """The node cannot begin: what its launcher says of that, in one line, is enough."""
+        self.refused = True
+        self._stop(error, exit_code=exit_code)
+
     def _stop(self, error: str | None, *, exit_code: int = FAILED_EXIT, kill_cores: bool = False) -> None:
         self.state = "stopping"
         if error is not None:
-            log.error("node stops", error=error)
             self.error, self.exit_code = error, exit_code
-        else:
-            log.info("node stops")
+        if not self.refused:
+            log.log(logging.ERROR if error else logging.INFO, "node stops", **({"error": error} if error else {}))
         self.stages = ["monitor", "core", "owner"]
         for worker in self.workers.values():
             if worker.has_process and (worker.plan.kind == "monitor" or (kill_cores and worker.plan.kind == "core")):
@@ -575,7 +585,8 @@ class NodeActor(SteadyActor):
 
     def _end(self) -> None:
         self.state = "ended"
-        log.info("node stopped", error=self.error)
+        if not self.refused:
+            log.info("node stopped", error=self.error)
         for client, call in self.stop_calls:
             self.send(client, Reply(call.tag, error=self.error))
         self.send(self.launcher, NodeEnded(self.error, self.exit_code))
@@ -591,12 +602,12 @@ def _pin(name: str, cpus: tuple[int, ...]) -> None:
         raise UsageError(f"{name} cannot be pinned to CPU {named}: choose from {available} in `cpus`") from None
 
 
-def _die(error: BaseException, last_words: int) -> NoReturn:
-    """End this worker's process at once, leaving its supervisor a word on why."""
+def _die(error: BaseException, last_words: int, *, was_ready: bool) -> NoReturn:
+    """End this worker's process at once, leaving its supervisor a word on why: who never was ready leaves it the telling."""
     operating = isinstance(error, ActornetError)
-    if operating:
+    if operating and was_ready:
         log.error("worker failed", error=str(error))
-    else:
+    elif not operating:
         log.error("worker failed", exc_info=error)
     text = str(error) if operating else f"{type(error).__name__}: {error}"
     code = getattr(error, "exit_code", FAILED_EXIT)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from textwrap import wrap
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from actornet.engine.five_tuple import FiveTuple
+from actornet.engine.verdict import decode_verdict
+from actornet.errors import ActornetError
+from actornet.flow import FlowState
 from actornet.log.record import (
     OPERATOR,
     AskBody,
@@ -43,6 +47,25 @@ def unpack(data: bytes) -> Any:
         return _with_five_tuples(msgspec.msgpack.decode(data))
     except (msgspec.DecodeError, RecursionError):
         return data
+
+
+def flow_state(data: bytes, names: Sequence[str] = ()) -> Any:
+    """A flow record's state with the names of its parts, its offloads as verdicts; `names` are the fields', if known.
+
+    Other bytes as `unpack` gives them.
+    """
+    try:
+        saved = FlowState.decode(data)
+        fields = unpack(saved.fields)
+        keys = [
+            replace(key, offload=None if isinstance(key.offload, bool) else decode_verdict(key.offload))
+            for key in saved.keys
+        ]
+    except (msgspec.MsgspecError, ActornetError, TypeError, ValueError):
+        return unpack(data)
+    if names and len(names) == len(fields):
+        fields = msgspec.defstruct("Fields", [(name, Any) for name in names])(*fields)
+    return replace(saved, fields=fields, keys=keys)
 
 
 def plain(value: Any) -> Any:

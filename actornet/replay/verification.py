@@ -8,7 +8,7 @@ from time import perf_counter
 
 import msgspec
 
-from actornet.errors import ActornetError, DivergenceError, FencedError, LogDamagedError, LogError
+from actornet.errors import ActornetError, DivergenceError, FencedError, LogDamagedError, LogError, StateError
 from actornet.log.record import Kind
 from actornet.log.snapshot import Snapshot
 from actornet.owner import path_of
@@ -33,6 +33,8 @@ class Verification(msgspec.Struct):
     chain: int = 0
     elapsed_s: float = 0.0
     problem: ActornetError | None = None
+    misfit: str | None = None
+    """A value in an owner's last state that does not fit its type: replay has it, a snapshot could not bring it back."""
 
     @property
     def records(self) -> int:
@@ -81,6 +83,10 @@ def _verify(history: History, done: Verification, progress: Callable[[int, int],
         done.owners = {name: path_of(type(owner)) for name, owner in replica.owners.items()}
         done.flows = len(replica.flows)
         done.epoch = replica.epoch
+        try:
+            replica.check_states()
+        except StateError as error:
+            done.misfit = str(error)
 
 
 def _verify_snapshot(history: History, snapshot: Snapshot, replica: Replica, chain: int) -> None:
