@@ -21,6 +21,14 @@ class PortError(ActornetError):
     """A network interface is absent, down, or may not be opened."""
 
 
+class HandlerStalled(BaseException):
+    """Raised in a flow's handler that does not return, as all flows of its core wait for it. Not an Exception, so that a
+    handler's `except Exception` in a loop does not keep it."""
+
+    def __str__(self) -> str:
+        return "the handler did not return, and every other flow of its core had to wait"
+
+
 class StateError(ActornetError):
     """A value in an owner's state, or a flow's field, would not come back from the log by its type, or is too large for it;
     names owner or class, field, expected and actual."""

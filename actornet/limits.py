@@ -3,6 +3,12 @@
 BURST_PACKETS = 64
 """Packets that a core takes from a port at once."""
 
+TURNS_MAX = 16
+"""Bursts per port that a core takes, while they come full, before all else of its process has its turn."""
+
+UNHEARD_MAX = 1024
+"""Asks of a core that have failed and that somebody may yet await; those beyond it are told of as errors at once."""
+
 FRAME_BYTES_MAX = 65_535 + 18
 """Largest frame that a port accepts: an IP packet of 64 KiB (GSO) behind Ethernet and one VLAN tag."""
 
@@ -56,8 +62,13 @@ HEARTBEAT_MS = 5
 SILENCE_MS = 30
 """Heartbeat interval of the link, and the silence after which the peer counts as dead."""
 
+HANDLER_INTERRUPT_S = 1.0
 HANDLER_STALL_S = 2.0
-"""A core whose loop has not turned for this long is killed and restarted from the log."""
+"""A handler that has kept its core from turning for so long gets a HandlerStalled raised where it is (`handler_stalled`); a
+core, or an owner system, that still does not turn after the second time is killed."""
+
+HANDLER_SURE_S = 0.05
+"""Apart in time, two looks must find the same handler before it is interrupted."""
 
 CAPTURE_RECORD_BYTES_MAX = 262_144
 """Largest record of a capture file (tcpdump's largest snap length): anything above is damage."""

@@ -8,7 +8,7 @@ import sysconfig
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from types import CodeType
+from types import CodeType, FrameType
 from typing import Any
 
 from actornet.flow import FlowActor
@@ -31,6 +31,13 @@ def place_of(nf: type[FlowActor], handler: str, error: BaseException) -> str:
         if not _is_foreign(code.co_filename):
             return f"{code.co_filename}, line {code.co_firstlineno}: {qualname}"
     return f"{frames[-1].filename}, line {frames[-1].lineno}" if frames else "unknown place"
+
+
+def place_in(frame: FrameType | None) -> str:
+    """The innermost line of the user's code that runs in a thread whose innermost frame this is."""
+    while frame is not None and _is_foreign(frame.f_code.co_filename):
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename}, line {frame.f_lineno}" if frame is not None else "unknown place"
 
 
 def _is_foreign(filename: str) -> bool:

@@ -488,8 +488,8 @@ def test_control_page_is_seen_by_other_processes() -> None:
         mine = ControlPage(page.fd, 2)
         mine.set_committed(1, 7)
         mine.set_core_beat(0, 3)
-        mine.core_count(1, 63, 5)
-        mine.core_count(1, 63)
+        mine.core_count(1, CORE_COUNTERS - 1, 5)
+        mine.core_count(1, CORE_COUNTERS - 1)
         mine.owner_count(31)
         mine.watermark, mine.lsn_logged, mine.lsn_applied = 10, 12, 11
         mine.epoch, mine.role, mine.owner_beat = 4, FENCED, 99

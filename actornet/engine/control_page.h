@@ -11,7 +11,7 @@
 #include "ring.h" /* AN_LINE */
 
 #define AN_CONTROL_MAGIC UINT64_C(0x316c727463746361) /* "actctrl1" */
-#define AN_CORE_COUNTERS 64
+#define AN_CORE_COUNTERS 128 /* more than there are, and the last one is the process */
 #define AN_OWNER_COUNTERS 32
 
 #define AN_NO_LEASE UINT64_MAX

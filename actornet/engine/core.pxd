@@ -10,7 +10,7 @@ from actornet.engine.moves cimport Moves
 from actornet.engine.neighbors cimport Neighbors, an_adjacency
 from actornet.engine.packet cimport Packet
 from actornet.engine.parked cimport an_parked
-from actornet.engine.ring cimport ControlPage, Ring
+from actornet.engine.ring cimport AN_CORE_COUNTERS, ControlPage, Ring
 from actornet.engine.types cimport an_entry, an_key, an_link, an_packet
 from actornet.engine.verdict cimport Emit, Rewrite
 from actornet.engine.wire cimport an_table
@@ -71,7 +71,7 @@ cdef class Core:
     cdef int port_count
     cdef uint64_t routed         # bit per port
     cdef uint8_t macs[PORTS][6]
-    cdef uint64_t counters_own[64]
+    cdef uint64_t counters_own[AN_CORE_COUNTERS]
     cdef uint64_t *committed
     cdef uint64_t committed_own
     cdef const uint64_t *lease   # until when packets may leave

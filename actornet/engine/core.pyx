@@ -27,7 +27,7 @@ from actornet.engine.flows cimport an_addresses, an_revoked, an_terms_conform, a
 from actornet.engine.handoff cimport Handoff
 from actornet.engine.parked cimport an_park
 from actornet.engine.port cimport Port
-from actornet.engine.ring cimport AN_NO_LEASE, an_lease_holds, an_word_load
+from actornet.engine.ring cimport AN_CORE_COUNTERS, AN_NO_LEASE, an_lease_holds, an_word_load
 from actornet.engine.suspension cimport Suspension, stop
 from actornet.engine.types cimport *
 from actornet.engine.verdict cimport (
@@ -43,10 +43,10 @@ from actornet.engine.counters import COUNTERS, PID_COUNTER
 from actornet.engine.task import FlowTask
 from actornet.engine.verdict import DROP, FORWARD, OFFLOADED, REJECT
 from actornet.engine.wire import TUNNELS
-from actornet.errors import StateError, UsageError
+from actornet.errors import HandlerStalled, StateError, UsageError
 from actornet.limits import (
     BURST_PACKETS, FIELDS_CHECKED_EVERY, FIELDS_CHECKED_FIRST, FLOWS_MAX_DEFAULT, MAILBOX_PACKETS_MAX, MOVE_SAMPLE_PACKETS, PORT_NAME_BYTES_MAX,
-    PORTS_MAX,
+    PORTS_MAX, TURNS_MAX, UNHEARD_MAX,
 )
 
 cdef extern from "link.h" nogil:
@@ -57,16 +57,14 @@ cdef extern from "Python.h":
     PyObject *PyObject_Vectorcall(PyObject *callable, PyObject **args, size_t nargsf, PyObject *kwnames)
     Py_ssize_t Py_REFCNT(PyObject *o)
 
-DEF TURNS_MAX = 16
-DEF UNHEARD_MAX = 1024  # failed asks that somebody may yet await
-
+cdef int turns_max = TURNS_MAX
 cdef uint64_t fields_checked_first = FIELDS_CHECKED_FIRST
 cdef uint64_t fields_checked_every = FIELDS_CHECKED_EVERY
 
 HANDLERS = ("on_open", "on_packet", "on_close", "on_message", "on_mirror")
 FRAGMENT_POLICIES = ("drop", "forward", "reassemble")
 
-assert len(COUNTERS) == C_COUNT <= PID_COUNTER
+assert len(COUNTERS) == C_COUNT <= PID_COUNTER == AN_CORE_COUNTERS - 1
 assert BURST == BURST_PACKETS and PORTS == PORTS_MAX
 
 
@@ -211,7 +209,7 @@ cdef class Core:
 
     cdef int _turns(self) except -1:
         cdef int n, taken = 0
-        for _ in range(TURNS_MAX):
+        for _ in range(turns_max):
             n = self._turn()
             taken += n
             if n < BURST:
@@ -720,7 +718,9 @@ cdef class Core:
 
     cdef int report(self, FlowBase flow, object error, an_packet *p, int phase) except -1:
         """A handler raised: its packet goes as `fail` says, the flow closes, others go on."""
-        if not isinstance(error, (Exception, asyncio.CancelledError)):
+        if isinstance(error, HandlerStalled):
+            self.counters[<int>C_HANDLER_STALLED] += 1
+        elif not isinstance(error, (Exception, asyncio.CancelledError)):
             if p != NULL:
                 self.drop(p, C_HANDLER_ERROR)
             raise error
@@ -1052,6 +1052,17 @@ cdef class Core:
     def drop_held(self) -> None:
         """Drop what waits for the watermark: this node is no longer the primary, it must not leave (G7)."""
         self.output.drop()
+
+    @property
+    def running(self):
+        """The actor whose handler runs, or None. For another thread that asks why this core does not turn."""
+        cdef an_packet *p = self.view.p
+        cdef void *actor = NULL
+        if self.driving is not None:
+            return self.driving
+        if p != NULL and p.entry != AN_NONE:
+            actor = self.flows.table.entries[p.entry].actor
+        return <object>actor if actor != NULL else None
 
     @property
     def held(self) -> int:

@@ -24,6 +24,7 @@ COUNTERS = (
     "refragmented",
     "fragments_made",
     "deadline_passed",
+    "handler_stalled",
     "failed_open",
     "stream_held",
     "stream_replaced",
@@ -73,5 +74,5 @@ COUNTERS = (
 DROPS = COUNTERS[COUNTERS.index("malformed") : COUNTERS.index("tx_failed") + 1]
 """The counters that count packets dropped."""
 
-PID_COUNTER = 63
+PID_COUNTER = 127
 """The last word of a core's counter block: its process."""

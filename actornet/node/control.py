@@ -94,11 +94,16 @@ class WorkerLeaves(msgspec.Struct, frozen=True):
 
 
 class WorkerStalled(msgspec.Struct, frozen=True):
-    """Monitor to NodeActor: the worker's beat has rested for `rest_s`."""
+    """Monitor to NodeActor: the worker's beat has rested for `rest_s`, so that it is to be interrupted, or else killed."""
 
     name: str
     pid: int
     rest_s: float
+    kill: bool
+
+
+class Interrupt(msgspec.Struct, frozen=True):
+    """NodeActor to a core: a handler does not return."""
 
 
 class NodeClient:

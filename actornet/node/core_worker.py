@@ -8,10 +8,12 @@ own loop does that sleeping; otherwise a plain epoll does, which wakes sooner.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
 import ipaddress
 import os
 import select
+import sys
 import threading
 import time
 from collections import deque
@@ -28,12 +30,13 @@ from actornet.engine.counters import COUNTERS
 from actornet.engine.five_tuple import FiveTuple
 from actornet.engine.flow_state import flow_body
 from actornet.engine.ring import ACTIVE, FENCED, PASSIVE, Ring
-from actornet.errors import ActornetError
+from actornet.errors import ActornetError, HandlerStalled
 from actornet.flow import FlowActor
 from actornet.journal import restore_flow
 from actornet.limits import (
     FLOWS_MAX_DEFAULT,
     HANDLER_ERRORS_LOGGED_PER_S,
+    HANDLER_SURE_S,
     MISFITS_TOLD_MAX,
     SPIN_US,
     STANDBY_BUSY_MS,
@@ -57,7 +60,7 @@ from actornet.node.exchange import (
 from actornet.node.fabric import Fabric, FabricSpec
 from actornet.node.network_function import load_nf
 from actornet.node.thread import run_early, run_first
-from actornet.place import place_of
+from actornet.place import place_in, place_of
 from actornet.ports.drivers import open_port
 from actornet.ports.host import Host
 from actornet.ports.live import LivePort
@@ -220,6 +223,7 @@ class CoreWorker:
         self._turns = 0
         self._ready: Callable[[], None] | None = ready
         self._errors_logged: dict[int, int] = {}
+        self._thread = threading.get_ident()
         self._rings = [self.fabric.replies[spec.index]]
         self._rings += [sibling.incoming for sibling in self._siblings if sibling is not None]
         self._epoll = select.epoll()
@@ -244,6 +248,23 @@ class CoreWorker:
         ports = {port.name: {"state": getattr(port, "state", ""), **port.counters} for port in self.ports}
         core = self.core
         return {"counters": counts, "ports": ports, "waiting": core.suspended, "held": core.held, "hold": core.hold_ms}
+
+    def interrupt(self) -> None:
+        """Called from the control thread when this core's beat rests: have the handler fail that does not return.
+
+        One that waits in compiled code, or catches what is raised, goes on, and the core with it: that is killed in the end.
+        """
+        seen = self._running()
+        time.sleep(HANDLER_SURE_S)
+        if seen[0] is None or self._running() != seen:
+            return  # many handlers one behind the other, or none
+        frame = sys._current_frames().get(self._thread)
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._thread), ctypes.py_object(HandlerStalled))
+        _log.error("handler does not return", nf=self.nf.__name__, flow=str(seen[0].flow), place=place_in(frame))
+
+    def _running(self) -> tuple[Any, int, list[int]]:
+        """The actor whose handler runs, and what changes from one handler to the next."""
+        return self.core.running, self._turns, self.page.core_counters(self.spec.index)
 
     def _slice(self) -> None:
         """Turns of the core until asyncio's loop is due, or has what we wait for."""
@@ -432,4 +453,5 @@ def run(spec: CoreSpec, stop: threading.Event, report: Any) -> None:
     run_first()
     worker = CoreWorker(spec, stop, report.ready)
     report.on_status(worker.status)
+    report.on_interrupt(worker.interrupt)
     worker.run()

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import msgspec
 
 from actornet.errors import UsageError
-from actornet.limits import HANDLER_STALL_S
+from actornet.limits import HANDLER_INTERRUPT_S, HANDLER_STALL_S
 
 Kind = Literal["core", "owner", "monitor"]
 
@@ -37,13 +37,15 @@ class WorkerPlan(msgspec.Struct, frozen=True):
 class NodePlan(msgspec.Struct):
     """Workers, and how to see that they live: `beats`, "module:function", called as function(beats_spec).
 
-    It returns [(worker's name, pid, beat)]; a beat other than 0 that rests for `stall_s` costs its worker the life.
+    It returns [(worker's name, pid, beat)]; a core whose beat, once it is not 0, rests for `interrupt_s` is interrupted
+    (`Report.on_interrupt`); `stall_s` costs any worker the life.
     `keep` holds what must exist as long as the node does.
     """
 
     workers: list[WorkerPlan]
     beats: str
     beats_spec: Any = None
+    interrupt_s: float = HANDLER_INTERRUPT_S
     stall_s: float = HANDLER_STALL_S
     keep: Any = None
 

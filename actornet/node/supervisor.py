@@ -41,6 +41,7 @@ from actornet.limits import BEAT_CHECK_S, CONTROL_CALL_S, WORKER_RESTARTS_MAX, W
 from actornet.node import events
 from actornet.node.control import (
     Call,
+    Interrupt,
     NodeEnded,
     NodeReady,
     NodeStarted,
@@ -54,6 +55,7 @@ from actornet.node.control import (
 )
 from actornet.node.plan import NodePlan, WorkerPlan, load
 from actornet.node.thespian_base import process_of
+from actornet.node.thread import push_ahead, run_early
 
 STATUS_S = 0.5
 """How long a status waits for the workers' own; who has not answered by then is reported without."""
@@ -99,7 +101,7 @@ class LastWords(msgspec.Struct, frozen=True):
 class Report:
     """What a worker's data plane tells, and is asked; every method may be called in its thread.
 
-    Handlers given to `on_status` and `on_command` are called in the control thread, while the data plane runs.
+    Handlers given to `on_status`, `on_command` and `on_interrupt` are called in the control thread, while the data plane runs.
     """
 
     def __init__(self, key: bytes, wake: Callable[[], None]) -> None:
@@ -112,6 +114,7 @@ class Report:
         self._wake = wake
         self._status: Callable[[], dict[str, Any]] = dict
         self._command: Callable[[str, dict[str, Any]], Any] | None = None
+        self.interrupt: Callable[[], None] = lambda: None
 
     def ready(self) -> None:
         """The data plane runs. Until then a failure ends the node instead of restarting the worker."""
@@ -130,6 +133,10 @@ class Report:
     def on_command(self, handler: Callable[[str, dict[str, Any]], Any]) -> None:
         """`handler(command, arguments)` answers a command, or raises an ActornetError that says why not."""
         self._command = handler
+
+    def on_interrupt(self, handler: Callable[[], None]) -> None:
+        """`handler()` gets the data plane out of what it does not return from, if it can."""
+        self.interrupt = handler
 
     def answer(self, call: Call) -> Any:
         if call.command == "status":
@@ -158,6 +165,9 @@ class WorkerActor(SteadyActor):
                 self._look()
             case Call():
                 self.send(sender, self._answer(message))
+            case Interrupt():
+                self.report.interrupt()
+                run_early(nice=0)
             case StopWorker():
                 self._stop(message.reason)
             case ActorExitRequest() if self.thread is not None:
@@ -230,6 +240,7 @@ class Beat:
     pid: int
     beat: int
     since: float
+    interrupted: bool = False
     reported: bool = False
 
 
@@ -248,7 +259,7 @@ class MonitorActor(SteadyActor):
                 events.configure(node=message.node, role=message.role, worker=message.plan.name)
                 Path("/proc/self/comm").write_text(message.plan.name)
                 self.read = load(message.plan.run)
-                self.spec, self.stall_s = message.plan.spec
+                self.spec, self.interrupt_s, self.stall_s = message.plan.spec
                 self.send(self.node, WorkerReady(message.plan.name, os.getpid()))
                 self.wakeupAfter(timedelta(0))
             case WakeupMessage():
@@ -270,7 +281,10 @@ class MonitorActor(SteadyActor):
             elif beat and not seen.reported and now - seen.since >= self.stall_s:
                 seen.reported = True
                 self.stalls += 1
-                self.send(self.node, WorkerStalled(name, pid, now - seen.since))
+                self.send(self.node, WorkerStalled(name, pid, now - seen.since, kill=True))
+            elif beat and not seen.interrupted and now - seen.since >= self.interrupt_s:
+                seen.interrupted = True
+                self.send(self.node, WorkerStalled(name, pid, now - seen.since, kill=False))
 
 
 @dataclass
@@ -367,7 +381,8 @@ class NodeActor(SteadyActor):
         except Exception as error:
             log.exception("the node's plan failed", factory=self.start.factory)
             return self._stop(f"{self.start.factory} failed: {type(error).__name__}: {error}")
-        monitor = WorkerPlan("monitor", "monitor", self.plan.beats, (self.plan.beats_spec, self.plan.stall_s))
+        beats_spec = (self.plan.beats_spec, self.plan.interrupt_s, self.plan.stall_s)
+        monitor = WorkerPlan("monitor", "monitor", self.plan.beats, beats_spec)
         for plan in (*self.plan.workers, monitor):
             assert plan.name not in self.workers, plan.name
             self.workers[plan.name] = Worker(plan)
@@ -401,6 +416,11 @@ class NodeActor(SteadyActor):
     def _worker_stalled(self, message: WorkerStalled) -> None:
         worker = self.workers[message.name]
         if worker.state not in ("starting", "running") or worker.process is None or worker.process.pid != message.pid:
+            return
+        if not message.kill:
+            if worker.plan.kind == "core" and worker.state == "running":
+                push_ahead(message.pid)  # a handler may have been called by a real-time thread on the same CPU
+                self.send(worker.address, Interrupt())
             return
         log.error("worker stalled: killed", name=message.name, pid=message.pid, rest_s=round(message.rest_s, 3))
         worker.process.kill()

@@ -54,6 +54,12 @@ def run_first(priority: int = 1) -> None:
         run_early()
 
 
+def push_ahead(pid: int, priority: int = 3) -> None:
+    """Let the main thread of another process run before its real-time ones, as far as this process may."""
+    with suppress(OSError):
+        os.sched_setscheduler(pid, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(priority))
+
+
 def run_early(nice: int = NICE) -> None:
     """Let this thread run before ordinary ones, as far as this process may; as one of them with `nice` 0."""
     with suppress(OSError):
