@@ -292,6 +292,9 @@ def test_a_nodes_flows_survive_what_happens_to_its_interface(tmp_path: Path, dri
         node.wait(10)
     server.close()
     assert (found["counters"]["flows_opened"], found["ports"]["lan"]["link_lost"]) == (1, 2)
+    events = [json.loads(line) for line in (tmp_path / "output").read_text().splitlines() if line.startswith("{")]
+    told = [event["event"] for event in events if event.get("port") == "lan"]
+    assert told == ["interface is down", "interface is up"] * 2
 
 
 def test_an_unknown_driver_is_named() -> None:
@@ -300,11 +303,12 @@ def test_an_unknown_driver_is_named() -> None:
 
 
 @pytest.mark.root
-def test_one_process_runs_a_function_on_interfaces_until_it_is_interrupted() -> None:
-    """`actornet run -i`, with a driver of its own for each port."""
+@pytest.mark.parametrize("poll", ["adaptive", "busy"])
+def test_one_process_runs_a_function_on_interfaces_until_it_is_interrupted(poll: str) -> None:
+    """`actornet run -i`, with a driver of its own for each port; it says what becomes of them."""
     root = Path(__file__).parents[1]
     argv = [sys.executable, "-m", "actornet.cli.main", "run", str(root / "examples/counter.py:Counter")]
-    argv += ["-i", "lan=lan0", "-i", "wan=wan0:af_xdp", "--json"]
+    argv += ["-i", "lan=lan0", "-i", "wan=wan0:af_xdp", "--json", "--poll", poll]
     with Lab.single("10.0.0.2/24", "10.0.0.3/24", gateway=None) as lab:
         client, server = lab.call("client", raw_socket, "eth0"), lab.call("server", raw_socket, "eth0")
         process = lab.popen("box", argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -319,11 +323,22 @@ def test_one_process_runs_a_function_on_interfaces_until_it_is_interrupted() -> 
         until(passes, seconds=15)
         server.send(answer)
         assert collected(client, 1) == [answer]
+        before = cpu_s(process.pid)
+        time.sleep(1.0)
+        used_s = cpu_s(process.pid) - before
+        lab.ip("box", "link set lan0 down")
+        time.sleep(0.3)
+        lab.ip("box", "link set lan0 up")
+        until(passes, seconds=5)
         process.send_signal(signal.SIGINT)
         output, errors = process.communicate(timeout=10)
     client.close()
     server.close()
-    assert process.returncode == 0 and errors == ""
+    assert process.returncode == 0
+    assert errors.splitlines() == [
+        f"actornet: warning: port lan: interface lan0 is {state}" for state in ("down", "up")
+    ]
+    assert (used_s > 0.2) is (poll == "busy"), used_s
     counter, _, report = output.partition("\n")
     assert counter.startswith("udp 10.0.0.2:2000") and json.loads(report)["counters"]["flows_opened"] == 1
 
@@ -334,6 +349,7 @@ def test_one_process_runs_a_function_on_interfaces_until_it_is_interrupted() -> 
         (["-i", "lan"], "-i 'lan': write NAME=INTERFACE or NAME=INTERFACE:DRIVER, say lan=eth1:af_xdp"),
         (["-i", "lan=a:dpdk"], "-i 'lan=a:dpdk': there is no driver 'dpdk'; there are af_packet, af_xdp, tap"),
         (["-i", "lan=a", "--read", "x"], "-i is for live interfaces: leave out --read"),
+        (["--read", "x", "--poll", "busy"], "--poll is for live interfaces: name them by -i NAME=INTERFACE"),
         ([], "nothing to run on: name captures by --read FILE, or interfaces by -i NAME=INTERFACE"),
     ],
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import select
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -49,6 +50,7 @@ def run(
         for text in args.interface:
             ports.append(_port(text))
             stack.callback(ports[-1].close)
+            ports[-1].on_link = _tell
         epoll = stack.enter_context(select.epoll())
         embedded = Embedded(nf, ports, settings, args.log, flows_max=args.flows_max, on_error=on_error)
         stack.callback(embedded.finish)
@@ -66,7 +68,8 @@ def run(
                     attached[number] = port.ifindex
                     with suppress(FileExistsError):
                         epoll.register(port.fileno(), select.EPOLLIN)
-            epoll.poll(HANDLERS_WAIT_S if embedded.core.suspended else IDLE_S)
+            if args.poll != "busy":
+                epoll.poll(HANDLERS_WAIT_S if embedded.core.suspended else IDLE_S)
         for port in ports:
             port.deactivate()
         embedded.finish()
@@ -82,6 +85,10 @@ def run(
             print(f"{args.nf}, {elapsed_s:.1f} s")
             print("\n".join(f"  {name:<24} {count:>16,}" for name, count in found.items()))
     return 0
+
+
+def _tell(port: LivePort, what: str) -> None:
+    print(f"actornet: warning: port {port.name}: interface {port.device} {what}", file=sys.stderr, flush=True)
 
 
 def _port(text: str) -> LivePort:

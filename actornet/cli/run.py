@@ -77,6 +77,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add("--log", metavar="DIR", help="directory of the log, for `actornet replay`")
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="set a setting of the function")
     add("--flows-max", type=int, default=FLOWS_MAX_DEFAULT, metavar="N", help="keys in the flow table (%(default)s)")
+    add(
+        "--poll",
+        choices=("adaptive", "busy"),
+        metavar="HOW",
+        help="with -i: without packets sleep (adaptive, the default), or look again at once (busy)",
+    )
     add("--json", action="store_true", help="print the summary as one JSON object")
     add("--quiet", action="store_true", help="print neither progress nor summary")
 
@@ -214,6 +220,8 @@ def _check(args: argparse.Namespace, reads: list[PortFile], writes: list[PortFil
     for path in {path for _, path in writes if os.path.exists(path)}:
         if any(os.path.exists(other) and os.path.samefile(path, other) for _, other in reads):
             raise UsageError(f"--write {path}: it is read as well, and would be replaced; write to another file")
+    if args.poll:
+        raise UsageError("--poll is for live interfaces: name them by -i NAME=INTERFACE")
     if args.json and any(path == "-" for _, path in writes):
         raise UsageError("--json and --write - both want standard output; write to a file")
 

@@ -431,6 +431,7 @@ class CoreWorker:
             mac=bytes.fromhex(table.mac.replace(":", "")) if table.mac else None,
             rss_keys=self.nf.rss_keys(),
         )
+        port.on_link = _link_event
         if table.address is not None:
             port.interface = ipaddress.ip_interface(table.address)
         if table.gateway is not None:
@@ -446,6 +447,10 @@ class CoreWorker:
             _log.error(
                 "handler failed", nf=self.nf.__name__, handler=handler, flow=str(flow), place=place, exc_info=error
             )
+
+
+def _link_event(port: LivePort, what: str) -> None:
+    _log.warning(f"interface {what}", port=port.name, interface=port.device)
 
 
 def run(spec: CoreSpec, stop: threading.Event, report: Any) -> None:

@@ -314,6 +314,7 @@ cdef class AfXdpPort(LivePort):
             self._take_statistics()
             if self._queue_count() != self.queues:
                 self.counters["queues_changed"] += 1
+                self.tell("has another number of queues")
                 self.lost = True
                 self.ifindex = 0  # attach anew
                 self.next_check_ns = 0

@@ -13,9 +13,11 @@ cdef class LivePort(Port):
     cdef bint active
     cdef bint lost
     cdef bint closed
+    cdef public object on_link        # called with this port, and what has become of its interface
     cdef uint64_t next_check_ns
 
     cdef int link_lost(self) except -1
+    cdef int tell(self, str what) except -1
     cdef bint resume(self) except -1
 
 

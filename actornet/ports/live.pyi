@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from typing import Literal
 
 from actornet.engine.port import Port
@@ -7,6 +8,7 @@ class LivePort(Port):
     ifindex: int
     cores: int
     core: int
+    on_link: Callable[[LivePort, str], None] | None
     def __init__(
         self, name: str, interface: str, cores: int = 1, core: int = 0, mac: bytes | None = None
     ) -> None: ...

@@ -42,7 +42,7 @@ cdef class LivePort(Port):
     """A port on the network interface `interface`; passive until `activate`.
 
     With `cores` > 1 each core makes a port of its own, `core` is this one's number. `mac` is the address that the port
-    goes by, the interface's own if None. Drivers fill in `_attach`, `_release`, `_open_gate` and `_close_gate`.
+    goes by, the interface's own if None. `on_link(port, what)`, if set, is told what becomes of the interface. Drivers fill in `_attach`, `_release`, `_open_gate` and `_close_gate`.
     """
 
     def __init__(self, str name, str interface, int cores=1, int core=0, bytes mac=None):
@@ -150,6 +150,11 @@ cdef class LivePort(Port):
         self.lost = True
         self.next_check_ns = 0
         self.counters["link_lost"] += 1
+        return self.tell("is down")
+
+    cdef int tell(self, str what) except -1:
+        if self.on_link is not None:
+            self.on_link(self, what)
         return 0
 
     cdef bint resume(self) except -1:
@@ -166,6 +171,7 @@ cdef class LivePort(Port):
         except PortError:  # still down or gone
             return False
         self.lost = False
+        self.tell("is up")
         return True
 
 
