@@ -13,6 +13,10 @@ class UsageError(ActornetError):
     exit_code = 2
 
 
+class NoRouteError(UsageError):
+    """What a handler wants to send has no next hop at the port that it is to leave by; its packet is dropped as `no_route`."""
+
+
 class CaptureError(ActornetError):
     """A capture file is missing, unreadable, of an unknown format, or damaged."""
 

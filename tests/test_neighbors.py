@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from ipaddress import ip_address, ip_interface
-from typing import Any
+from typing import Any, ClassVar
+
+import pytest
 
 from actornet import FORWARD, FlowActor, Packet, Rewrite
 from actornet.engine.core import Core
@@ -82,3 +84,98 @@ def test_an_ipv6_packet_goes_to_the_next_hop_of_its_new_destination() -> None:
     core.breathe()
     (solicitation,) = sent(wan, 0x86DD)
     assert solicitation[62:78] == ip_address("2001:db8:1::5").packed, "the server is on the link: not the gateway"
+
+
+def datagram(source: str, destination: str) -> bytes:
+    """From a host at lan to the node's MAC address."""
+    if ":" in source:
+        addresses = ip_address(source).packed + ip_address(destination).packed
+        frame = frames.ethernet(b"\x60\0\0\0\0\x08\x11\x40" + addresses + b"\0\1\0\2\0\x08\0\0", 0x86DD)
+    else:
+        frame = frames.udp(source, 1000, destination, 53)
+    return NODE_MAC + frame[6:]
+
+
+def between(nf: type[FlowActor], lan_address: str, wan_address: str) -> tuple[Core, MemoryPort, MemoryPort]:
+    """Two routed ports, wan without a gateway."""
+    nf.prepare()
+    lan, wan = MemoryPort("lan"), MemoryPort("wan")
+    for port, address in ((lan, lan_address), (wan, wan_address)):
+        port.interface, port.mac = ip_interface(address), NODE_MAC
+    return Core(nf, [lan, wan], flows_max=64, host=Host(), virtual_time=True), lan, wan
+
+
+@pytest.mark.parametrize(
+    ("source", "destination"),
+    [
+        ("10.0.0.2", "224.0.0.251"),
+        ("10.0.0.2", "255.255.255.255"),
+        ("10.0.0.2", "127.0.0.1"),
+        ("10.0.0.2", "0.0.0.0"),
+        ("0.0.0.0", "192.0.2.9"),
+        ("127.0.0.1", "192.0.2.9"),
+        ("224.0.0.1", "192.0.2.9"),
+        ("255.255.255.255", "192.0.2.9"),
+        ("2001:db8::2", "ff02::fb"),
+        ("2001:db8::2", "::1"),
+        ("::", "2001:db8:1::9"),
+        ("fe80::2", "2001:db8:1::9"),
+        ("2001:db8::2", "febf::9"),
+    ],
+)
+def test_what_no_router_forwards_comes_to_no_handler(source: str, destination: str) -> None:
+    """RFC 1812 section 5.3.7, RFC 4291 section 2.5.6: counted (G9), and nothing of it is logged."""
+    version6 = ":" in source
+    core, lan, wan = between(
+        Pass, *(("2001:db8::1/64", "2001:db8:1::1/64") if version6 else ("10.0.0.1/24", "192.0.2.1/24"))
+    )
+    lan.feed([(SECOND, datagram(source, destination))])
+    core.breathe()
+    counted = core.count()
+    assert (counted["no_route"], counted["flows_opened"], counted["handled"]) == (1, 0, 0)
+    assert wan.take() == [] and lan.take() == []
+
+
+@pytest.mark.parametrize("mac", [b"\xff" * 6, b"\x01\0\x5e\0\0\xfb"])
+def test_what_came_by_broadcast_is_not_forwarded(mac: bytes) -> None:
+    """RFC 1812 section 5.3.4."""
+    core, lan, _ = between(Pass, "10.0.0.1/24", "192.0.2.1/24")
+    lan.feed([(SECOND, mac + datagram("10.0.0.2", "192.0.2.9")[6:]), (SECOND, datagram("10.0.0.2", "240.0.0.1"))])
+    core.breathe()
+    assert core.count()["no_route"] == 2 and core.count()["flows_opened"] == 1
+
+
+class Offloads(FlowActor):
+    """Finds only when it has decided that there is no way; its first packets wait for something before that."""
+
+    closed: ClassVar[int] = 0
+
+    async def on_open(self, packet: Packet) -> Any:
+        self.offload(Rewrite("wan", source="192.0.2.1"))
+        return None
+
+    def on_close(self) -> None:
+        Offloads.closed += 1
+
+
+class Rewrites(FlowActor):
+    def on_packet(self, packet: Packet) -> Any:
+        return Rewrite("wan", source="192.0.2.1")
+
+
+@pytest.mark.parametrize("nf", [Pass, Offloads, Rewrites])
+def test_a_destination_without_a_route_is_nobodys_mistake(nf: type[FlowActor]) -> None:
+    """G9: anybody can send such packets. The sender is told (RFC 1812 section 5.2.7.1), the flow ends in order."""
+    errors: list[Any] = []
+    core, lan, wan = between(nf, "10.0.0.1/24", "192.0.2.1/24")
+    core.on_error = lambda *error: errors.append(error)
+    packet = datagram("10.0.0.2", "198.51.100.7")
+    lan.feed([(SECOND, packet)])
+    core.breathe()
+    counted = core.count()
+    assert errors == [] and (counted["no_route"], counted["handler_error"]) == (1, 0)
+    assert counted["live_flows"] == (1 if nf is Pass else 0) and Offloads.closed == (nf is Offloads)
+    Offloads.closed = 0
+    ((_, told),) = lan.take()
+    assert told[34:36] == b"\x03\x00" and packet[14:42] in bytes(told)
+    assert wan.take() == []

@@ -169,6 +169,7 @@ cdef class Core:
     cdef int _apply(self, FlowBase flow, an_packet *p, object verdict) except -1
     cdef int _emit_made(self, FlowBase flow, an_packet *p, Emit emit) except -1
     cdef int _prepare(self, Rewrite verdict, an_packet *p) except -1
+    cdef int _no_route(self, an_packet *p) except -1
     cdef int _ttl_expired(self, an_packet *p) except -1
     cdef int _refuse(self, an_packet *p, int type, int code) except -1
     cdef int _flush_port(self, int out) except -1

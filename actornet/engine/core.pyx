@@ -43,7 +43,7 @@ from actornet.engine.counters import COUNTERS, PID_COUNTER
 from actornet.engine.task import FlowTask
 from actornet.engine.verdict import DROP, FORWARD, OFFLOADED, REJECT
 from actornet.engine.wire import TUNNELS
-from actornet.errors import HandlerStalled, StateError, UsageError
+from actornet.errors import HandlerStalled, NoRouteError, StateError, UsageError
 from actornet.limits import (
     BURST_PACKETS, FIELDS_CHECKED_EVERY, FIELDS_CHECKED_FIRST, FLOWS_MAX_DEFAULT, MAILBOX_PACKETS_MAX, MOVE_SAMPLE_PACKETS, PORT_NAME_BYTES_MAX,
     PORTS_MAX, TURNS_MAX, UNHEARD_MAX,
@@ -503,6 +503,8 @@ cdef class Core:
             return self.drop(p, C_ICMP_ERROR_UNMATCHED)
         if self.neighbors.is_for_host(p):
             return self.neighbors.answer(p)
+        if self.routed >> p.port & 1 and not self.neighbors.may_forward(p):
+            return self.drop(p, C_NO_ROUTE)
         if self.cores > 1:
             home = self.home(&p.key)
             if home != self.index:
@@ -724,6 +726,9 @@ cdef class Core:
             if p != NULL:
                 self.drop(p, C_HANDLER_ERROR)
             raise error
+        if p != NULL and isinstance(error, NoRouteError):  # that of a stranger's packet is no mistake in the handler
+            self._no_route(p)
+            return self.begin_close(flow, "no route")
         if p != NULL:
             self._fail_packet(flow, p)
         else:
@@ -773,7 +778,7 @@ cdef class Core:
         except UsageError:
             return self.drop(p, C_HANDLER_ERROR)
         if adjacency < 0:
-            return self.drop(p, C_NO_ROUTE)
+            return self._no_route(p)
         self.counters[<int>C_FAILED_OPEN] += 1
         if adjacency:
             return self.neighbors.ethernet(flow, p, out, adjacency)
@@ -925,7 +930,7 @@ cdef class Core:
         except UsageError as error:
             return self.report(flow, error, p, PHASE_PACKET)
         if adjacency < 0:
-            return self.drop(p, C_NO_ROUTE)
+            return self._no_route(p)
         if decision.kind == VERDICT_REWRITE and an_rewrite_apply(p, &rewrite.rewrite, rewrite.ipv6_addresses()) != 0:
             return self._ttl_expired(p)
         if decision.kind == VERDICT_REWRITE and rewrite.link.fields:
@@ -973,11 +978,15 @@ cdef class Core:
         adjacency = self.neighbors.adjacency(
             verdict.rewrite.out_port, &p.key, &verdict.rewrite, verdict.ipv6_addresses())
         if adjacency < 0:
-            raise UsageError(f"no route to the destination out of port {self.port_names[verdict.rewrite.out_port]}")
+            raise NoRouteError(f"no route to the destination out of port {self.port_names[verdict.rewrite.out_port]}")
         verdict.rewrite.adjacency = adjacency
         verdict.prepared_for = p.key
         verdict.prepared_by = me
         return 0
+
+    cdef int _no_route(self, an_packet *p) except -1:
+        self._refuse(p, 3, 0)
+        return self.drop(p, C_NO_ROUTE)
 
     cdef int _ttl_expired(self, an_packet *p) except -1:
         self._refuse(p, 11, 0)

@@ -24,7 +24,7 @@ from actornet.engine.wire cimport (
 
 from actornet.engine.terms import Meter, Mirror
 from actornet.engine.verdict import decode_verdict
-from actornet.errors import UsageError
+from actornet.errors import NoRouteError, UsageError
 from actornet.limits import EVICTION_CANDIDATES, EVICTION_WALK, KEYS_PER_FLOW_MAX
 
 cdef extern from "Python.h":
@@ -373,7 +373,7 @@ cdef class Flows:
         if r.action == AN_FORWARD:
             adjacency = core.neighbors.adjacency(r.out_port, &e.key, &r, addresses)
             if adjacency < 0:
-                raise UsageError(f"offload: no route to the destination out of port {core.port_names[r.out_port]}")
+                raise NoRouteError(f"offload: no route to the destination out of port {core.port_names[r.out_port]}")
             r.adjacency = adjacency
         if addresses != NULL:
             memcpy(self.extra(e).addresses, addresses, 32)

@@ -29,6 +29,7 @@ cdef class Neighbors:
     cdef int answer(self, an_packet *p) except -1
     cdef int send(self, int out, bytes frame, uint16_t fragment_bytes=*) except -1
     cdef bint is_for_host(self, const an_packet *p) except -1
+    cdef bint may_forward(self, const an_packet *p) noexcept
     cdef object form(self, uint32_t index)
     cdef int restore(self, int out, object form) except -1
 

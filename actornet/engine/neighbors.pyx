@@ -3,7 +3,7 @@
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcpy, memset
+from libc.string cimport memcmp, memcpy, memset
 
 from actornet.engine.core cimport Core
 from actornet.engine.counters cimport C_ANSWERED, C_NEIGHBOR_FULL, C_NEIGHBOR_UNRESOLVED
@@ -19,6 +19,19 @@ DEF SECOND_NS = 1_000_000_000
 
 cdef uint32_t adjacencies_max = ADJACENCIES_MAX
 cdef uint32_t waiting_max = NEIGHBOR_PACKETS_MAX
+
+
+cdef bint is_hosts(const uint8_t *address, int version) noexcept:
+    """Whether it can be the address of one host that is not on one link alone."""
+    cdef uint8_t zeros[15]
+    if version == 4:
+        if address[0] >= 224:
+            return address[0] >= 240 and memcmp(address, b"\xff\xff\xff\xff", 4) != 0
+        return address[0] != 0 and address[0] != 127
+    memset(zeros, 0, 15)
+    if memcmp(address, zeros, 15) == 0 and address[15] <= 1:
+        return False
+    return address[0] != 0xff and not (address[0] == 0xfe and address[1] & 0xc0 == 0x80)
 
 
 cdef class Neighbors:
@@ -193,6 +206,11 @@ cdef class Neighbors:
         if p.key.protocol not in (1, 58) or p.l4 == 0 or p.l4 >= p.length or p.data[p.l4] not in (8, 128):
             return False
         return address_text(p.key.destination, p.key.version) == str(core.ports[p.port].interface.ip)
+
+    cdef bint may_forward(self, const an_packet *p) noexcept:
+        """Whether a router may: not what came by broadcast, nor from or to what is no single host's address (RFC 1812 sections
+        5.3.4 and 5.3.7), nor, in IPv6, from or to one of the link alone (RFC 4291 section 2.5.6)."""
+        return not p.data[0] & 1 and is_hosts(p.key.source, p.key.version) and is_hosts(p.key.destination, p.key.version)
 
     cdef int answer(self, an_packet *p) except -1:
         """A frame for the node itself: ARP, neighbour discovery, ping. Frees the packet if it was parked."""
