@@ -17,7 +17,7 @@ from actornet import journal
 from actornet.engine.ring import NO_LEASE
 from actornet.log.record import chain_of
 from actornet.log.store import Log
-from actornet.node import cores, owner_system
+from actornet.node import catch_up, cores, leadership
 from actornet.node.cores import Cores
 from actornet.node.lease_keeper import LeaseKeeper
 from actornet.node.owner_system import OwnerSystem
@@ -27,7 +27,7 @@ from actornet.replication.backup import Backup
 from actornet.replication.feed import Feed
 from actornet.replication.lease import Lease
 from actornet.replication.primary import Primary
-from actornet.replication.protocol import Match, Position, State
+from actornet.replication.protocol import Fenced, Match, Position, State
 from actornet.replication.replica import Replica
 from actornet.testing.simulate import explain, fails, main, quiet, shrink, simulate
 from actornet.testing.simulation.network import MS
@@ -60,7 +60,7 @@ def _quiet() -> None:
 def test_guarantees_hold_in_every_life_of_a_pair(monkeypatch: pytest.MonkeyPatch) -> None:
     """G3, G4, G5, G6, G7, G8, and that the pair finds together again, whatever went wrong."""
     monkeypatch.setattr(cores, "FLOWS_PER_FEED", 3)
-    monkeypatch.setattr(owner_system, "SNAPSHOT_SLICES", 1)
+    monkeypatch.setattr(catch_up, "SNAPSHOT_SLICES", 1)
     takeovers = emitted = 0
     for seed in range(SIMULATIONS):
         try:
@@ -158,7 +158,7 @@ def takeover_in_the_same_term(patch: Patch) -> None:
 
 
 def follower_launched_as_if_it_had_led(patch: Patch) -> None:
-    patch(owner_system, "epoch_of_launch", lambda epoch, led: epoch + 1 if epoch else 100_000)
+    patch(leadership, "epoch_of_launch", lambda epoch, led: epoch + 1 if epoch else 100_000)
 
 
 def higher_epoch_ignored(patch: Patch) -> None:
@@ -167,7 +167,7 @@ def higher_epoch_ignored(patch: Patch) -> None:
 
 def fenced_goes_on_emitting(patch: Patch) -> None:
     def carry_out(self: OwnerSystem, action: Any) -> None:
-        if not isinstance(action, owner_system.Fenced):
+        if not isinstance(action, Fenced):
             original(self, action)
 
     original = OwnerSystem._carry_out

@@ -31,7 +31,8 @@ from actornet.node.core_line import RingLine
 from actornet.node.fabric import Fabric
 from actornet.node.link import LinkClient, LinkServer
 from actornet.node.log_syncer import LogSyncer
-from actornet.node.owner_system import Answer, OwnerSpec, OwnerSystem
+from actornet.node.operators import Answer
+from actornet.node.owner_system import OwnerSpec, OwnerSystem
 from actornet.node.thread import own_descriptors, run_early, run_first
 from actornet.node.witness import WitnessThread, witness_at
 
@@ -118,7 +119,7 @@ class OwnerProcess:
             system.start()
             told = left = False
             while system.ending is None:
-                if not system.launching and not told:
+                if not system.leadership.seeking and not told:
                     ready()
                     told = True
                 self._turn()
@@ -197,7 +198,7 @@ class OwnerProcess:
         while self._commands:
             command, arguments, future = self._commands.popleft()
             try:
-                self._answers.append((self.system.command(command, arguments), future))
+                self._answers.append((self.system.operators.command(command, arguments), future))
             except Exception as error:
                 future.set_exception(error)
 

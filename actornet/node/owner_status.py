@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def owner_status(system: OwnerSystem) -> dict[str, Any]:
     """Role, state, LSNs, lag and all else; read from another thread than the owner system's, so of about one instant."""
-    machine, page, replica = system.machine, system.page, system.journal.replica
+    machine, page, replica, leadership = system.machine, system.page, system.journal.replica, system.leadership
     primary = isinstance(machine, Primary)
     followed = machine.leading if isinstance(machine, Primary) else machine
     lag = followed.lag if followed is not None else None
@@ -33,9 +33,9 @@ def owner_status(system: OwnerSystem) -> dict[str, Any]:
         "takeover": system.takeover,
         **_replication(system),
         "lag_ms": round(lag_ns / 1e6, 3) if lag is not None else None,
-        "launching": system.launching,
+        "launching": leadership.seeking,
         "upkeep": system.upkeep.status(),
-        "witness": system.lease.status() if system.lease is not None else None,
+        "witness": leadership.keeper.status() if leadership.keeper is not None else None,
         "link": _link(system.link) if system.link is not None else None,
     }
 

@@ -12,14 +12,13 @@ and the simulator of a seed.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 import structlog
 
-from actornet.engine.asks import ask_request
 from actornet.engine.ring import ACTIVE, FENCED, PASSIVE
 from actornet.errors import (
     DivergenceError,
@@ -27,36 +26,31 @@ from actornet.errors import (
     LinkError,
     LogDamagedError,
     LogError,
-    NodeError,
     OtherCodeError,
     StateError,
 )
 from actornet.journal import Journal, fingerprint, path_of
 from actornet.limits import (
     HANDOVER_S,
-    LAUNCH_PROBE_MS,
     LEASE_MS_DEFAULT,
     LOG_KEEP_RECORDS_DEFAULT,
-    MESSAGE_BYTES_MAX,
     REQUESTS_PER_TURN,
     RESYNCS_MAX,
     RESYNCS_S,
-    SNAPSHOT_SLICES,
 )
-from actornet.log.batch import read_batch
-from actornet.log.record import OPERATOR, ControlBody, EpochBody, decode
+from actornet.log.record import ControlBody, EpochBody, decode
 from actornet.log.store import Log
+from actornet.node.catch_up import CatchUp
 from actornet.node.cores import Cores
 from actornet.node.environment import Environment, Link
 from actornet.node.fabric import FabricSpec
-from actornet.node.lease_keeper import LeaseKeeper
+from actornet.node.leadership import Leadership
 from actornet.node.network_function import load_nf
+from actornet.node.operators import Operators
 from actornet.node.owner_status import owner_status
-from actornet.node.rival_probe import RivalProbe
 from actornet.node.upkeep import Upkeep
 from actornet.replication.backup import Backup
-from actornet.replication.lease import Denied, Entry, Lease
-from actornet.replication.messages import VERSION, Fence, Hello
+from actornet.replication.messages import Fence
 from actornet.replication.primary import Primary
 from actornet.replication.protocol import (
     Adopt,
@@ -83,7 +77,6 @@ from actornet.replication.protocol import (
     TakeSnapshot,
     Unclaim,
     WithoutBackup,
-    epoch_of_launch,
     match,
 )
 
@@ -126,13 +119,6 @@ class OwnerSpec(msgspec.Struct, frozen=True):
     keys_max: int = 0
 
 
-class Answer(NamedTuple):
-    """What an operator gets for a command, once it is `ready`."""
-
-    value: Callable[[], Any]
-    ready: Callable[[], bool]
-
-
 class OwnerSystem:
     """One node's owner system, in either role: `start`, then `step` again and again until `ending`, then `close`."""
 
@@ -145,12 +131,10 @@ class OwnerSystem:
         self.cores = Cores(environment, self.nf, spec.ports, self.journal)
         self.upkeep = self._upkeep()
         self.syncer = environment.open_syncer(self.log)
-        self.lease = self._open_lease()
-        self.probes: list[RivalProbe] = []
-        self.launching = False
-        """Is to be the primary, and asks the other node and the witness before."""
+        self.leadership = Leadership(self)
+        self.catch_up = CatchUp(self)
+        self.operators = Operators(self)
         self.resyncs: deque[int] = deque()
-        self._launch_until_ns = 0
         self.identity = Identity(
             spec.name,
             path_of(self.nf),
@@ -173,9 +157,7 @@ class OwnerSystem:
         self.lingers = False
         """Flows just got their answers, and their records are about to come: the next step, due in LINGER_US at most, logs
         and sends both at once."""
-        self._drained = False  # nothing of the cores is served any more
-        self._snapshots: dict[int, Iterator[None]] = {}  # for backups that begin
-        self._reads: dict[int, Read] = {}  # what backups are to get from the log next
+        self.drained = False  # nothing of the cores is served any more
         self._begun = 0  # an epoch of which the peer has not been told: the syncer's number for it
         self._was_welcome = False
         self._disconnected = ""
@@ -185,7 +167,9 @@ class OwnerSystem:
     def start(self) -> None:
         """Take up the role; on return the cores may attach."""
         if self.spec.role == "primary":
-            self._launch()
+            self.page.role = PASSIVE
+            self._follow()
+            self.leadership.seek()
         else:
             self.page.role = PASSIVE
             self.page.epoch = self.journal.epoch
@@ -199,7 +183,7 @@ class OwnerSystem:
         """
         self.page.owner_beat += 1
         self._served = False
-        if not self._drained:
+        if not self.drained:
             only_asked = True
             for core, line in enumerate(self.cores.lines):
                 if not line.waiting and (messages := line.requests(REQUESTS_PER_TURN)):
@@ -209,19 +193,17 @@ class OwnerSystem:
             self.lingers = self._served and only_asked and not self.lingers
             if self.lingers:
                 return
-            self._commit()
+            self.commit()
         self._turn_cores()
         self._hear_peer()
-        if self.lease is not None:
-            self._heed(self.lease)
-        self._hear_rival()
-        self._act(self.machine.tick(self._now_ns()))
+        self.leadership.turn()
+        self.act(self.machine.tick(self.now_ns()))
         if self.left:
             self._go_on_leaving()
         self._publish()
         for line in self.cores.lines:
             line.flush()
-        self._feed_backup()
+        self.catch_up.turn()
         self._keep_up()
         if self.link is not None:
             self.link.flush()
@@ -238,13 +220,13 @@ class OwnerSystem:
     @property
     def feeds(self) -> bool:
         """Whether a backup is to get more from log or state: the next step is due at once."""
-        return bool(self._reads or self._snapshots)
+        return self.catch_up.busy
 
     @property
     def rests(self) -> bool:
         """Whether nothing is due before something arrives: a primary without a peer, whose log is in order."""
         alone = isinstance(self.machine, Primary) and self.machine.state is State.ALONE
-        busy = self.left or self.launching or self.lease is not None or self.probes or self.upkeep.busy
+        busy = self.left or self.leadership.busy or self.upkeep.busy
         return alone and not busy
 
     @property
@@ -258,19 +240,19 @@ class OwnerSystem:
         """Log everything that cores still sent, within HANDOVER_S; then a backup in sync takes over (handover)."""
         if not self.left:
             self.left = True
-            self._left_until_ns = self._now_ns() + int(HANDOVER_S * 1e9)
+            self._left_until_ns = self.now_ns() + int(HANDOVER_S * 1e9)
 
     def _go_on_leaving(self) -> None:
-        late = self._now_ns() >= self._left_until_ns
-        if not self._drained and (late or not any(line.requested for line in self.cores.lines)):
-            self._drained = True
+        late = self.now_ns() >= self._left_until_ns
+        if not self.drained and (late or not any(line.requested for line in self.cores.lines)):
+            self.drained = True
             if isinstance(self.machine, Primary) and self.page.role == ACTIVE:
                 self.journal.execute(ControlBody("clean stop", ""), 0, self.environment.time_ns())
-                self._commit()
+                self.commit()
             if isinstance(self.machine, Primary):
-                self._act(self.machine.stop(self._now_ns()))
+                self.act(self.machine.stop(self.now_ns()))
             else:
-                self._act(self.machine.stop())
+                self.act(self.machine.stop())
                 self.ending = self.ending or "stopped"
         if late:
             self.ending = self.ending or "stopped"
@@ -287,8 +269,7 @@ class OwnerSystem:
         if self.link is not None:
             self.link.flush()
             self.link.close()
-        if self.lease is not None:
-            self.lease.close()
+        self.leadership.close()
         if self.ending is not None and self.failure is None:
             try:
                 self.journal.save_snapshot()
@@ -298,7 +279,6 @@ class OwnerSystem:
                 )
         self.syncer.close()
         self.log.close()
-        self._end_probes()
 
     def _open_log(self) -> tuple[Log, Journal]:
         """The log and the state that it ends in. A backup's that proves wrong is set aside, to be filled anew (G8)."""
@@ -326,7 +306,7 @@ class OwnerSystem:
             _log.warning("other code wrote the log, and this decides the same", was=journal.tested, code=code)
         return journal
 
-    def _now_ns(self) -> int:
+    def now_ns(self) -> int:
         return self.environment.monotonic_ns()
 
     @contextmanager
@@ -340,10 +320,10 @@ class OwnerSystem:
 
     # -- log, watermark ---------------------------------------------------------------------------------------------
 
-    def _commit(self) -> None:
+    def commit(self) -> None:
         batch = self.journal.commit()
         if batch and isinstance(self.machine, Primary):
-            self._act(self.machine.logged([data for _, data in batch], self._now_ns()))
+            self.act(self.machine.logged([data for _, data in batch], self.now_ns()))
             if self.link is not None:
                 self.link.flush()
 
@@ -358,11 +338,11 @@ class OwnerSystem:
         self.cores.publish(watermark)
 
     def _keep_up(self) -> None:
-        leads = isinstance(self.machine, Primary) and self.page.role == ACTIVE and not self._drained
+        leads = isinstance(self.machine, Primary) and self.page.role == ACTIVE and not self.drained
         needed_lsn = self.machine.needed_lsn if isinstance(self.machine, Primary) else self.journal.lsn
         try:
             if self.upkeep.turn(leads=leads, needed_lsn=needed_lsn):
-                self._commit()
+                self.commit()
         except DivergenceError as error:
             self._resync(error)
         if leads:
@@ -374,125 +354,23 @@ class OwnerSystem:
 
     def _tell_pause(self, pause_ns: int) -> None:
         """The state is about to be held still for so long."""
-        self._act(self.machine.pausing(pause_ns, self._now_ns()))
+        self.act(self.machine.pausing(pause_ns, self.now_ns()))
         if self.link is not None:
             self.link.flush()
 
-    # -- launch as primary, lease -----------------------------------------------------------------------------------
-
-    def _launch(self) -> None:
-        """Lead as soon as the other node and the witness have nothing against it."""
-        self.page.role = PASSIVE
-        self._follow()
-        # With the highest epoch known, not the one to come: a primary that lives is not to be fenced by a launch.
-        self._ask_others(self._known_epoch())
-        if not self.probes and self.lease is None:
-            self._launched(epoch_of_launch(self._known_epoch(), self.log.led_epoch))
-            return
-        self.launching = True
-        self._launch_until_ns = self._now_ns() + LAUNCH_PROBE_MS * 1_000_000
-
-    def _launched(self, epoch: int) -> None:
-        self.launching = False
-        self._lead(epoch, "started", takeover=False)
-        self.link = self.environment.listen()
-
-    def _go_on_launching(self) -> None:
-        if self.probes and self._now_ns() < self._launch_until_ns:
-            return
-        self._end_probes()
-        known = self._known_epoch()
-        if self.lease is None:
-            self._launched(epoch_of_launch(known, self.log.led_epoch))
-            return
-        lease = self.lease.lease
-        if lease.claims or lease.entry is None:
-            return
-        entry = lease.entry
-        if entry.epoch > known and entry.holder != lease.holder:
-            self.fail(
-                FencedError(
-                    f"the witness at {self.spec.witness} knows of epoch {entry.epoch}, led by {entry.holder}; this log "
-                    f"knows of {known} at most: launch that node as primary and this one as its backup"
-                )
-            )
-            return
-        led = entry.epoch if entry.holder == lease.holder else self.log.led_epoch
-        lease.claim(epoch_of_launch(max(known, entry.epoch), led))
-
-    def _heed(self, keeper: LeaseKeeper) -> None:
-        """What the witness says."""
-        for event in keeper.turn(self.environment.boot_ns()):
-            if isinstance(event, Denied):
-                self._lease_denied(event.entry)
-            elif self.launching:
-                self._launched(event.epoch)
-            else:
-                self._act(self.machine.granted(event.epoch, self._now_ns()))
-        if self.launching and keeper.lease.claims and keeper.lease.contested:
-            self._lease_denied(keeper.lease.entry or Entry())
-
-    def _lease_denied(self, entry: Entry) -> None:
-        why = f"{entry.holder} holds the lease in epoch {entry.epoch}"
-        if self.launching:
-            self.fail(FencedError(f"{why}: launch this node as its backup"))
-        elif isinstance(self.machine, Primary):
-            self._act(self.machine.fenced(entry.epoch))
-        else:
-            self._act(self.machine.denied(entry.epoch, why))
-
-    def _hear_rival(self) -> None:
-        for probe in list(self.probes):
-            if not (outcome := probe.turn(self._now_ns())):
-                continue
-            probe.close()
-            self.probes.remove(probe)
-            if outcome == "leads" and self.launching:
-                with suppress(FencedError):
-                    self.log.epoch_raise(probe.epoch)
-                self.fail(
-                    FencedError(
-                        f"the node at {probe.address} leads in epoch {probe.epoch}: launch this one as its backup "
-                        f"(actornet launch backup ... --node {self.spec.node})"
-                    )
-                )
-            elif isinstance(self.machine, Primary):
-                _log.info("old primary asked", at=probe.address, outcome=outcome)
-                if outcome == "leads" and probe.epoch > self.machine.epoch:
-                    self._act(self.machine.fenced(probe.epoch))
-        if isinstance(self.machine, Primary) and len(self.machine.feeds) >= max(1, len(self.spec.peers)):
-            self._end_probes()  # all have come back as backups
-        if self.launching and self.ending is None:
-            self._go_on_launching()
-
-    def _ask_others(self, epoch: int) -> None:
-        hello = self._primary_hello(epoch)
-        self.probes = [RivalProbe(link, hello) for link in self.environment.dial_peers()]
-
-    def _end_probes(self) -> None:
-        for probe in self.probes:
-            probe.close()
-        self.probes.clear()
-
-    def _primary_hello(self, epoch: int) -> Hello:
-        me = self.identity
-        lsn = self.log.last_lsn
-        return Hello(epoch, VERSION, me.deployment, me.nf, me.fingerprint, "primary", lsn, 0, epoch, history=me.history)
-
-    def _known_epoch(self) -> int:
-        return max(self.journal.epoch, self.log.epoch)
-
-    def _open_lease(self) -> LeaseKeeper | None:
-        line = self.environment.open_witness()
-        if line is None or self.spec.witness is None:
-            return None
-        process = f"{self.environment.random_bits(64):016x}"
-        lease = Lease(f"{self.spec.node}/{self.log.identity}", process, self.spec.lease_ms)
-        return LeaseKeeper(self.spec.witness, lease, line, self.page)
-
     # -- roles ------------------------------------------------------------------------------------------------------
 
-    def _lead(self, epoch: int, reason: str, *, takeover: bool, complete: bool = False) -> None:
+    @property
+    def known_epoch(self) -> int:
+        """The highest of which this node has heard."""
+        return max(self.journal.epoch, self.log.epoch)
+
+    def launched(self, epoch: int) -> None:
+        """Lead after all, as the node was launched to."""
+        self.lead(epoch, "started", takeover=False)
+        self.link = self.environment.listen()
+
+    def lead(self, epoch: int, reason: str, *, takeover: bool, complete: bool = False) -> None:
         """Become the primary of `epoch`."""
         if not self.identity.history:
             self._adopt(self.log.identity)
@@ -504,8 +382,8 @@ class OwnerSystem:
             first_lsn=max(1, self.log.first_lsn or self.log.last_lsn + 1),
             logged_lsn=self.log.last_lsn,
             takeover=takeover,
-            now_ns=self._now_ns(),
-            needs_lease=self.lease is not None,
+            now_ns=self.now_ns(),
+            needs_lease=self.leadership.keeper is not None,
         )
         self._begin_epoch(epoch, reason, complete=complete)
         self.page.lsn_applied = self.journal.lsn
@@ -529,7 +407,7 @@ class OwnerSystem:
             _log.warning("owner keeps the state that it began with other settings", owner=name, began_with=began)
         self.page.epoch = epoch
         self._begun = _NOT_LOGGED
-        self._commit()
+        self.commit()
         if self._begun:
             self._begun = self.syncer.soon()
 
@@ -537,10 +415,10 @@ class OwnerSystem:
         self.machine = Backup(
             self.identity,
             self.spec.durability,
-            epoch=max(self.journal.epoch, self.log.epoch),
+            epoch=self.known_epoch,
             durable_lsn=0,
-            now_ns=self._now_ns(),
-            needs_lease=self.lease is not None,
+            now_ns=self.now_ns(),
+            needs_lease=self.leadership.keeper is not None,
             wants_snapshot=wants_snapshot,
             node=self.spec.node,
         )
@@ -548,9 +426,9 @@ class OwnerSystem:
 
     def _promote(self, action: Promote) -> None:
         """Take over: the flows are in the cores' tables and the owners' states are current (G6)."""
-        began_ns = self._now_ns()
+        began_ns = self.now_ns()
         waiting = sum(line.waiting for line in self.cores.lines)
-        self._lead(action.epoch, action.reason, takeover=True, complete=action.complete)
+        self.lead(action.epoch, action.reason, takeover=True, complete=action.complete)
         self.takeover = {
             "reason": action.reason,
             "epoch": action.epoch,
@@ -558,7 +436,7 @@ class OwnerSystem:
             "flows": len(self.journal.replica.flows),
             "records_replayed": 0,
             "flows_waiting_for_cores": waiting,
-            "took_us": (self._now_ns() - began_ns) // 1000,
+            "took_us": (self.now_ns() - began_ns) // 1000,
         }
         _log.warning("took over", **self.takeover)
         if self.link is not None:
@@ -568,7 +446,7 @@ class OwnerSystem:
             self.link = self.environment.listen()
         except LinkError as error:
             _log.warning("no new backup can join here", error=str(error))
-        self._ask_others(action.epoch)
+        self.leadership.ask_others(action.epoch)
 
     # -- the peer ---------------------------------------------------------------------------------------------------
 
@@ -576,45 +454,29 @@ class OwnerSystem:
         if self.link is None or (self.machine.state is State.ABSENT and not self.cores.hold_flows):
             return
         link = self.link
-        for event in link.events(self._now_ns()):
-            now_ns = self._now_ns()
+        for event in link.events(self.now_ns()):
+            now_ns = self.now_ns()
             if event.kind == "connected":
-                self._act(
+                self.act(
                     self.machine.connected(now_ns, event.number)
                     if isinstance(self.machine, Primary)
                     else self.machine.connected(self._end(), now_ns)
                 )
             elif event.kind == "disconnected":
-                self._act(
+                self.act(
                     self.machine.disconnected(event.reason, now_ns, event.number)
                     if isinstance(self.machine, Primary)
                     else self.machine.disconnected(event.reason, now_ns)
                 )
                 self._note_disconnected(link, event.reason)
             else:
-                self._act(
+                self.act(
                     self.machine.receive(event.message, now_ns, event.number)
                     if isinstance(self.machine, Primary)
                     else self.machine.receive(event.message, now_ns)
                 )
             if self.link is not link:
                 return  # the role changed
-
-    def _feed_backup(self) -> None:
-        """For backups that begin or catch up: a part of the state or log a step, so that nobody waits for all of it."""
-        for peer, snapshot in list(self._snapshots.items()):
-            if next(snapshot, self) is self and self._snapshots.get(peer) is snapshot:
-                del self._snapshots[peer]
-        reads, self._reads = self._reads, {}
-        for peer, action in reads.items():
-            if not isinstance(self.machine, Primary):
-                return
-            try:
-                records = read_batch(self.log, action.first_lsn, action.last_lsn, action.bytes_max)
-            except LogDamagedError as error:
-                self._act(self.machine.damaged(str(error), peer))
-            else:
-                self._act(self.machine.tail(records, self._now_ns(), peer))
 
     def _note_disconnected(self, link: Link, reason: str) -> None:
         """A backup that waits for its primary says why, once; what waiting cannot mend ends it."""
@@ -625,20 +487,6 @@ class OwnerSystem:
         elif reason != self._disconnected:
             self._disconnected = reason
             _log.info("waiting for the primary", at=link.address, reason=reason)
-
-    def _taking_snapshot(self, machine: Primary, peer: int) -> Iterator[None]:
-        """The state as it is now, for a backup, encoded a slice at a time while the node goes on."""
-        end = Position(self.journal.lsn, self.journal.chain, self.journal.epoch)
-        data = bytearray()
-        try:
-            for number, piece in enumerate(self.journal.replica.snapshotting(), 1):
-                data += piece
-                if number % SNAPSHOT_SLICES == 0:
-                    yield
-        except StateError as error:
-            self._act(machine.no_snapshot(str(error), peer))
-            return
-        self._act(machine.snapshot(end, data, self._now_ns(), peer))
 
     def _compare_settings(self) -> None:
         """They may differ while they are changed, one node after the other; whoever does not mean that is to know."""
@@ -658,7 +506,7 @@ class OwnerSystem:
         complete = isinstance(record.body, EpochBody) and record.body.complete
         return Position(lsn, record.chain, record.epoch, complete)
 
-    def _act(self, actions: Iterable[Any]) -> None:
+    def act(self, actions: Iterable[Any]) -> None:
         """Carry out what the protocol decided, in its order."""
         for action in actions:
             self._carry_out(action)
@@ -676,8 +524,7 @@ class OwnerSystem:
             case Close():
                 if self.link is not None:
                     self.link.drop(action.reason, action.peer)
-                self._reads.pop(action.peer, None)
-                self._snapshots.pop(action.peer, None)
+                self.catch_up.drop(action.peer)
             case Note():
                 self._was_welcome |= action.event == "catching up"
                 if action.event == "in sync":
@@ -690,22 +537,22 @@ class OwnerSystem:
                     first_lsn = max(1, self.log.first_lsn)
                     found = match(action.end, first_lsn, self.log.last_lsn, self._position)
                 except LogDamagedError as error:
-                    self._act(machine.incomparable(action.end, str(error), action.peer))
+                    self.act(machine.incomparable(action.end, str(error), action.peer))
                 else:
-                    self._act(machine.compared(found, action.end, action.peer))
+                    self.act(machine.compared(found, action.end, action.peer))
             case TakeSnapshot() if isinstance(machine, Primary):
-                self._commit()
-                self._snapshots[action.peer] = self._taking_snapshot(machine, action.peer)
+                self.commit()
+                self.catch_up.snapshot(action.peer)
             case Read():
-                self._reads[action.peer] = action
+                self.catch_up.read(action)
             case NewEpoch():
                 alone = "alone" if action.alone else "with the backups that remain"
                 _log.warning("going on without a backup", epoch=action.epoch, reason=action.reason, alone=action.alone)
                 self._begin_epoch(action.epoch, f"going on {alone}: {action.reason}")
-            case Claim() if self.lease is not None:
-                self.lease.lease.claim(action.epoch, action.after, action.rank)
-            case Unclaim() if self.lease is not None:
-                self.lease.lease.unclaim()
+            case Claim():
+                self.leadership.claim(action)
+            case Unclaim():
+                self.leadership.unclaim()
             case InstallSnapshot() if isinstance(machine, Backup):
                 with self._unwatched():
                     self._install(action)
@@ -761,7 +608,7 @@ class OwnerSystem:
     def _tell_applied(self, backup: Backup) -> None:
         """To the primary, which counts on this node from then on: not before the cores hold the flows (G6)."""
         if self.cores.hold_flows:
-            self._act(backup.applied(self.journal.lsn, self._now_ns()))
+            self.act(backup.applied(self.journal.lsn, self.now_ns()))
 
     def _turn_cores(self) -> None:
         """The cores of a backup may hold now what its state began with."""
@@ -774,7 +621,7 @@ class OwnerSystem:
         """In the mode `durable`, bring the log to the disk before it is acknowledged."""
         if self.spec.durability == "durable":
             self.log.sync()
-            self._act(backup.durable(self.journal.lsn, self._now_ns()))
+            self.act(backup.durable(self.journal.lsn, self.now_ns()))
 
     def _install(self, action: InstallSnapshot) -> None:
         """The primary's whole state in place of our own, which is older: that log is set aside, not overwritten (G8)."""
@@ -789,7 +636,7 @@ class OwnerSystem:
         """This backup's state or log is not the primary's: out of service with it, and begin anew (G4, G8)."""
         if not isinstance(self.machine, Backup):
             raise error
-        now_ns = self._now_ns()
+        now_ns = self.now_ns()
         self.resyncs.append(now_ns)
         _log.error("backup out of service", detail=str(error), resyncs=len(self.resyncs))
         if len(self.resyncs) > RESYNCS_MAX and now_ns - self.resyncs.popleft() < RESYNCS_S * 1e9:
@@ -832,67 +679,8 @@ class OwnerSystem:
         self.log.epoch_raise(epoch)
         self.log.adopt(self.identity.history)
         self.journal.log = self.log
-        if self.lease is not None:
-            self.lease.lease.holder = f"{self.spec.node}/{self.log.identity}"
+        self.leadership.renamed()
         self.syncer = self.environment.open_syncer(self.log)
-
-    # -- operators --------------------------------------------------------------------------------------------------
-
-    def command(self, command: str, arguments: dict[str, Any]) -> Answer:
-        """Carry out an operator's command, between two steps. NodeError: it is not known, or not possible now.
-
-        `leads` answers with the epoch in which this node leads, or None; `promote` (`force`) with how the node took over;
-        `ask` (`owner`, `message`, and `args`, a msgpack list) with the owner's reply, encoded. Other errors end the node:
-        what it was about to do is begun, and not logged.
-        """
-        try:
-            return self._command(command, arguments)
-        except LogError as error:
-            self.fail(error)
-            raise
-
-    def _command(self, command: str, arguments: dict[str, Any]) -> Answer:
-        self._commit()  # of a step that lingered
-        if self.launching:
-            raise NodeError("this node is about to lead: see its status for what it waits for")
-        match command:
-            case "leads":
-                epoch = self.page.epoch if self.page.role == ACTIVE else None
-                return Answer(lambda: epoch, lambda: True)
-            case "promote":
-                return self._promote_by_hand(force=bool(arguments.get("force")))
-            case "ask":
-                return self._ask(**arguments)
-        raise NodeError(f"the owner system knows no command {command!r}")
-
-    def _promote_by_hand(self, *, force: bool) -> Answer:
-        if isinstance(self.machine, Primary):
-            going_on = self.machine.go_on_alone()
-            if not going_on:
-                raise NodeError("this node is the primary already, and waits for no backup")
-            self._act(going_on)
-            done = {"epoch": self.machine.epoch, "reason": "goes on without a backup"}
-            return Answer(lambda: done, lambda: True)
-        actions = self.machine.promote(force=force)
-        for action in actions:
-            if isinstance(action, Refused):
-                raise NodeError(action.reason)
-        self._act(actions)
-        return Answer(lambda: self.takeover, lambda: isinstance(self.machine, Primary))
-
-    def _ask(self, owner: str, message: str, args: bytes) -> Answer:
-        """An operator's message takes its turn among those of the flows, and is logged like them."""
-        if self.page.role != ACTIVE or self._drained:
-            raise NodeError("this node does not lead, so its owners take no messages: ask the primary")
-        if len(args) > MESSAGE_BYTES_MAX // 2:
-            raise NodeError(f"the arguments have {len(args)} bytes; {MESSAGE_BYTES_MAX // 2} is the most")
-        reply = self.journal.ask(OPERATOR, ask_request(None, owner, message, args), self.environment.time_ns())
-        self.cores.tell_revocations()
-        self._commit()
-        lsn = self.journal.lsn
-        return Answer(
-            lambda: reply, lambda: self.page.watermark >= lsn
-        )  # nobody is told what a takeover could undo (G3)
 
     def status(self) -> dict[str, Any]:
         """Called from the control thread."""

@@ -441,7 +441,7 @@ class Node:
         if self.system is None:
             return "not running"
         try:
-            self.system.command(command, arguments)
+            self.system.operators.command(command, arguments)
         except ActornetError as error:
             return str(error)
         except Killed as point:

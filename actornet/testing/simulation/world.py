@@ -524,7 +524,7 @@ class World:
         nodes = list(self.nodes.values())
         for node in nodes:
             led = self._leads_besides(node)
-            if node.system is None or any(one.system is not None and one.system.launching for one in nodes):
+            if node.system is None or any(one.system is not None and one.system.leadership.seeking for one in nodes):
                 continue  # one order at a time
             machine = node.system.machine
             if node.leads and led:
