@@ -19,9 +19,14 @@ check: build
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# NFStream is heavy, and for bench.capture alone.
 bench: build packages
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check nfstream
 	$(BIN)/python -m bench.nat
+	$(BIN)/python -m bench.capture
 	$(BIN)/python -m bench.offload
+	$(BIN)/python -m bench.chain
+	$(BIN)/python -m bench.cores
 	$(BIN)/python -m bench.opens
 	$(BIN)/python -m bench.owner
 	$(BIN)/python -m bench.failover
