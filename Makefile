@@ -6,7 +6,11 @@ BIN := $(VENV)/bin
 # Programs that only tests, benchmarks or the demonstration use: the command, and Debian's package of it.
 PACKAGES := iperf3:iperf3 curl:curl nft:nftables redis-server:redis-server etcd:etcd-server spin:spin keepalived:keepalived conntrackd:conntrackd
 
-.PHONY: demo test check build packages sanitize bench clean
+# Where `$$missing` has packages of Debian's: install them, or fail, which says nothing yet.
+INSTALL := [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null && echo "installing$$missing" && apt-get -qq update && \
+  DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends$$missing > /dev/null
+
+.PHONY: demo test check build tools packages sanitize bench clean
 
 demo: build
 	$(BIN)/actornet demo
@@ -43,21 +47,27 @@ sanitize: build
 build: $(VENV)/ready
 	@$(BIN)/python setup.py --quiet build_ext --inplace > $(VENV)/build.log 2>&1 || { cat $(VENV)/build.log; exit 1; }
 
-$(VENV)/ready: setup.cfg setup.py pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "actornet needs Python 3.11 or newer; name one by: make PYTHON=python3.x"; exit 1; }
-	@command -v cc > /dev/null || { echo "actornet needs a C compiler: apt-get install gcc"; exit 1; }
+$(VENV)/ready: setup.cfg setup.py pyproject.toml | tools
+	@echo "setting up $(VENV) and the compiled core: a minute or two, once"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "setuptools>=65" wheel "Cython>=3.0"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --editable ".[test,bench]"
 	@touch $@
 
+# What it takes to build, and, for root, to make network namespaces.
+tools:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "actornet needs Python 3.11 or newer; name one by: make PYTHON=python3.x"; exit 1; }
+	@missing=""; \
+	command -v cc > /dev/null || missing="$$missing gcc libc6-dev"; \
+	$(PYTHON) -c 'import ensurepip' 2> /dev/null || missing="$$missing $(notdir $(PYTHON))-venv"; \
+	[ -f "$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h" ] || missing="$$missing $(notdir $(PYTHON))-dev"; \
+	[ "$$(id -u)" != 0 ] || command -v ip > /dev/null || missing="$$missing iproute2"; \
+	[ -z "$$missing" ] || { $(INSTALL); } || { echo "actornet needs$$missing: apt-get install$$missing"; exit 1; }
+
 packages:
 	@missing=""; for pair in $(PACKAGES); do \
 	  command -v $${pair%%:*} > /dev/null 2>&1 || missing="$$missing $${pair##*:}"; done; \
-	if [ -n "$$missing" ]; then \
-	  if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
-	    echo "installing$$missing"; apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends$$missing > /dev/null; \
-	  else echo "not installed:$$missing (tests that use them are skipped and say so)"; fi; fi
+	[ -z "$$missing" ] || { $(INSTALL); } || echo "not installed:$$missing (tests that use them are skipped and say so)"
 
 clean:
 	rm -rf $(VENV) build *.egg-info demo-output

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from types import FrameType
 
@@ -56,6 +57,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Show it; the exit code says whether everything held that was claimed."""
+    if args.read == _short(CAPTURE) and not CAPTURE.exists():
+        raise UsageError("the demonstration's capture is in the source tree only; name one of your own by --read FILE")
     output = _made_anew(Path(args.output))
     with _ended_once():
         _title("1. A source NAT over a real capture")
@@ -198,7 +201,9 @@ def _fail_over(directory: Path) -> bool:
             killed_ns = pair.kill("a")
             clock.say(f"kill -9 of node a: {len(victims)} processes", killed_ns)
             taken = pair.wait_takeover("b")
-            clock.say(f"node b has taken over; the promotion took {taken['took_us'] / 1e3:.1f} ms")
+            ago_ns = time.time_ns() - int(datetime.fromisoformat(taken["timestamp"]).timestamp() * 1e9)
+            promoted = f"node b has taken over; the promotion took {taken['took_us'] / 1e3:.1f} ms"
+            clock.say(promoted, time.monotonic_ns() - ago_ns)
             _watch(clock, stream, transfer, AFTER_KILL_S)
         clock.say("the traffic has ended")
         left_alive = sum(Path(f"/proc/{pid}/exe").exists() for pid in victims)
