@@ -22,7 +22,7 @@ from actornet.engine.five_tuple import FiveTuple
 from actornet.engine.flow_base import FlowBase
 from actornet.engine.packet import Packet
 from actornet.engine.seat import Offload, Seat, composed, product
-from actornet.engine.verdict import DROP, FORWARD, OFFLOADED, Emit, Forward, Rewrite, Verdict, decode_verdict
+from actornet.engine.verdict import DROP, FORWARD, OFFLOADED, Answer, Emit, Forward, Rewrite, Verdict, decode_verdict
 from actornet.errors import UsageError
 from actornet.flow import FlowActor, FlowMeta
 from actornet.limits import CHAIN_MEMBERS_MAX, KEYS_PER_FLOW_MAX
@@ -130,6 +130,8 @@ class Member:
             raise UsageError(f"{type(self).__name__}: a member's offload can have no meter and no mirror in a chain")
         if verdict is not DROP and not isinstance(verdict, Forward):
             raise UsageError(f"offload: {verdict!r} is not a decision that the core can carry out")
+        if isinstance(verdict, Rewrite) and verdict.payload is not None:
+            raise UsageError("offload: a payload is one packet's, so it cannot be offloaded")
         chain, key = self._seat.chain, self._key(flow, port, "offload")
         until_ns = chain._now_ns() + int(hard_s * 1e9) if hard_s is not None else 0
         self._seat.keys[key] = Offload(verdict, punt_tcp, until_ns, chain._revocations())
@@ -271,6 +273,8 @@ class ChainActor(FlowActor):
         while 0 <= at < len(members):
             member = members[at]
             verdict = await self._treat(member, current, (flow, arrived))
+            if isinstance(verdict, Answer):
+                verdict = relay.answered(current, verdict, self._opposite_port(current.port_index))
             if not isinstance(verdict, Forward):
                 return await self._take_on(verdict, current, at) if isinstance(verdict, Emit) else verdict
             if verdict.to == arrived != opposite:
@@ -280,6 +284,7 @@ class ChainActor(FlowActor):
                 )
             edited |= current is not packet and isinstance(member, StreamActor) and member.inline
             if isinstance(verdict, Rewrite):
+                edited |= verdict.payload is not None
                 # A chain is one hop, however many members rewrite.
                 following = relay.rewritten(current, verdict, not any(before.decrement_ttl for before in rewrites))
                 if following is None:

@@ -15,6 +15,10 @@ FRAME_BYTES_MAX = 65_535 + 18
 FLOWS_MAX_DEFAULT = 1 << 20
 """Flow-table entries per core (one per bound key); beyond it new flows are dropped as `flow_table_full`."""
 
+DATAGRAM_CUT_BYTES = 1280
+"""IP packets of a network function's own payload that are larger than this, and than what they answer or replace, leave in
+fragments: every link carries so much (RFC 8200 section 5)."""
+
 FRAGMENTED_DATAGRAMS_MAX = 1024
 FRAGMENTS_PER_DATAGRAM_MAX = 128
 FRAGMENT_BYTES_MAX = 1 << 22

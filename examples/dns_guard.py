@@ -1,10 +1,11 @@
-"""Holds each DNS query until a reputation service has said whether its name is good.
+"""Holds each DNS query until a reputation service has said whether its name is good; answers itself for those that are not.
 
     actornet run examples/dns_guard.py:DnsGuard --read examples/captures/skype.pcap --set blocked=config.skype.com
 
 Handlers may be `async def` and await what asyncio offers: here a service that takes its time, and a time-out for when it
 takes too long. Only the query's own flow waits meanwhile; its later packets queue behind it, in order. What the service
-said is kept by an owner, so that all flows, and a backup that takes over, know it.
+said is kept by an owner, so that all flows, and a backup that takes over, know it. Who asks for a bad name is told at once
+that there is none such, in the server's name.
 """
 
 import asyncio
@@ -19,7 +20,7 @@ DNS, UDP = 53, 17
 
 class Names(Struct):
     good: dict[str, bool] = {}
-    dropped: dict[str, int] = {}
+    denied: dict[str, int] = {}
 
 
 class Reputation(Owner[Names]):
@@ -34,9 +35,9 @@ class Reputation(Owner[Names]):
             self.state.good[name] = good
 
     def count(self, name: str) -> None:
-        """A query for the name was dropped."""
-        if name in self.state.dropped or len(self.state.dropped) < NAMES_MAX:
-            self.state.dropped[name] = self.state.dropped.get(name, 0) + 1
+        """A query for the name was denied."""
+        if name in self.state.denied or len(self.state.denied) < NAMES_MAX:
+            self.state.denied[name] = self.state.denied.get(name, 0) + 1
 
 
 async def look_up(name: str, blocked: list[str]) -> bool:
@@ -52,6 +53,14 @@ def question(payload: bytes) -> str | None:
         return name.lower()
     except (dpkt.UnpackError, IndexError, UnicodeDecodeError):
         return None
+
+
+def no_such_name(query: bytes) -> bytes:
+    """The answer to a query that its name does not exist (RFC 1035 section 4.1.1)."""
+    answer = dpkt.dns.DNS(query)
+    answer.qr, answer.ra, answer.rcode = dpkt.dns.DNS_R, answer.rd, dpkt.dns.DNS_RCODE_NXDOMAIN
+    answer.an, answer.ns, answer.ar = [], [], []
+    return bytes(answer)
 
 
 class DnsGuard(FlowActor):
@@ -84,5 +93,5 @@ class DnsGuard(FlowActor):
             self.names.learn(name, good)  # sent, not awaited: there is no answer to wait for
         if not good:
             self.names.count(name)
-            return DROP
+            return packet.answer(no_such_name(packet.payload))
         return FORWARD

@@ -41,7 +41,9 @@ class Curious(FlowActor):
     idle_s = 0.5
 
     def on_packet(self, packet: Packet) -> Any:
-        read = [getattr(packet, name) for name in dir(packet) if not name.startswith("_") and name != "to"]
+        read = [
+            getattr(packet, name) for name in dir(packet) if not name.startswith("_") and name not in ("to", "answer")
+        ]
         return FORWARD if len(str(read)) % 3 else DROP
 
 
@@ -116,7 +118,25 @@ class Editor(StreamActor):
         return data.replace(b"\0", b"zero") if data[0] % 3 else data[1:]
 
 
-@pytest.mark.parametrize("nf", [SourceNAT, Curious, CuriousInside, Offloads, OffloadsInside, Editor])
+class Speaker(FlowActor):
+    """Answers datagrams, and gives them other payloads, of all sizes."""
+
+    idle_s = 0.5
+    fragments = "reassemble"
+
+    def on_packet(self, packet: Packet) -> Any:
+        if packet.protocol != 17 or packet.is_icmp_error:
+            return FORWARD
+        payload = (packet.payload[::-1] * (len(packet.payload) % 9))[:60_000]
+        source = "2001:db8::1" if packet.ip_version == 6 else "192.0.2.1"
+        return (
+            packet.answer(payload)
+            if len(packet.frame) % 2
+            else Rewrite(source=source, payload=payload, decrement_ttl=False)
+        )
+
+
+@pytest.mark.parametrize("nf", [SourceNAT, Curious, CuriousInside, Offloads, OffloadsInside, Editor, Speaker])
 def test_hostile_frames_are_all_counted(nf: type[FlowActor], tmp_path: Path) -> None:
     rng = random.Random(SEED)
     base = corpus()

@@ -309,6 +309,7 @@ def _report(counts: dict[str, int], at_end: dict[str, int], feed: CaptureFeed, e
             "refused": counts["flows_refused"],
         },
         "offloaded": counts["offloaded"],
+        "answered": counts["answered_by_nf"],
         "readdressed": feed.playback.readdressed if feed.playback is not None else 0,
         "drops": {name: counts[name] for name in DROPS if counts[name]},
         "capture": {"first_ns": feed.first_ns, "last_ns": feed.last_ns, "span_s": span_s},

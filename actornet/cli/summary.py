@@ -52,6 +52,8 @@ def text(report: Report) -> str:
         parts.append(f"{count(flows['refused'])} refused")
     lines += ["", line("flows", ", ".join(parts))]
     packets = report["packets"]
+    if report["answered"]:
+        lines.append(line("answered", f"{count(report['answered'])} packets by the network function"))
     lines.append(line("offloaded", f"{_percent(report['offloaded'], packets)} of {count(packets)} packets"))
     lines += drops(report["drops"])
     lines.append("")

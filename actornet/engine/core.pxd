@@ -167,6 +167,8 @@ cdef class Core:
     cdef int _save(self, FlowBase flow) except -1
     cdef int _end_close(self, FlowBase flow) except -1
     cdef int _apply(self, FlowBase flow, an_packet *p, object verdict) except -1
+    cdef an_packet *_replaced(self, an_packet *p, bytes payload) except NULL
+    cdef int _answer(self, FlowBase flow, an_packet *p, bytes payload) except -1
     cdef int _emit_made(self, FlowBase flow, an_packet *p, Emit emit) except -1
     cdef int _prepare(self, Rewrite verdict, an_packet *p) except -1
     cdef int _no_route(self, an_packet *p) except -1

@@ -22,6 +22,7 @@ from libc.stdlib cimport free
 from libc.string cimport memcmp, memcpy, memset
 
 from actornet.engine.counters cimport *
+from actornet.engine.datagram cimport datagram
 from actornet.engine.flow_base cimport MARK_CLOSING, MARK_DIRTY, MARK_ENDING, MARK_LEAVING, MARK_SAVED, Ask
 from actornet.engine.flows cimport an_addresses, an_revoked, an_terms_conform, an_terms_expired, an_terms_mirror
 from actornet.engine.handoff cimport Handoff
@@ -31,7 +32,7 @@ from actornet.engine.ring cimport AN_CORE_COUNTERS, AN_NO_LEASE, an_lease_holds,
 from actornet.engine.suspension cimport Suspension, stop
 from actornet.engine.types cimport *
 from actornet.engine.verdict cimport (
-    VERDICT_DROP, VERDICT_OFFLOADED, VERDICT_REJECT, VERDICT_EMIT, VERDICT_REWRITE, Emit, Forward, Made, Verdict,
+    VERDICT_ANSWER, VERDICT_DROP, VERDICT_OFFLOADED, VERDICT_REJECT, VERDICT_EMIT, VERDICT_REWRITE, Answer, Emit, Forward, Made, Verdict,
 )
 from actornet.engine.wire cimport (
     an_hash, an_is_discovery, an_parse, an_parse_inner, an_rewrite_apply, an_rewrite_prepare, an_rss_core, an_rss_core_keyed,
@@ -920,8 +921,12 @@ cdef class Core:
                                    p, PHASE_PACKET)
             return self.carry_out(&self.flows.table.entries[p.entry], p)
         try:
+            if decision.kind == VERDICT_ANSWER:
+                return self._answer(flow, p, (<Answer>decision).payload)
             if decision.kind == VERDICT_REWRITE:
                 rewrite = <Rewrite>decision
+                if rewrite.payload is not None:
+                    p = self._replaced(p, rewrite.payload)
                 self._prepare(rewrite, p)
                 out, adjacency = rewrite.rewrite.out_port, rewrite.rewrite.adjacency
             else:
@@ -939,6 +944,29 @@ cdef class Core:
             return self.neighbors.ethernet(flow, p, out, adjacency)
         return self.emit(flow, p, out)
 
+    cdef an_packet *_replaced(self, an_packet *p, bytes payload) except NULL:
+        """The datagram with another payload, and done with the one that it was."""
+        cdef an_packet *q = &datagram(p, payload, False).p
+        q.hash, q.entry = p.hash, p.entry
+        if p.flags & AN_COPIED:
+            free(p)
+        return q
+
+    cdef int _answer(self, FlowBase flow, an_packet *p, bytes payload) except -1:
+        """Send the answer out of the port that the datagram came in at, in the order of the flow's output."""
+        cdef int out = p.port, adjacency
+        cdef an_packet *q = &datagram(p, payload, True).p
+        q.entry = AN_NONE
+        adjacency = self.neighbors.adjacency(out, &q.key, NULL, NULL)
+        self.counters[<int>C_ANSWERED_BY_NF] += 1
+        if p.flags & AN_COPIED:
+            free(p)
+        if adjacency < 0:
+            return self.drop(q, C_NO_ROUTE)
+        if adjacency:
+            return self.neighbors.ethernet(flow, q, out, adjacency)
+        return self.emit(flow, q, out)
+
     cdef int _emit_made(self, FlowBase flow, an_packet *p, Emit emit) except -1:
         """Send frames in place of a packet, which is counted if so asked."""
         cdef Made made
@@ -949,6 +977,7 @@ cdef class Core:
             q.data = <uint8_t *>PyBytes_AS_STRING(made.frame)
             q.length = <uint32_t>PyBytes_GET_SIZE(made.frame)
             q.port, q.flags, q.time_ns = made.port, made.flags, made.time_ns
+            q.fragment_bytes, q.fragment_id = made.fragment_bytes, made.fragment_id
             memcpy(q.vnet, made.vnet, sizeof(q.vnet))
             self.parse(&q)
             q.hash = <uint32_t>an_hash(&q.key, self.flows.table.seed)

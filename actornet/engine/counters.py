@@ -18,6 +18,7 @@ COUNTERS = (
     "handed_off",
     "flows_moved",
     "answered",
+    "answered_by_nf",
     "resumed",
     "reassembled",
     "fragments_joined",

@@ -362,6 +362,8 @@ cdef class Flows:
             r.out_port = core.resolve_out((<Forward>verdict).to, e.key.port)
         elif verdict.kind == VERDICT_REWRITE:
             rewrite = <Rewrite>verdict
+            if rewrite.payload is not None:
+                raise UsageError("offload: a payload is one packet's, so it cannot be offloaded")
             if rewrite.version and rewrite.version != e.key.version:
                 raise UsageError(f"offload: an IPv{rewrite.version} address for an IPv{e.key.version} flow")
             r = rewrite.rewrite

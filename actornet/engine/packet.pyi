@@ -1,6 +1,6 @@
 from actornet.engine.direction import Direction
 from actornet.engine.five_tuple import FiveTuple
-from actornet.engine.verdict import Forward
+from actornet.engine.verdict import Answer, Forward
 
 class Packet:
     @property
@@ -52,3 +52,4 @@ class Packet:
     @property
     def frame(self) -> bytes: ...
     def to(self, port: str) -> Forward: ...
+    def answer(self, payload: bytes | bytearray | memoryview) -> Answer: ...

@@ -8,7 +8,7 @@ from actornet.engine.types cimport (
     AN_GRE, AN_GTP_U, AN_ICMP_ERROR, AN_IP_OPTIONS, AN_NONE, AN_PRIMARY, AN_VXLAN, an_key, an_packet,
 )
 from actornet.engine.direction import Direction
-from actornet.engine.verdict import Forward
+from actornet.engine.verdict import Answer, Forward
 from actornet.engine.wire cimport address_text, five_tuple
 from actornet.engine.wire import TUNNELS
 
@@ -183,6 +183,14 @@ cdef class Packet:
         if verdict is None:
             verdict = _forwards[port] = Forward(port)
         return verdict
+
+    def answer(self, payload):
+        """Verdict: these bytes go back to whom this UDP datagram came from, in its destination's name; it goes no further.
+
+        The answer leaves by the port at which the datagram arrived, in fragments if it is larger than both that was and 1280
+        bytes. Raises UsageError for what is not bytes; a packet that cannot be answered so (TCP, in a tunnel) fails its handler.
+        """
+        return Answer(payload)
 
     def __repr__(self) -> str:
         return "<Packet: done>" if self.p == NULL else f"<Packet {self.flow} at {self.port}, {self.length} B>"

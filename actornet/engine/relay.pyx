@@ -5,11 +5,14 @@ from libc.stdint cimport uint8_t, uint32_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 
-from actornet.engine.counters cimport C_DROPPED_BY_NF
+from actornet.engine.counters cimport C_ANSWERED_BY_NF, C_DROPPED_BY_NF
+from actornet.engine.datagram cimport datagram
 from actornet.engine.packet cimport Packet
 from actornet.engine.parked cimport an_park, an_parked
-from actornet.engine.types cimport AN_COPIED, AN_CSUM_PARTIAL, AN_DECREMENT_TTL, AN_SET_LINK, an_link, an_packet, an_rewrite
-from actornet.engine.verdict cimport VERDICT_EMIT, Emit, Made, Rewrite
+from actornet.engine.types cimport (
+    AN_COPIED, AN_CSUM_PARTIAL, AN_DECREMENT_TTL, AN_REASSEMBLED, AN_SET_LINK, an_link, an_packet, an_rewrite,
+)
+from actornet.engine.verdict cimport VERDICT_EMIT, Answer, Emit, Made, Rewrite
 from actornet.engine.wire cimport an_parse, an_parse_inner, an_rewrite_apply, an_rewrite_prepare
 
 from actornet.errors import UsageError
@@ -32,12 +35,19 @@ cdef class Relayed(Packet):
 
 cdef Relayed copy_of(Packet like, const an_packet *p, int direction):
     """A view of a copy of `p`."""
-    cdef Relayed copy = Relayed.__new__(Relayed)
     cdef an_packet q = p[0]
+    cdef an_parked *item
     q.flags &= ~AN_COPIED  # a parked packet would be its own copy
-    copy.item = an_park(&q)
-    if copy.item == NULL:
+    item = an_park(&q)
+    if item == NULL:
         raise MemoryError("a packet in a chain")
+    return view_of(like, item, direction)
+
+
+cdef Relayed view_of(Packet like, an_parked *item, int direction):
+    """A view of a parked packet, which it owns."""
+    cdef Relayed copy = Relayed.__new__(Relayed)
+    copy.item = item
     copy.p = &copy.item.p
     copy.port_names, copy.table, copy.direction_known = like.port_names, like.table, direction
     return copy
@@ -60,10 +70,15 @@ def rewritten(Packet packet not None, Rewrite rewrite not None, bint decrement) 
     Raises UsageError for an address of the other IP version.
     """
     cdef an_packet *p = packet.live()
-    cdef Relayed copy = copy_of(packet, p, packet.direction_index())
+    cdef Relayed copy
     cdef an_rewrite r = rewrite.rewrite
     if rewrite.version and rewrite.version != p.key.version:
         raise UsageError(f"rewrite: an IPv{rewrite.version} address in an IPv{p.key.version} packet")
+    if rewrite.payload is None:
+        copy = copy_of(packet, p, packet.direction_index())
+    else:
+        copy = view_of(packet, datagram(p, rewrite.payload, False), packet.direction_index())
+        copy.p.entry = p.entry
     if not decrement:
         r.fields &= ~AN_DECREMENT_TTL
     an_rewrite_prepare(&r, &p.key, rewrite.ipv6_addresses())
@@ -83,6 +98,7 @@ def taken(Packet like not None, Made made not None, int direction) -> Relayed:
     q.data = <uint8_t *>PyBytes_AS_STRING(made.frame)
     q.length = <uint32_t>PyBytes_GET_SIZE(made.frame)
     q.port, q.flags, q.time_ns = made.port, made.flags, made.time_ns
+    q.fragment_bytes, q.fragment_id = made.fragment_bytes, made.fragment_id
     memcpy(q.vnet, made.vnet, sizeof(q.vnet))
     q.entry = like.live().entry
     copy = copy_of(like, &q, direction)
@@ -95,9 +111,17 @@ def made(Packet packet not None) -> Made:
     cdef an_packet *p = packet.live()
     cdef Made frame = Made.__new__(Made)
     frame.frame = PyBytes_FromStringAndSize(<const char *>p.data, p.length)
-    frame.flags, frame.port, frame.time_ns = p.flags & AN_CSUM_PARTIAL, p.port, p.time_ns
+    frame.flags, frame.port, frame.time_ns = p.flags & (AN_CSUM_PARTIAL | AN_REASSEMBLED), p.port, p.time_ns
+    frame.fragment_bytes, frame.fragment_id = p.fragment_bytes, p.fragment_id
     memcpy(frame.vnet, p.vnet, sizeof(frame.vnet))
     return frame
+
+
+def answered(Packet packet not None, Answer answer not None, int other_port) -> Emit:
+    """The answer, as if it had arrived at the port opposite to the packet's, in place of the packet."""
+    cdef Packet back = view_of(packet, datagram(packet.live(), answer.payload, True), 0)
+    back.p.port = <uint8_t>other_port
+    return emit([made(back)], C_ANSWERED_BY_NF)
 
 
 def emit(list frames not None, int counter) -> Emit:

@@ -1,5 +1,5 @@
 from actornet.engine.types cimport an_key, an_link, an_rewrite
-from libc.stdint cimport uint8_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t
 
 
 cdef class Verdict:
@@ -18,6 +18,7 @@ cdef class Rewrite(Forward):
     cdef uint8_t version             # 0 while no address is set
     cdef an_key prepared_for
     cdef void *prepared_by           # the core that resolved `to` and the adjacency
+    cdef readonly bytes payload      # in place of the datagram's, or None
 
     cdef int _set_mac(self, text, uint8_t *mac, int field) except -1
     cdef const uint8_t *ipv6_addresses(self) noexcept
@@ -29,6 +30,12 @@ cdef class Made:
     cdef readonly uint8_t port
     cdef uint8_t vnet[12]
     cdef object time_ns
+    cdef uint16_t fragment_bytes              # AN_REASSEMBLED, as in an_packet
+    cdef uint32_t fragment_id
+
+
+cdef class Answer(Verdict):
+    cdef readonly bytes payload
 
 
 cdef class Emit(Verdict):
@@ -43,6 +50,7 @@ cdef enum:
     VERDICT_FORWARD
     VERDICT_REWRITE
     VERDICT_EMIT
+    VERDICT_ANSWER
 
 
 cdef str mac_text(const uint8_t *mac)

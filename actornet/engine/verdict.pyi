@@ -28,6 +28,8 @@ class Rewrite(Forward):
     def vlan(self) -> int | None: ...
     @property
     def decrement_ttl(self) -> bool: ...
+    @property
+    def payload(self) -> bytes | None: ...
     def __init__(
         self,
         to: str | None = None,
@@ -41,7 +43,13 @@ class Rewrite(Forward):
         source_mac: str | None = None,
         destination_mac: str | None = None,
         vlan: int | None = None,
+        payload: bytes | bytearray | memoryview | None = None,
     ) -> None: ...
+
+class Answer(Verdict):
+    @property
+    def payload(self) -> bytes: ...
+    def __init__(self, payload: bytes | bytearray | memoryview) -> None: ...
 
 class Made:
     @property

@@ -40,12 +40,15 @@ cdef class Rewrite(Forward):
     answered by ICMP time exceeded. An ICMP error of the flow is translated inside as well (RFC 5508).
     `vlan` is the identifier, 1..4094, of the tag that the packet leaves with: it is put on or changed; 0 takes it off.
     MAC addresses are text, for transparent ports: a routed port writes its own and its next hop's over them.
+    `payload` takes the place of a UDP datagram's; for this packet only: it cannot be offloaded. A datagram that outgrows
+    both the one received and 1280 bytes leaves in fragments.
     Raises UsageError for a value that no packet can carry.
     """
 
     def __init__(self, str to=None, *, source=None, source_port=None, destination=None, destination_port=None,
-                 dscp=None, bint decrement_ttl=True, source_mac=None, destination_mac=None, vlan=None):
+                 dscp=None, bint decrement_ttl=True, source_mac=None, destination_mac=None, vlan=None, payload=None):
         self.to = to
+        self.payload = payload if payload is None else _payload(payload)
         self.kind = VERDICT_REWRITE
         self.name = "Rewrite"
         memset(&self.rewrite, 0, sizeof(self.rewrite))
@@ -143,9 +146,21 @@ cdef class Rewrite(Forward):
     def __repr__(self) -> str:
         parts = [f"{name}={getattr(self, name)!r}" for name in
                  ("to", "source", "source_port", "destination", "destination_port", "dscp", "source_mac",
-                              "destination_mac", "vlan")
+                              "destination_mac", "vlan", "payload")
                  if getattr(self, name) is not None]
         return f"Rewrite({', '.join(parts)})"
+
+
+cdef class Answer(Verdict):
+    """Send `payload` back in place of the packet; see `Packet.answer`."""
+
+    def __init__(self, payload):
+        self.kind = VERDICT_ANSWER
+        self.name = "Answer"
+        self.payload = _payload(payload)
+
+    def __repr__(self) -> str:
+        return f"Answer({self.payload!r})"
 
 
 cdef class Made:
@@ -192,6 +207,12 @@ def encode_verdict(Verdict verdict not None):
     if r.link.fields:
         form += [r.source_mac, r.destination_mac, r.vlan]
     return form
+
+
+cdef bytes _payload(object value):
+    if not isinstance(value, bytes | bytearray | memoryview):
+        raise UsageError(f"a payload is bytes, not {value!r}")
+    return bytes(value)
 
 
 cdef int _bounded(str name, object value, int largest) except -1:
