@@ -14,7 +14,7 @@ import stat
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 import msgspec
 
@@ -262,34 +262,47 @@ def _put(content: dict[str, Any], key: str, value: Any, where: str) -> None:
 
 
 def _convert(content: dict[str, Any], where: str) -> DeploymentFile:
-    _check_keys(content, DeploymentFile, "", where)
-    for table, struct in (("replication", ReplicationTable), ("primary", RoleTable), ("backup", RoleTable)):
-        _check_keys(content.get(table), struct, f"{table}.", where)
-    backups = content.get("backups")
-    if isinstance(backups, dict):
-        for name, table in backups.items():
-            _check_keys(table, RoleTable, f"backups.{name}.", where)
-    ports = content.get("ports")
-    if isinstance(ports, dict):
-        for name, port in ports.items():
-            _check_keys(port, PortTable, f"ports.{name}.", where)
-    try:
-        return msgspec.convert(content, DeploymentFile)
-    except msgspec.ValidationError as error:
-        message, _, path = str(error).partition(" - at `$")
-        key = path.strip("`.").replace("[...]", "")
-        raise UsageError(f"{where}: `{key}`: {message}" if key else f"{where}: {message}") from None
+    """The file, each of its tables checked by itself, so that what is wrong is named by its whole place."""
+    structs: dict[str, type[msgspec.Struct]] = {
+        "replication": ReplicationTable,
+        "primary": RoleTable,
+        "backup": RoleTable,
+        "backups": RoleTable,
+        "ports": PortTable,
+    }
+    for name, struct in structs.items():
+        found = content.get(name)
+        if name in ("backups", "ports"):
+            for inner, table in found.items() if isinstance(found, dict) else ():
+                _check(table, struct, f"{name}.{inner}.", where)
+        elif found is not None:
+            _check(found, struct, f"{name}.", where)
+    _check(content, DeploymentFile, "", where)
+    return msgspec.convert(content, DeploymentFile)
 
 
-def _check_keys(table: Any, struct: type[msgspec.Struct], prefix: str, where: str) -> None:
-    if not isinstance(table, dict):
-        return
+def _check(table: Any, struct: type[msgspec.Struct], prefix: str, where: str) -> None:
+    """Raise UsageError unless the table is one of `struct`."""
     known = struct.__struct_fields__
-    for key in table:
+    for key in table if isinstance(table, dict) else ():
         if key not in known:
             close = difflib.get_close_matches(key, known, n=1)
             advice = f"did you mean `{prefix}{close[0]}`?" if close else f"known are {', '.join(known)}"
             raise UsageError(f"{where}: unknown key `{prefix}{key}`: {advice}")
+    try:
+        msgspec.convert(table, struct)
+    except msgspec.ValidationError as error:
+        message, _, path = str(error).partition(" - at `$")
+        key = path.strip("`.").replace("[...]", "")
+        if missing := re.search(r"missing required field `(\w+)`", message):
+            name = f"{prefix}{key and key + '.'}{missing[1]}"
+            raise UsageError(
+                f"{where}: `{name}` is missing: write it in the deployment file, or give it by a flag"
+            ) from None
+        if message.startswith("Invalid enum value"):
+            choices = ", ".join(get_args(get_type_hints(struct)[key]))
+            raise UsageError(f"{where}: `{prefix}{key}` = {table[key]!r}: choose one of {choices}") from None
+        raise UsageError(f"{where}: `{(prefix + key).rstrip('.')}`: {message}") from None
 
 
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:

@@ -82,7 +82,8 @@ class LeaseKeeper:
         if problem != self._problem:
             self._problem = problem
             if problem:
-                _log.error("witness silent", detail=problem)
+                waits = "" if self.lease.epoch else "; this node does not lead before it answers"
+                _log.error("witness silent", detail=problem + waits)
             else:
                 _log.warning("witness answers", witness=self.place)
         if isinstance(answer, WitnessError):
