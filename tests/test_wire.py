@@ -480,6 +480,14 @@ def test_a_checksum_that_becomes_zero_is_sent_as_all_ones():
     assert rewrite(frame(FLOW, zero), source=new.source, source_port=2000) == frame(new, zero)
 
 
+def test_a_partial_checksum_may_have_either_form_of_zero():
+    """In one's complement both 0 and all ones are zero (RFC 1071); a rewrite makes the one of the other."""
+    ones = frame(FiveTuple(UDP, "240.0.0.0", 1000, "15.228.0.0", 53), bytes(2), partial=True)
+    assert ones[40:42] == b"\xff\xff" and checksums_right(ones, True)
+    assert checksums_right(ones[:40] + b"\0\0" + ones[42:], True)
+    assert not checksums_right(ones[:40] + b"\0\1" + ones[42:], True)
+
+
 @pytest.mark.parametrize("data", [frame(FLOW, ttl=1), frame(FLOW, ttl=0), frame(FLOW6, ttl=1)], ids=["1", "0", "6"])
 def test_an_expiring_packet_is_left_alone(data):
     assert rewrite(data, decrement_ttl=True) is None

@@ -145,7 +145,7 @@ static inline int an_csum_verify(const struct an_packet *p)
                                            : an_swap16(an_load16(ip + 4)) + 40u - (uint32_t)(p->l4 - p->l3);
     uint64_t pseudo = protocol == AN_ICMP ? 0 : an_pseudo_sum(ip, protocol, bytes);
     if (an_csum_is_partial(p, l4))
-        return an_load16(l4 + an_csum_offset(protocol)) == an_fold(pseudo);
+        return an_load16(l4 + an_csum_offset(protocol)) % 0xffff == an_fold(pseudo) % 0xffff; /* 0 has two forms */
     if (protocol == AN_UDP && p->flags & AN_UDP_NO_CSUM)
         return 1;
     return an_fold(an_sum(l4, bytes, pseudo)) == 0xffff;
