@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 import time
 
 from actornet import FORWARD, FlowActor, Packet, Verdict
+from actornet.node import core_worker
 
-LOOPS, LOOPS_IN_ASYNC, SLEEPS, CATCHES = 7, 8, 9, 10
+LOOPS, LOOPS_IN_ASYNC, SLEEPS, CATCHES, EXITS, BREAKS = 7, 8, 9, 10, 11, 12
 SLEEP_S = 1.4
+
+
+def broken(worker: core_worker.CoreWorker) -> int:
+    raise ArithmeticError("what no handler can do wrong")
 
 
 class Stuck(FlowActor):
@@ -20,6 +26,10 @@ class Stuck(FlowActor):
     def on_packet(self, packet: Packet) -> Verdict:
         while packet.destination_port == LOOPS:
             pass
+        if packet.destination_port == EXITS:
+            sys.exit("a handler")
+        if packet.destination_port == BREAKS:
+            core_worker.CoreWorker._turn = broken  # type: ignore[method-assign]
         if packet.destination_port == SLEEPS:
             time.sleep(SLEEP_S)
         while packet.destination_port == CATCHES:

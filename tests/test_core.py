@@ -263,18 +263,19 @@ def test_packet_kept_beyond_its_handler_refuses_to_be_read(bench: Any) -> None:
         _ = kept[0].source
 
 
-def test_failing_handler_closes_its_flow_only(bench: Any) -> None:
+@pytest.mark.parametrize("kind", [ValueError, SystemExit, GeneratorExit, asyncio.CancelledError])
+def test_failing_handler_closes_its_flow_only(bench: Any, kind: type[BaseException]) -> None:
     class Fragile(FlowActor):
         def on_packet(self, packet: Packet) -> Any:
             if packet.payload == b"\x09":
-                raise ValueError("nine")
+                raise kind("nine")
             return FORWARD
 
     node = bench(Fragile)
     node.lan_in(packet(1), packet(9), packet(2, port=2000), packet(3))
     assert payloads(node.out()) == [1, 2, 3]
     assert node.count("handler_error") == 1 and node.count("flows_opened") == 3
-    assert isinstance(node.errors[0][2], ValueError) and node.errors[0][1] == "on_packet"
+    assert isinstance(node.errors[0][2], kind) and node.errors[0][1] == "on_packet"
 
 
 @pytest.mark.parametrize("verdict", [None, 1, "drop", OFFLOADED, Rewrite("nowhere"), Rewrite(source="2001:db8::1")])

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from actornet.errors import HandlerStalled
+from actornet.limits import HANDLER_STALL_S
 from actornet.testing.netns import Lab
 from tests.live_ports import raw_socket, until
-from tests.stuck_node import CATCHES, LOOPS, LOOPS_IN_ASYNC, SLEEPS, Stuck
+from tests.stuck_node import BREAKS, CATCHES, EXITS, LOOPS, LOOPS_IN_ASYNC, SLEEPS, Stuck
 from tests.test_core import Bench, packet, payloads
 from tests.test_drivers import DEPLOYMENT, by_flow, collected, frame, launched
 
@@ -57,26 +59,32 @@ def test_a_handler_that_does_not_return_costs_its_flow_and_no_other(tmp_path: Pa
             client.send(sent)
             return sent
 
-        for port in (LOOPS, LOOPS_IN_ASYNC, SLEEPS):
+        for port in (EXITS, LOOPS, LOOPS_IN_ASYNC, SLEEPS):
             sent = [send(ORDINARY, 1), send(port, 2), send(ORDINARY, 3)]
             assert by_flow(collected(server, 3, seconds=4)) == by_flow(sent), port
         after = core()
         assert after["restarts"] == 0
         counts = after["status"]["counters"]
-        assert counts["handler_stalled"] == counts["failed_open"] == counts["flows_closed"] == 3
-        assert counts["flows_opened"] == 4 and counts["live_flows"] == 1
+        assert counts["handler_stalled"] == 3 and counts["failed_open"] == counts["flows_closed"] == 4
+        assert counts["flows_opened"] == 5 and counts["live_flows"] == 1
         events = [json.loads(line) for line in (tmp_path / "output").read_text().splitlines() if line.startswith("{")]
         told = [event for event in events if event["event"] == "handler does not return"]
         assert len(told) == 3
         for event, port in zip(told, (LOOPS, LOOPS_IN_ASYNC, SLEEPS), strict=True):
             assert event["flow"].endswith(f":{port}") and "stuck_node.py, line " in event["place"]
         failed = [event for event in events if event["event"] == "handler failed"]
-        assert [event["handler"] for event in failed] == ["on_packet", "on_open", "on_packet"]
+        assert [event["handler"] for event in failed] == ["on_packet", "on_packet", "on_open", "on_packet"]
 
         send(CATCHES, 4)
         until(lambda: core()["restarts"] == 1 and core()["state"] == "running", seconds=10)
         sent = [send(ORDINARY, 5)]
         assert collected(server, 1) == sent
+
+        begun = time.monotonic()
+        send(BREAKS, 6)
+        until(lambda: core()["restarts"] == 2, seconds=10)
+        assert time.monotonic() - begun < HANDLER_STALL_S, "what fails in the core's own loop ends it at once"
+        assert "ArithmeticError: what no handler can do wrong" in (tmp_path / "output").read_text()
         node.terminate()
         node.wait(10)
     client.close()

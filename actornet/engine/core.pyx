@@ -723,7 +723,7 @@ cdef class Core:
         """A handler raised: its packet goes as `fail` says, the flow closes, others go on."""
         if isinstance(error, HandlerStalled):
             self.counters[<int>C_HANDLER_STALLED] += 1
-        elif not isinstance(error, (Exception, asyncio.CancelledError)):
+        elif isinstance(error, KeyboardInterrupt):  # the user's, not the handler's
             if p != NULL:
                 self.drop(p, C_HANDLER_ERROR)
             raise error

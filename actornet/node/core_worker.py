@@ -221,6 +221,7 @@ class CoreWorker:
         self._rested_ns = time.monotonic_ns()
         self._answer_until_ns = 0  # how long to look for the owner system's answer before sleeping
         self._turns = 0
+        self._failure: BaseException | None = None
         self._ready: Callable[[], None] | None = ready
         self._errors_logged: dict[int, int] = {}
         self._thread = threading.get_ident()
@@ -238,6 +239,8 @@ class CoreWorker:
         gc.freeze()
         self.loop.call_soon(self._slice)
         self.loop.run_forever()
+        if self._failure is not None:
+            raise self._failure
         self.loop.close()
         for port in self.ports:
             port.close()
@@ -267,6 +270,14 @@ class CoreWorker:
         return self.core.running, self._turns, self.page.core_counters(self.spec.index)
 
     def _slice(self) -> None:
+        """As much of the loop as asyncio may have to wait for. What fails in it ends the worker, at once."""
+        try:
+            self._turns_due()
+        except BaseException as error:  # asyncio would log it, and the core stand until it is killed
+            self._failure = error
+            self.loop.stop()
+
+    def _turns_due(self) -> None:
         """Turns of the core until asyncio's loop is due, or has what we wait for."""
         end_ns = time.monotonic_ns() + ASYNCIO_SLICE_NS
         while True:
