@@ -18,4 +18,4 @@ exec "$python" -m pytest -p no:cacheprovider \
   tests/test_memory_port.py tests/test_playback.py tests/test_fuzz_core.py tests/test_flows.py tests/test_held.py \
   tests/test_suspension.py tests/test_neighbors.py tests/test_handoff.py tests/test_fragments.py tests/test_rss.py tests/test_offload.py \
   tests/test_af_packet.py tests/test_af_xdp.py tests/test_tap.py \
-  tests/test_reassembly.py tests/test_stream.py tests/test_chain.py
+  tests/test_reassembly.py tests/test_stream.py tests/test_chain.py tests/test_datagram.py
