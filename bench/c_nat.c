@@ -3,7 +3,7 @@
  *
  *   cc -O3 -std=gnu11 -o c_nat bench/c_nat.c && ./c_nat [flows [seconds]]
  *
- * Prints one JSON object with `mpps`, million packets per second on one core, in memory. Like a network card, it
+ * Prints one JSON object with `mpps`, million packets per second of CPU time on one core, in memory. Like a network card, it
  * copies 64-byte frames (IPv4, UDP) from an array of templates, one per flow in random order, into a ring of buffers;
  * then, a burst of 32 at a time: parse, look up the five-tuple, rewrite source address and port, update both
  * checksums, take one off the TTL, count packets and bytes per flow.
@@ -160,6 +160,13 @@ static uint64_t now(void)
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
+static uint64_t cpu(void) /* nanoseconds that this process has run: what others take of the machine does not count */
+{
+    struct timespec t;
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
 static uint16_t sum(const uint8_t *at, int bytes, uint32_t more)
 {
     for (int i = 0; i < bytes; i += 2)
@@ -220,11 +227,12 @@ int main(int argc, char **argv)
         insert(&t, __builtin_bswap32(0xcb007101u + i / 60000), __builtin_bswap16((uint16_t)(1024 + i % 60000)));
     }
 
-    uint64_t next = 0, slot = 0, packets = 0, begin_ns = 0, now_ns = 0, end_ns = UINT64_MAX;
+    uint64_t next = 0, slot = 0, packets = 0, begin_ns = 0, used_ns = 0, now_ns = 0, end_ns = UINT64_MAX;
     for (uint64_t bursts = 0; now_ns < end_ns; bursts++) {
         uint8_t *frames[BURST];
         if (bursts == 1000 + 2 * flows / BURST) { /* warm */
             begin_ns = now();
+            used_ns = cpu();
             end_ns = begin_ns + (uint64_t)(seconds * 1e9);
             packets = 0;
         }
@@ -237,6 +245,7 @@ int main(int argc, char **argv)
         now_ns = now();
         packets += burst(frames, now_ns);
     }
+    used_ns = cpu() - used_ns;
     for (int i = 0; i < RING_BUFFERS; i++) { /* every frame left behind must be right */
         const uint8_t *frame = ring + (uint64_t)i * BUFFER_BYTES + 256;
         if (sum(frame + 14, 20, 0) != 0xffff || sum(frame + 26, 38, 0x1100 + 0x1e00) != 0xffff || frame[22] != 63)
@@ -245,6 +254,6 @@ int main(int argc, char **argv)
     printf("{\"name\": \"c_nat\", \"flows\": %llu, \"packets\": %llu, \"dropped\": %llu, \"seconds\": %.3f, "
            "\"mpps\": %.2f}\n",
            (unsigned long long)flows, (unsigned long long)packets, (unsigned long long)dropped,
-           (double)(now_ns - begin_ns) / 1e9, (double)packets * 1e3 / (double)(now_ns - begin_ns));
+           (double)used_ns / 1e9, (double)packets * 1e3 / (double)used_ns);
     return 0;
 }

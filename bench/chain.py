@@ -52,7 +52,6 @@ def main() -> None:
         row[f"{name} Mpps"] = result["mpps"]
         row[f"{name} / NAT"] = result["mpps"] / float(row["SourceNAT Mpps"] or 1)
         row[f"{name} opens/s"] = result["opens_per_s"]
-        row[f"{name} bytes/flow"] = result["bytes_per_flow"]
     rows = [row]
     print(table(rows))
     print(write_json("chain", rows))
