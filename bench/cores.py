@@ -4,7 +4,7 @@
 
 The offloaded source NAT of bench.nat on 64-byte UDP in memory, a process pinned to each CPU, each with flows of its own, as RSS
 gives them. One CPU alone and both together take turns, so that other work on the machine weighs on all alike; quoted are the
-medians of each CPU's own time, and the load average, of which anything above the number of CPUs says that they were not ours alone.
+medians of each CPU's own time, and the load average: above the number of CPUs, they were not ours alone.
 """
 
 from __future__ import annotations
