@@ -47,6 +47,16 @@ MESSAGE_BYTES_MAX = 1 << 20
 LOG_MAP_BYTES = 1 << 36
 """LMDB map size: address space only; the file grows with what is written."""
 
+STATIONS_MAX = 4096
+STATIONS_TOLD_S = 60
+STATION_S = 3600
+"""Stations behind transparent ports of which switches are told after a takeover: those seen last (`stations_evicted` beyond it),
+and within so long. A core tells the owner system of so many at most (`stations_untold` beyond it), and again after a while.
+The time is long because packets of offloaded flows are not looked at; to announce a station that is gone harms nobody."""
+
+STATIONS_PER_TURN = 64
+"""Of these, what a core announces at once: packets go first."""
+
 NEIGHBOR_PACKETS_MAX = 64
 """Packets that wait for one neighbour's MAC address; beyond it `neighbor_full`."""
 

@@ -37,6 +37,7 @@ from actornet.replication.messages import (
     Hello,
     Records,
     Refuse,
+    Seen,
     Snapshot,
     Stop,
     Sync,
@@ -56,6 +57,7 @@ from actornet.replication.protocol import (
     Fenced,
     Identity,
     InstallSnapshot,
+    Learn,
     NewEpoch,
     Note,
     Position,
@@ -76,6 +78,7 @@ from actornet.replication.protocol import (
     epoch_of_takeover,
     match,
 )
+from actornet.replication.stations import Stations
 
 MS = 1_000_000
 IDENTITY = Identity("edge", "actors.nat:SourceNAT", "c0de")
@@ -727,6 +730,25 @@ def test_stop_without_a_backup() -> None:
     machine.logged([b"r"], T)
     machine.stop(T)
     assert only(machine.disconnected("reset", T), StopNode) and machine.watermark == 3
+
+
+def test_backups_are_told_of_stations_once() -> None:
+    """Whoever joins is told of all; then of what is new. It decides nothing."""
+    machine, stations = in_sync(), Stations()
+    assert machine.tell(stations, T) == []
+    stations.learn(0, 7, T)
+    stations.learn(1, 8, T)
+    assert sent(machine.tell(stations, T)) == [Seen(TERM, [(1, 8), (0, 7)])] and machine.tell(stations, T) == []
+    stations.learn(1, 7, T)
+    assert sent(machine.tell(stations, T)) == [Seen(TERM, [(1, 7)])]
+    machine.disconnected("reset", T)
+    machine.connected(T)
+    stations.learn(0, 9, T)
+    assert machine.tell(stations, T) == [], "it has not said hello"
+    feed(machine, [*machine.receive(hello(), T), *machine.compared(match(NOWHERE, 1, 3, lambda lsn: NOWHERE), NOWHERE)])
+    assert sent(machine.tell(stations, T)) == [Seen(machine.epoch, [(0, 9), (1, 7), (1, 8)])]
+    assert following().receive(Seen(TERM, [(1, 8), (0, 7)]), T) == [Learn([(1, 8), (0, 7)])]
+    assert sent(synced().receive(Seen(TERM - 1, [(1, 8)]), T)) == [Fence(TERM)]
 
 
 def test_backup_leaves() -> None:

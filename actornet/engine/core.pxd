@@ -11,6 +11,7 @@ from actornet.engine.neighbors cimport Neighbors, an_adjacency
 from actornet.engine.packet cimport Packet
 from actornet.engine.parked cimport an_parked
 from actornet.engine.ring cimport AN_CORE_COUNTERS, ControlPage, Ring
+from actornet.engine.sightings cimport Sightings
 from actornet.engine.types cimport an_entry, an_key, an_link, an_packet
 from actornet.engine.verdict cimport Emit, Rewrite
 from actornet.engine.wire cimport an_table
@@ -62,6 +63,7 @@ cdef class Core:
     cdef Neighbors neighbors
     cdef Held output             # that waits for the watermark
     cdef Moves moves
+    cdef Sightings sightings
     cdef readonly uint64_t now_ns
     cdef uint64_t *counters
     cdef an_packet burst[BURST]

@@ -119,6 +119,8 @@ cdef class Core:
         self.flows.core = <void *>self
         self.moves = Moves()
         self.moves.core = <void *>self
+        self.sightings = Sightings()
+        self.sightings.core = <void *>self
         self.nf = nf
         self.flows.open(flows_max)
         self.idle_ns_default = <uint64_t>(nf.idle_default_s * 1e9)
@@ -526,6 +528,7 @@ cdef class Core:
             self._bind_reply(flow, &p.key)
         if self.host is not None and self.routed >> p.port & 1:
             self.neighbors.learn(p)
+        self.sightings.look(p)
         return self.handle(flow, p, PHASE_OPEN if self.has_open else PHASE_PACKET)
 
     cdef int _bind_reply(self, FlowBase flow, const an_key *key) except -1:
@@ -562,6 +565,7 @@ cdef class Core:
                 self.untracked_forward and p.reason in (AN_NOT_IP, AN_UNTRACKED)
                 or self.discovery_forward and an_is_discovery(p)):
             self.counters[<int>C_HANDLED] += 1
+            self.sightings.look(p)
             return self.transmit(p, self.resolve_out(None, p.port))
         return self.drop(p, C_MALFORMED + p.reason - AN_MALFORMED)  # the counters are in the order of the reasons
 
@@ -1119,10 +1123,22 @@ cdef class Core:
 
     def announce(self) -> None:
         """Tell the neighbours of every routed port that its addresses are here now (gratuitous ARP, unsolicited NA)."""
-        for port in self.ports:
-            if self.routed >> port.index & 1:
-                self.neighbors.send(port.index, self.host.gratuitous(port))
+        self.send([(port.index, self.host.gratuitous(port)) for port in self.ports if self.routed >> port.index & 1])
+
+    def send(self, list frames not None) -> None:
+        """Send frames that the node itself made, each with the index of its port."""
+        for out, frame in frames:
+            self.neighbors.send(out, frame)
         self._flush()
+
+    def look_for_stations(self) -> None:
+        """Where frames pass between two ports as they are: tell `link.seen(port, station)` who is behind which of them."""
+        self.sightings.on = self.port_count == 2 and not self.routed
+
+    @property
+    def stations_untold(self) -> int:
+        """Frames of stations that the owner system was not told of, as there were too many at once."""
+        return self.sightings.untold
 
     # -- flows from the log -----------------------------------------------------------------------------------------
 

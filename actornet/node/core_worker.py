@@ -40,11 +40,13 @@ from actornet.limits import (
     MISFITS_TOLD_MAX,
     SPIN_US,
     STANDBY_BUSY_MS,
+    STATIONS_PER_TURN,
 )
 from actornet.log.record import FlowBody
 from actornet.node import exchange
 from actornet.node.deployment import Poll, PortTable
 from actornet.node.exchange import (
+    Announce,
     Attach,
     Attached,
     CloseRequest,
@@ -56,11 +58,13 @@ from actornet.node.exchange import (
     Restore,
     Resume,
     Revoked,
+    Seen,
 )
 from actornet.node.fabric import Fabric, FabricSpec
 from actornet.node.network_function import load_nf
 from actornet.node.thread import run_early, run_first
 from actornet.place import place_in, place_of
+from actornet.ports.announcement import announcement
 from actornet.ports.drivers import open_port
 from actornet.ports.host import Host
 from actornet.ports.live import LivePort
@@ -108,6 +112,8 @@ class RingLink(OwnerLink):
         self.resumed: list[Resume] = []
         """Packets to be treated again as soon as the core is active."""
         self.pid = os.getpid()
+        self.announces: list[tuple[int, int]] = []
+        """Stations, each with the port that it is behind, of which the switches are to be told."""
         self._replies = replies
         self._told: set[str] = set()
 
@@ -139,6 +145,10 @@ class RingLink(OwnerLink):
         """A flow is ready to live on core `to`."""
         self.push(exchange.encode(Leaving(actor.flow, actor.port_index, to)), counted=False)
 
+    def seen(self, port: int, station: int) -> None:
+        """A station is behind this port."""
+        self.push(exchange.encode(Seen(port, station)), counted=False)
+
     def unheard(self, ask: Any) -> None:
         assert self.core is not None
         self.core.note_unheard(ask)
@@ -160,6 +170,8 @@ class RingLink(OwnerLink):
                 core.give_away(message.share, message.to)
             case Resume() if self.attached:
                 self.resumed.append(message)
+            case Announce():
+                self.announces += message.stations
             case Attached() if message.pid == self.pid:
                 core.incarnation_next = message.incarnation_first
                 self.attached = True
@@ -212,9 +224,11 @@ class CoreWorker:
         self._siblings = self.fabric.siblings(spec.index)
         self.core.on_error = self._handler_error
         self.core.share(self.page, self.fabric.replies[spec.index])
+        self.core.look_for_stations()
         self.link.core = self.core
         self._role = PASSIVE
         self._announcements: deque[float] = deque()
+        self._stations_due: deque[tuple[int, int]] = deque()
         self._committed = 0  # as it was when this turn began
         self._first = True  # runs before all that is not real-time
         self._first_until_ns = 0
@@ -250,7 +264,14 @@ class CoreWorker:
         counts = dict(zip(COUNTERS, self.page.core_counters(self.spec.index), strict=False))
         ports = {port.name: {"state": getattr(port, "state", ""), **port.counters} for port in self.ports}
         core = self.core
-        return {"counters": counts, "ports": ports, "waiting": core.suspended, "held": core.held, "hold": core.hold_ms}
+        return {
+            "counters": counts,
+            "ports": ports,
+            "waiting": core.suspended,
+            "held": core.held,
+            "hold": core.hold_ms,
+            "stations_untold": core.stations_untold,
+        }
 
     def interrupt(self) -> None:
         """Called from the control thread when this core's beat rests: have the handler fail that does not return.
@@ -322,10 +343,19 @@ class CoreWorker:
         if self._announcements and time.monotonic() >= self._announcements[0]:
             self._announcements.popleft()
             self.core.announce()
+            self._stations_due = deque(self.link.announces)
+        if self._stations_due:
+            self._announce_stations()
         if self.link.resumed and self._role == ACTIVE:
             self._resume()
         taken: int = self.core.breathe()
         return taken
+
+    def _announce_stations(self) -> None:
+        """The next ones, each out of the port at whose other side it now is."""
+        due = self._stations_due
+        some = [due.popleft() for _ in range(min(len(due), STATIONS_PER_TURN))]
+        self.core.send([(1 - port, announcement(station)) for port, station in some])
 
     def _resume(self) -> None:
         """Treat the packets of flows that had asked when their core died, before any that arrive (G1)."""
@@ -351,6 +381,7 @@ class CoreWorker:
             self._first_until_ns = time.monotonic_ns() + TAKEOVER_NS
         elif role == FENCED or self._role == ACTIVE:
             self._announcements.clear()
+            self._stations_due.clear()
             for port in self.ports:
                 port.deactivate()
             self.core.drop_held()
@@ -373,10 +404,15 @@ class CoreWorker:
         if self._role == PASSIVE:
             self._go_first()
         if self._may_sleep():
-            self._epoll.poll(ANNOUNCE_SLEEP_S if self._announcements else IDLE_SLEEP_S)
+            self._epoll.poll(self._sleep_s())
             self._rested_ns = time.monotonic_ns()
         for ring in self._rings:
             ring.sleep_end()
+
+    def _sleep_s(self) -> float:
+        if self._stations_due:
+            return 0.0
+        return ANNOUNCE_SLEEP_S if self._announcements else IDLE_SLEEP_S
 
     def _go_first(self) -> None:
         if not self._first:
@@ -389,7 +425,7 @@ class CoreWorker:
             self._woken()
             return
         self.loop.add_reader(self._epoll.fileno(), self._wake_once)
-        self._timer = self.loop.call_later(IDLE_SLEEP_S, self._wake_once)
+        self._timer = self.loop.call_later(self._sleep_s(), self._wake_once)
 
     def _wake_once(self) -> None:
         self._timer.cancel()

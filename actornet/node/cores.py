@@ -20,6 +20,7 @@ from actornet.node.balance import Balance
 from actornet.node.core_line import CoreLine
 from actornet.node.environment import Environment
 from actornet.node.exchange import (
+    Announce,
     Attach,
     Attached,
     CloseRequest,
@@ -30,12 +31,15 @@ from actornet.node.exchange import (
     Request,
     Resume,
     Revoked,
+    Seen,
 )
 from actornet.node.placement import Placement
+from actornet.replication.stations import Stations
 
 _log = structlog.get_logger()
 
 ALL_CORES = -1
+STATIONS_PER_MESSAGE = 256
 _BUSY_NS = COUNTERS.index("busy_ns")
 
 
@@ -48,6 +52,7 @@ class Cores:
         self.placement = Placement(self.lines, ports, nf.rss_keys())
         self.hold_flows = False
         """They have taken all flows that the state began with."""
+        self.stations = Stations()
         self._page = environment.page
         self._environment = environment
         self._balance = Balance(environment.monotonic_ns()) if len(self.lines) > 1 and nf.moves() else None
@@ -91,6 +96,8 @@ class Cores:
                 line.detached = True
             case Leaving():
                 self._move(line, request)
+            case Seen():
+                self.stations.learn(request.port, request.station, self._environment.monotonic_ns())
 
     def publish(self, watermark: int) -> None:
         """Tell the cores which of their requests are committed."""
@@ -110,6 +117,12 @@ class Cores:
             for line in self.lines:
                 line.send(Revoked(count))
                 line.flush()
+
+    def announce(self) -> None:
+        """Have the first core, which is about to become active, tell the switches of all stations."""
+        stations = self.stations.since(0, self._environment.monotonic_ns())
+        for first in range(0, len(stations), STATIONS_PER_MESSAGE):
+            self.lines[0].send(Announce(stations[first : first + STATIONS_PER_MESSAGE]))
 
     def resume(self, core: int) -> None:
         """Have this core's flows that asked and were not saved begin anew."""

@@ -48,6 +48,13 @@ class Leaving(msgspec.Struct, array_like=True, tag=5, gc=False):
     to: int
 
 
+class Seen(msgspec.Struct, array_like=True, tag=6, gc=False):
+    """A station's frame came in at this port; see `actornet.engine.sightings`."""
+
+    port: int
+    station: int
+
+
 class Attached(msgspec.Struct, array_like=True, tag=10):
     """All flows have been sent; new ones take incarnations from `incarnation_first` on."""
 
@@ -101,8 +108,14 @@ class GiveAway(msgspec.Struct, array_like=True, tag=17):
     to: int
 
 
-Request = Attach | CloseRequest | Detach | Leaving
-Answer = Attached | Restore | Resume | Forget | Redirect | Revoked | GiveAway
+class Announce(msgspec.Struct, array_like=True, tag=18):
+    """This node has taken over: switches are to learn that these stations, each behind one port, are reached by the other."""
+
+    stations: list[tuple[int, int]]
+
+
+Request = Attach | CloseRequest | Detach | Leaving | Seen
+Answer = Attached | Restore | Resume | Forget | Redirect | Revoked | GiveAway | Announce
 
 encode = msgspec.msgpack.Encoder().encode
 _decode_request: Callable[[bytes], Request] = msgspec.msgpack.Decoder(Request).decode

@@ -30,6 +30,8 @@ def owner_status(system: OwnerSystem) -> dict[str, Any]:
         "without_backup": system.spec.without_backup,
         "flows": len(replica.flows),
         "owners": sorted(replica.owners),
+        "stations": len(system.cores.stations),
+        "stations_evicted": system.cores.stations.evicted,
         "takeover": system.takeover,
         **_replication(system),
         "lag_ms": round(lag_ns / 1e6, 3) if lag is not None else None,

@@ -62,6 +62,7 @@ from actornet.replication.protocol import (
     Fenced,
     Identity,
     InstallSnapshot,
+    Learn,
     Leave,
     NewEpoch,
     Note,
@@ -198,6 +199,8 @@ class OwnerSystem:
         self._hear_peer()
         self.leadership.turn()
         self.act(self.machine.tick(self.now_ns()))
+        if isinstance(self.machine, Primary):
+            self.act(self.machine.tell(self.cores.stations, self.now_ns()))
         if self.left:
             self._go_on_leaving()
         self._publish()
@@ -387,6 +390,8 @@ class OwnerSystem:
         )
         self._begin_epoch(epoch, reason, complete=complete)
         self.page.lsn_applied = self.journal.lsn
+        if takeover:
+            self.cores.announce()
         self.page.role = ACTIVE
         self._publish()
         for core, line in enumerate(self.cores.lines):
@@ -564,6 +569,9 @@ class OwnerSystem:
                 self._adopt(action.history)
             case Promote():
                 self._promote(action)
+            case Learn():
+                for port, station in reversed(action.stations):
+                    self.cores.stations.learn(port, station, self.now_ns())
             case Fenced():
                 self.page.role = FENCED
                 self.page.lease_until_ns = 0  # at once, not at the cores' next turn

@@ -23,6 +23,7 @@ from actornet.replication.messages import (
     Hello,
     Records,
     Refuse,
+    Seen,
     Snapshot,
     Stop,
     Sync,
@@ -40,6 +41,7 @@ from actornet.replication.protocol import (
     Event,
     Identity,
     InstallSnapshot,
+    Learn,
     Note,
     Position,
     Promote,
@@ -285,6 +287,8 @@ class Backup:
                 self._move(Event.LOST)
                 self._yields = True
                 return [Close("the primary stops"), Note("link lost", "the primary stops, and another takes over")]
+            case Seen() if self.state in _WELCOMED:
+                return [Learn(message.stations)]
             case Fence():
                 return []
             case _:

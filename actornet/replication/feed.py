@@ -69,6 +69,7 @@ class Feed:
         self.sent_lsn = 0
         self.join_lsn = 0  # what was logged when it began to join: the watermark waits there
         self.wants_snapshot = False
+        self.stations_told = 0
         self._in_flight: deque[tuple[int, int]] = deque()  # (last LSN, bytes) of each Records not yet applied
         self._in_flight_bytes = 0
         self._reading = False  # a Read has not been answered

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from actornet.errors import LinkError
+from actornet.limits import STATIONS_MAX
 
 VERSION = 1
 """Version of these messages and of the link that carries them; peers of different versions refuse each other."""
@@ -15,6 +16,8 @@ Epoch = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
 Lsn = Annotated[int, msgspec.Meta(ge=0)]
 Chain = Annotated[int, msgspec.Meta(ge=0)]
 Count = Annotated[int, msgspec.Meta(ge=0)]
+Port = Annotated[int, msgspec.Meta(ge=0, le=1)]
+Station = Annotated[int, msgspec.Meta(gt=0, lt=1 << 61)]
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True):
@@ -134,7 +137,13 @@ class Yield(Message, frozen=True, tag=11):
     """An operator wants the sender, a backup that counts, to lead: the primary is to stop cleanly, with it as the successor."""
 
 
-AnyMessage = Hello | Welcome | Refuse | Snapshot | Records | Ack | Heartbeat | Sync | Stop | Fence | Yield
+class Seen(Message, frozen=True, tag=12):
+    """Stations, each with the index of the port that it is behind: the switches are to be told after a takeover."""
+
+    stations: Annotated[list[tuple[Port, Station]], msgspec.Meta(max_length=STATIONS_MAX)]
+
+
+AnyMessage = Hello | Welcome | Refuse | Snapshot | Records | Ack | Heartbeat | Sync | Stop | Fence | Yield | Seen
 
 encode = msgspec.msgpack.Encoder().encode
 _decoder: msgspec.msgpack.Decoder[AnyMessage] = msgspec.msgpack.Decoder(AnyMessage)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from actornet.errors import FencedError
 from actornet.limits import BACKUPS_MAX, SILENCE_MS
 from actornet.replication.feed import Feed
-from actornet.replication.messages import VERSION, Ack, AnyMessage, Fence, Hello, Stop, Sync, Yield
+from actornet.replication.messages import VERSION, Ack, AnyMessage, Fence, Hello, Seen, Stop, Sync, Yield
 from actornet.replication.protocol import (
     Claim,
     Close,
@@ -30,6 +30,7 @@ from actornet.replication.protocol import (
     epoch_going_on,
     told_ms,
 )
+from actornet.replication.stations import Stations
 
 _MS = 1_000_000
 _OVER = (State.STOPPED, State.FENCED)
@@ -215,6 +216,17 @@ class Primary:
         if self._over is not None or not told_ms(pause_ns):
             return []
         return [action for feed in self.feeds.values() for action in feed.beat(now_ns, told_ms(pause_ns))]
+
+    def tell(self, stations: Stations, now_ns: int) -> list[PrimaryAction]:
+        """What the backups have not been told yet of who is behind which port."""
+        if self._over is not None:
+            return []
+        actions: list[PrimaryAction] = []
+        for feed in self.feeds.values():
+            if feed.welcome and feed.stations_told < stations.number:
+                actions.append(Send(Seen(self.epoch, stations.since(feed.stations_told, now_ns)), feed.peer))
+                feed.stations_told = stations.number
+        return actions
 
     def stop(self, now_ns: int) -> list[PrimaryAction]:
         """Stop cleanly; nothing is logged any more. A backup in sync takes over once it has everything (handover)."""

@@ -393,6 +393,12 @@ class Rewind(msgspec.Struct, frozen=True):
     reason: str
 
 
+class Learn(msgspec.Struct, frozen=True):
+    """Stations, each with the port that it is behind; see `stations`."""
+
+    stations: list[tuple[int, int]]
+
+
 class Promote(msgspec.Struct, frozen=True):
     """Become the primary of `epoch`: log its EPOCH record and sync the log. Nothing is to be replayed (G6).
 
@@ -406,5 +412,5 @@ class Promote(msgspec.Struct, frozen=True):
 
 PrimaryAction = Send | Close | Note | StopNode | Leave | Compare | TakeSnapshot | Read | NewEpoch | Claim | Fenced
 BackupAction = (
-    Send | Close | Note | Apply | InstallSnapshot | Remember | Adopt | Refused | Rewind | Promote | Claim | Unclaim
+    Send | Close | Note | Apply | InstallSnapshot | Remember | Adopt | Refused | Rewind | Promote | Claim | Unclaim | Learn
 )

@@ -170,6 +170,7 @@ class SimulatedCore:
         ]
         self.core.on_error = self._failed
         self.core.share(node.page, fabric.replies[index])
+        self.core.look_for_stations()
         self.link.core = self.core
         self._role = PASSIVE
         self.link.attach()
