@@ -50,7 +50,7 @@ LOG_MAP_BYTES = 1 << 36
 STATIONS_MAX = 4096
 STATIONS_TOLD_S = 60
 STATION_S = 3600
-"""Stations behind transparent ports of which switches are told after a takeover: those seen last (`stations_evicted` beyond it),
+"""Stations behind transparent ports, of which switches hear after a takeover: those seen last (`stations_evicted` beyond it),
 and within so long. A core tells the owner system of so many at most (`stations_untold` beyond it), and again after a while.
 The time is long because packets of offloaded flows are not looked at; to announce a station that is gone harms nobody."""
 

@@ -137,7 +137,9 @@ def test_stations_that_were_seen_last_are_kept_for_an_hour() -> None:
 def test_an_announcement_is_a_reverse_arp_request_of_the_station() -> None:
     """RFC 903, as QEMU sends it for a machine that has moved."""
     frame = announcement(0x020000000001)
-    assert frame == bytes.fromhex("ffffffffffff 020000000001 8035 0001 0800 06 04 0003") + (A + bytes(4)) * 2 + bytes(18)
+    assert frame == bytes.fromhex("ffffffffffff 020000000001 8035 0001 0800 06 04 0003") + (A + bytes(4)) * 2 + bytes(
+        18
+    )
     assert announcement(0x020000000001 | 7 << 48)[12:18] == b"\x81\0\0\7\x80\x35"
     assert announcement(0x020000000001 | 0xFFF << 48 | 1 << 60)[12:18] == b"\x88\xa8\x0f\xff\x80\x35"
 

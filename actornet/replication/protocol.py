@@ -412,5 +412,17 @@ class Promote(msgspec.Struct, frozen=True):
 
 PrimaryAction = Send | Close | Note | StopNode | Leave | Compare | TakeSnapshot | Read | NewEpoch | Claim | Fenced
 BackupAction = (
-    Send | Close | Note | Apply | InstallSnapshot | Remember | Adopt | Refused | Rewind | Promote | Claim | Unclaim | Learn
+    Send
+    | Close
+    | Note
+    | Apply
+    | InstallSnapshot
+    | Remember
+    | Adopt
+    | Refused
+    | Rewind
+    | Promote
+    | Claim
+    | Unclaim
+    | Learn
 )
