@@ -167,6 +167,9 @@ class Member:
     def _bound(self) -> list[Key]:
         return list(self._seat.keys)
 
+    def committed(self) -> Any:
+        return self._seat.chain.committed()
+
     def _ask(self, reference: Any, message: Any, args: tuple[Any, ...]) -> Any:
         return self._seat.chain._ask(reference, message, args)
 

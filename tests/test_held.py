@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+import asyncio
+import time
+from typing import Any, ClassVar
 
 from actornet import DROP, FORWARD, FlowActor, Packet
 from actornet.engine.core import Core
@@ -71,6 +73,60 @@ def test_a_flow_whose_output_waits_is_not_idle() -> None:
     node.lan_in(packet(1, 2000), after_s=IDLE_S)
     node.lan_in(packet(1, 2000), after_s=1)
     assert node.count("flows_closed") >= 1
+
+
+class Caller(FlowActor):
+    """Calls the outside world by asyncio, as soon as that may depend on what was logged; 2 calls nobody."""
+
+    deadline_s = 0.05
+    calls: ClassVar[list[int]] = []
+    seen: int = 0
+
+    async def on_packet(self, packet: Packet) -> Any:
+        number = packet.payload[0]
+        if number != 2:
+            await self.committed()
+            Caller.calls.append(number)
+            await asyncio.sleep(0)
+        self.seen = number
+        return FORWARD
+
+
+def test_a_call_to_the_outside_waits_for_what_it_depends_on() -> None:
+    """G3: with what was logged before, a call is as much output as a packet; the flow's later packets stay behind it (G1)."""
+    Caller.calls.clear()
+    node = Bench(Caller, link=SlowLink())
+    node.core.commit_to(0)
+    node.lan_in(packet(1))
+    node.wait()
+    assert Caller.calls == [1], "there was nothing to depend on"
+    node.lan_in(packet(3), packet(4), packet(2, 2000))
+    node.wait()
+    assert Caller.calls == [1] and node.out() == [] and node.core.suspended == 1
+    node.core.commit_to(1)
+    for _ in range(3):
+        node.turn()
+        node.wait()
+    assert Caller.calls == [1, 3] and payloads(node.out()) == [1], "what 3 saved is the third record"
+    node.core.commit_to(9)
+    for _ in range(3):
+        node.turn()
+        node.wait()
+    assert Caller.calls == [1, 3, 4] and sorted(payloads(node.out())) == [2, 3, 4] and node.core.suspended == 0
+
+
+def test_a_call_that_is_never_safe_is_not_made() -> None:
+    """G3, G7: the handler gets its deadline's TimeoutError where it waits, and goes no further."""
+    Caller.calls.clear()
+    node = Bench(Caller, link=SlowLink())
+    node.core.commit_to(0)
+    node.lan_in(packet(2), packet(3))
+    time.sleep(2 * Caller.deadline_s)
+    node.turn()
+    assert Caller.calls == [] and node.count("deadline_passed") == 1 and isinstance(node.errors[0][2], TimeoutError)
+    node.core.commit_to(9)
+    node.turn()
+    assert Caller.calls == []
 
 
 class SwiftLink(SlowLink):

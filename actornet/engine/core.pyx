@@ -294,6 +294,9 @@ cdef class Core:
         if self.output.ended:
             self.output.end_flows()
             return self.exhale()
+        if self.output.due():
+            self.output.tell()
+            return self.exhale()
         return 0
 
     cdef int _burst(self, int n) except -1:

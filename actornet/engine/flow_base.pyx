@@ -265,6 +265,16 @@ cdef class FlowBase:
         self.depends = max(self.depends, core.link.ask(self, ask, args))
         return ask
 
+    def committed(self):
+        """Await this before you call the outside world with what owners have told: a packet waits for that by itself, a call
+        does not. The handler goes on when what this flow has asked for is as safe as the deployment wants it (G3); when that
+        takes longer than `deadline_s`, with a TimeoutError. A flow that runs again after a takeover calls again."""
+        cdef Core core = core_of(self)
+        if core.submitted:
+            core.submitted = False
+            core.link.flush()
+        return core.output.wait(self)
+
     def _note_gap(self) -> None:
         """Count bytes of a stream that were given up."""
         cdef Core core = core_of(self)

@@ -1,6 +1,6 @@
 from libc.stdint cimport uint32_t, uint64_t
 
-from actornet.engine.flow_base cimport FlowBase
+from actornet.engine.flow_base cimport Ask, FlowBase
 from actornet.engine.parked cimport an_parked, an_queue
 from actornet.engine.types cimport an_packet
 
@@ -10,6 +10,7 @@ cdef class Held:
     cdef an_queue queue
     cdef uint32_t packets        # in the queue, besides markers
     cdef list ended              # flows that wait for that to close, and whose last item has just gone
+    cdef object waits            # (sequence number, Ask) of handlers that wait for the watermark, in order
     cdef uint64_t released       # packets so far, how long all of them waited, and the longest
     cdef uint64_t waited_ns, waited_ns_max
 
@@ -17,6 +18,9 @@ cdef class Held:
     cdef int release(self) except -1
     cdef int drop(self) except -1
     cdef int end_flows(self) except -1
+    cdef Ask wait(self, FlowBase flow)
+    cdef bint due(self) except -1
+    cdef int tell(self) except -1
     cdef dict times(self, uint64_t now_ns)
 
     cdef void _count(self, uint64_t waited_ns) noexcept

@@ -1,5 +1,7 @@
 """Output that waits for the watermark (G3): one queue per core, ordered by the sequence number that each item needs."""
 
+from collections import deque
+
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
 from libc.stdint cimport uint32_t, uint64_t
@@ -14,6 +16,7 @@ from actornet.engine.ring cimport an_word_load
 from actornet.engine.suspension cimport Suspension, drain
 from actornet.engine.types cimport AN_HELD
 
+from actornet.errors import UsageError
 from actornet.limits import HELD_PACKETS_MAX
 
 cdef uint32_t packets_max = HELD_PACKETS_MAX
@@ -25,6 +28,7 @@ cdef class Held:
 
     def __cinit__(self):
         self.ended = []
+        self.waits = deque()
 
     def __dealloc__(self):
         cdef an_parked *item
@@ -117,6 +121,33 @@ cdef class Held:
                 flow.marks &= ~MARK_ENDING
                 core.begin_close(flow, None)
                 drain(waiting, core)
+        return 0
+
+    cdef Ask wait(self, FlowBase flow):
+        """What a handler awaits that goes on when all that its flow depends on is committed."""
+        cdef Core core = <Core>self.core
+        cdef Ask ask = Ask.__new__(Ask)
+        cdef uint64_t need = flow.depends
+        ask.flow = flow
+        if need <= an_word_load(core.committed):
+            ask.done = True
+            return ask
+        if len(self.waits) >= packets_max:
+            raise UsageError(f"committed: {packets_max} handlers wait for the watermark already")
+        if self.waits and self.waits[-1][0] > need:
+            need = self.waits[-1][0]
+        self.waits.append((need, ask))
+        return ask
+
+    cdef bint due(self) except -1:
+        """Whether some of them may go on."""
+        return len(self.waits) > 0 and <uint64_t>self.waits[0][0] <= an_word_load((<Core>self.core).committed)
+
+    cdef int tell(self) except -1:
+        """Let them go on."""
+        while self.due():
+            _, ask = self.waits.popleft()
+            (<Ask>ask)._finish(None, None)
         return 0
 
     cdef int drop(self) except -1:
