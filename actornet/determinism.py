@@ -38,6 +38,27 @@ FORBIDDEN = {
     "_thread": _OUTSIDE,
     "multiprocessing": _OUTSIDE,
     "asyncio": _OUTSIDE,
+    **dict.fromkeys(
+        (
+            *(
+                "_io",
+                "concurrent",
+                "ctypes",
+                "fcntl",
+                "gc",
+                "getpass",
+                "glob",
+                "http",
+                "io",
+                "locale",
+                "logging",
+                "mmap",
+            ),
+            *("pathlib.Path", "pathlib.PosixPath", "platform", "queue", "resource", "sched", "select", "selectors"),
+            *("shutil", "signal", "sqlite3", "ssl", "structlog", "sys", "tempfile", "urllib.request", "weakref"),
+        ),
+        _OUTSIDE,
+    ),
     "builtins.open": _OUTSIDE,
     "builtins.input": _OUTSIDE,
     "builtins.print": "the reply: the flow actor may print it",
@@ -46,17 +67,26 @@ FORBIDDEN = {
 }
 """Name -> what to use instead; a module's or class's name stands for everything in it."""
 
+_TEXTS = {f"builtins.{name}" for name in ("str", "repr", "ascii", "format")}
+_HOST_TIME = {"datetime.datetime.fromtimestamp", "datetime.date.fromtimestamp"}
+"""Without a zone, by that of the host."""
+
 _SETS = {"builtins.set", "builtins.frozenset"}
 _KEEPS_ORDER = {f"builtins.{name}" for name in ("list", "tuple", "iter", "enumerate", "zip", "map", "filter")}
+_KEEPS_ORDER |= {"collections.deque", "builtins.dict.fromkeys"}
+_BREAKS_TIES = {f"builtins.{name}" for name in ("sorted", "min", "max")}
+"""By a `key`; what is equal by that stays in the order in which it came."""
 _IGNORES_ORDER = _SETS | {f"builtins.{name}" for name in ("sorted", "any", "all", "len", "sum", "min", "max")}
 _SET_METHODS = {"union", "intersection", "difference", "symmetric_difference", "copy"}
 
 
-def check(function: FunctionType, name: str, set_fields: frozenset[str]) -> None:
+def check(
+    function: FunctionType, name: str, set_fields: frozenset[str], fields_of_sets: frozenset[str] = frozenset()
+) -> None:
     """Raise UsageError, with file and line, if the function or one of its module that it calls is not deterministic.
 
-    `name` is what the error calls it; `set_fields` are the fields of `self.state` that are sets. A function without
-    source (defined in an interactive session) passes.
+    `name` is what the error calls it; `set_fields` are the fields of `self.state` that are sets, `fields_of_sets` those whose
+    values are. A function without source (defined in an interactive session) passes.
     """
     todo, seen = [(function, name)], {function}
     while todo:
@@ -64,7 +94,7 @@ def check(function: FunctionType, name: str, set_fields: frozenset[str]) -> None
         source = _parse(function)
         if source is None:
             continue
-        scan = _Scan(function, name, set_fields, source)
+        scan = _Scan(function, name, set_fields, fields_of_sets, source)
         scan.run()
         for called in scan.called:
             if called not in seen:
@@ -84,11 +114,19 @@ def _parse(function: FunctionType) -> ast.FunctionDef | None:
 class _Scan(ast.NodeVisitor):
     """One function's walk. `called` collects functions of the same module that it names."""
 
-    def __init__(self, function: FunctionType, name: str, set_fields: frozenset[str], tree: ast.FunctionDef) -> None:
+    def __init__(
+        self,
+        function: FunctionType,
+        name: str,
+        set_fields: frozenset[str],
+        fields_of_sets: frozenset[str],
+        tree: ast.FunctionDef,
+    ) -> None:
         self.called: list[FunctionType] = []
         self._function = function
         self._name = name
         self._set_fields = set_fields
+        self._fields_of_sets = fields_of_sets
         self._tree = tree
         self._outer = dict(_closure(function))
         self._locals = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and _is_stored(node)}
@@ -118,6 +156,8 @@ class _Scan(ast.NodeVisitor):
     def visit_Assign(self, node: ast.Assign) -> None:
         for target in node.targets:
             self._remember_set(target, node.value)
+            if isinstance(target, ast.Tuple | ast.List):
+                self._check_order(node.value)
         self.generic_visit(node)
 
     def visit_Global(self, node: ast.Global) -> None:
@@ -152,11 +192,20 @@ class _Scan(ast.NodeVisitor):
         self._check_order(node.value)
         self.generic_visit(node)
 
+    def visit_FormattedValue(self, node: ast.FormattedValue) -> None:
+        self._check_order(node.value)
+        self.generic_visit(node)
+
     def visit_Call(self, node: ast.Call) -> None:
         target = self._qualified(node.func)
+        if target in _HOST_TIME and len(node.args) + len(node.keywords) < 2:
+            self._fail(node, "uses the host's time zone", "one that you name, such as datetime.UTC")
+        if target in _TEXTS or (target in _BREAKS_TIES and any(word.arg == "key" for word in node.keywords)):
+            for argument in node.args:
+                self._check_order(argument)
         if target in _IGNORES_ORDER:
             self._unordered.extend(node.args)
-        elif target in _KEEPS_ORDER or (isinstance(node.func, ast.Attribute) and node.func.attr == "join"):
+        elif target in _KEEPS_ORDER or (isinstance(node.func, ast.Attribute) and node.func.attr in ("join", "extend")):
             for argument in node.args:
                 self._check_order(argument)
         elif isinstance(node.func, ast.Attribute) and node.func.attr == "pop" and not node.args:
@@ -181,10 +230,19 @@ class _Scan(ast.NodeVisitor):
                 return self._is_set(left) or self._is_set(right)
             case ast.Call(func=ast.Attribute(value=value, attr=attr)) if attr in _SET_METHODS:
                 return self._is_set(value)
+            case ast.Subscript(value=value) | ast.Call(func=ast.Attribute(value=value, attr="get" | "setdefault")):
+                return self._holds_sets(value)
             case ast.Call(func=function):
                 return self._qualified(function) in _SETS
             case ast.Attribute(value=ast.Attribute(value=ast.Name(id=name), attr="state"), attr=field):
                 return name == "self" and field in self._set_fields
+        return False
+
+    def _holds_sets(self, node: ast.expr) -> bool:
+        """Whether it is a field of `self.state` whose values are sets."""
+        match node:
+            case ast.Attribute(value=ast.Attribute(value=ast.Name(id="self"), attr="state"), attr=field):
+                return field in self._fields_of_sets
         return False
 
     def _remember_set(self, target: ast.expr, value: ast.expr) -> None:

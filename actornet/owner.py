@@ -378,10 +378,11 @@ def _check_names(cls: type[Owner[Any]]) -> None:
 
 
 def _check_functions(cls: type[Owner[Any]]) -> None:
-    set_fields = frozenset(
-        field.name
-        for field in msgspec.structs.fields(cls.state_type)
-        if isinstance(shapes.type_info(field.type), shapes.SetType | shapes.FrozenSetType)
+    kinds = {field.name: shapes.type_info(field.type) for field in msgspec.structs.fields(cls.state_type)}
+    values = {name: getattr(kind, "value_type", getattr(kind, "item_type", None)) for name, kind in kinds.items()}
+    set_fields, fields_of_sets = (
+        frozenset(name for name, kind in some.items() if isinstance(kind, shapes.SetType | shapes.FrozenSetType))
+        for some in (kinds, values)
     )
     for name, function in _functions(cls):
         where = f"{cls.__qualname__}.{name}"
@@ -391,7 +392,7 @@ def _check_functions(cls: type[Owner[Any]]) -> None:
             raise UsageError(f"{where} is async: an owner may not wait; await in the flow actor, and send the result")
         if flags & inspect.CO_GENERATOR and not name.startswith("_"):
             raise UsageError(f"{where} is a generator: a message has one reply; return a list")
-        check(inner, where, set_fields)
+        check(inner, where, set_fields, fields_of_sets)
 
 
 def _hints(function: FunctionType, where: str) -> dict[str, Any]:

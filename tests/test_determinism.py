@@ -8,7 +8,7 @@ import pytest
 from actornet.errors import UsageError
 
 HEAD = """\
-import datetime as dates, random, time as clock, os, uuid, secrets, socket, threading, asyncio
+import datetime as dates, random, time as clock, os, uuid, secrets, socket, threading, asyncio, collections, io, pathlib, sys
 from datetime import datetime
 from random import randint
 from time import monotonic
@@ -17,6 +17,7 @@ GENERATOR = random.Random(1)
 class Names(Struct):
     known: set[str] = set()
     used: dict[str, int] = {}
+    groups: dict[str, set[str]] = {}
 def helper() -> float:
     return later()
 def later() -> float:
@@ -72,6 +73,21 @@ def define(directory: Path, body: str) -> None:
         ("self.last = name", "sets self.last, which is not replicated", "a field of self.state"),
         ("self.last: str = name", "sets self.last, which is not replicated", "a field of self.state"),
         ("global GENERATOR\nGENERATOR = 1", "changes the global GENERATOR", "a field of self.state"),
+        ("return io.StringIO()", "uses io.StringIO", "a flow actor"),
+        ("return pathlib.Path('x').read_text()", "uses pathlib.Path", "a flow actor"),
+        ("return sys.argv", "uses sys.argv", "a flow actor"),
+        ("import sqlite3", "uses sqlite3", "a flow actor"),
+        ("return datetime.fromtimestamp(count)", "uses the host's time zone", "one that you name"),
+        ("return [str(self.state.known)]", "takes self.state.known in a set's order", "sorted()"),
+        ("return [f'{self.state.known}']", "takes self.state.known in a set's order", "sorted()"),
+        ("first, *others = self.state.known", "takes self.state.known in a set's order", "sorted()"),
+        ("return max(self.state.known, key=len)", "takes self.state.known in a set's order", "sorted()"),
+        ("return sorted(self.state.known, key=len)", "takes self.state.known in a set's order", "sorted()"),
+        ("return dict.fromkeys(self.state.known)", "takes self.state.known in a set's order", "sorted()"),
+        ("return collections.deque(self.state.known)", "takes self.state.known in a set's order", "sorted()"),
+        ("[].extend(self.state.known)", "takes self.state.known in a set's order", "sorted()"),
+        ("for x in self.state.groups[name]: pass", "takes self.state.groups[name] in a set's order", "sorted()"),
+        ("return list(self.state.groups.get(name, ()))", "in a set's order", "sorted()"),
         ("return [lambda: clock.time()]", "uses time.time", "self.now"),
     ],
 )
@@ -87,7 +103,7 @@ def test_what_differs_from_run_to_run_is_refused(tmp_path: Path, body: str, what
 
 def test_functions_of_the_same_module_are_followed(tmp_path: Path) -> None:
     """G4: a clock read in a function that a handler calls is found there."""
-    with pytest.raises(UsageError, match=r"registry.py:13: later uses time.monotonic; .*use self.now"):
+    with pytest.raises(UsageError, match=r"registry.py:14: later uses time.monotonic; .*use self.now"):
         define(tmp_path, "return helper()")
 
 
@@ -105,6 +121,10 @@ def test_functions_of_the_same_module_are_followed(tmp_path: Path) -> None:
         "self.state = Names()",
         "self.state.known |= {name}",
         "self.random.shuffle([1])",
+        "return [str(datetime.fromtimestamp(self.now, dates.UTC))]",
+        "return [str(pathlib.PurePath(name).name)]",
+        "return [max(self.state.known), min(sorted(self.state.known), key=len)]",
+        "self.state.groups.setdefault(name, set()).add(name)\nreturn sorted(self.state.groups[name])",
         "limit: dates.timedelta = dates.timedelta(seconds=1)",
         "return [x for x in (name if name in set('ab') else 'c')]",
     ],
