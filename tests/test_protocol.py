@@ -127,12 +127,12 @@ def feed(machine: Primary, actions: list[Any]) -> list[AnyMessage]:
     return said
 
 
-def welcome(machine: Primary) -> list[AnyMessage]:
-    """A new backup comes; it is sent everything and is expected to acknowledge it."""
+def welcome(machine: Primary, node: str = "") -> list[AnyMessage]:
+    """A new backup comes, and is sent everything."""
     assert machine.connected(T) == []
-    assert machine.receive(hello(), T) == [Compare(NOWHERE)]
+    assert machine.receive(hello(node=node), T) == [Compare(NOWHERE)]
     said = feed(machine, machine.compared(match(NOWHERE, 1, machine.logged_lsn, lambda lsn: Position(lsn)), NOWHERE))
-    assert machine.state is State.JOINING
+    assert machine.state is State.TAIL
     return said
 
 
@@ -300,15 +300,18 @@ def test_operator_ends_the_waiting() -> None:
 
 
 def test_joining_freezes_the_watermark() -> None:
-    """G3, G6: a primary that went on alone commits nothing between 'everything is sent' and 'the backup has it'."""
+    """G3, G6: a primary that went on alone commits nothing between 'everything is sent' and 'the backup has it'. What was
+    there when the backup came, and may take it long, it has before that."""
     machine = primary("applied", "solo")
-    assert machine.watermark == 3
     welcome(machine)
     assert sent(machine.logged([b"r"] * 2, T)) == [Records(TERM, 4, [b"r"] * 2)]
-    assert machine.watermark == 3
-    assert sent(acked(machine, 2)) == [] and machine.state is State.JOINING
-    assert sent(acked(machine, 3)) == [Sync(TERM, 3)]
-    assert machine.watermark == 3
+    assert machine.watermark == 5, "it goes on alone meanwhile"
+    assert sent(acked(machine, 2)) == [] and machine.state is State.TAIL
+    assert sent(acked(machine, 3)) == [] and machine.state is State.JOINING
+    assert sent(machine.logged([b"r"], T)) == [Records(TERM, 6, [b"r"])] and machine.watermark == 5
+    assert sent(acked(machine, 4)) == []
+    assert sent(acked(machine, 5)) == [Sync(TERM, 5)]
+    assert machine.watermark == 5
     acked(machine, 5)
     assert machine.watermark == 5
 
@@ -472,6 +475,25 @@ def test_a_backup_must_have_room_for_every_flow(here: int, there: int, refused: 
     answers = sent(machine.receive(hello(keys_max=there), T))
     assert bool(answers) == refused
     assert not refused or "flows_max" in only(answers, Refuse).reason
+
+
+def test_a_backup_that_is_refused_again_and_again_alarms_once() -> None:
+    """It is told each time; the operator again when the reason is another, or it was in sync meanwhile."""
+    machine = primary()
+
+    def alarms(**changes: Any) -> int:
+        machine.connected(T)
+        actions = machine.receive(hello(node="b", **changes), T)
+        assert only(sent(actions), Refuse)
+        return sum(isinstance(action, Note) and action.alarm for action in actions)
+
+    assert [alarms(fingerprint="0ther") for _ in range(3)] == [1, 0, 0]
+    assert alarms(nf="other:NF") == alarms(fingerprint="0ther") == 1
+    welcome(machine, "b")
+    acked(machine, 3)
+    assert machine.state is State.IN_SYNC
+    machine.disconnected("reset", T)
+    assert alarms(fingerprint="0ther") == 1
 
 
 def test_refused_once_is_told_once() -> None:
@@ -858,10 +880,12 @@ def test_snapshot() -> None:
                 under_way.extend(feed(leader, leader.receive(only(sent(follower.applied(9, T)), Ack), T)))
             elif isinstance(action, Apply):
                 assert action == Apply(10, [b"r"])
+                assert leader.state is State.TAIL, "it has to have what was logged meanwhile, before it joins"
+                under_way.extend(feed(leader, leader.receive(only(sent(follower.applied(10, T)), Ack), T)))
             elif isinstance(action, Send):
                 under_way.extend(feed(leader, leader.receive(action.message, T)))
     assert installed == InstallSnapshot(Position(9, 109, TERM), state)
-    assert follower.state is State.FOLLOWING and follower.received_lsn == 10 and leader.state is State.JOINING
+    assert follower.state is leader.state is State.IN_SYNC and follower.received_lsn == 10
 
 
 def test_a_backup_is_told_why_there_is_no_snapshot_for_it() -> None:
@@ -875,7 +899,7 @@ def test_a_backup_is_told_why_there_is_no_snapshot_for_it() -> None:
         for message in sent(actions):
             follower.receive(message, T)
         actions = leader.no_snapshot("owner mean: state.mean: expected int, got float")
-        assert any(isinstance(action, Note) and action.alarm for action in actions)
+        assert any(isinstance(action, Note) and action.event == "backup refused" for action in actions) is told
         assert leader.state is State.ALONE and only(actions, Close)
         refused = [action for action in follower.receive(only(sent(actions), Refuse), T) if isinstance(action, Refused)]
         assert bool(refused) is told and follower.state is State.REFUSED

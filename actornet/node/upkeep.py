@@ -105,6 +105,7 @@ class Upkeep:
         replica = self.journal.replica
         return {
             "audited_lsn": replica.audited_lsn or None,
+            "audited_hash": f"{replica.audited_hash:016x}" if replica.audited_lsn else None,
             "snapshot_lsn": self.snapshot_lsn or None,
             "pruned_records": self.pruned,
             "freeze_us_max": self.freeze_us_max,

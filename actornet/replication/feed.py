@@ -68,6 +68,7 @@ class Feed:
         self.heard_epoch = 0  # highest that the backup has shown to know
         self.sent_lsn = 0
         self.join_lsn = 0  # what was logged when it began to join: the watermark waits there
+        self._tail_lsn = 0  # what was logged when it began with the tail: it does not join before it has that
         self.wants_snapshot = False
         self.stations_told = 0
         self._in_flight: deque[tuple[int, int]] = deque()  # (last LSN, bytes) of each Records not yet applied
@@ -221,7 +222,7 @@ class Feed:
         epoch = self.primary.epoch
         self.primary.forget(self, Event.REFUSED)
         refuse = Refuse(epoch, reason, fork.lsn, fork.chain) if fork else Refuse(epoch, reason)
-        return [Send(refuse, self.peer), Close(reason, self.peer), Note("backup refused", reason, alarm=True)]
+        return [Send(refuse, self.peer), Close(reason, self.peer), *self.primary.note_refusal(self.node, reason)]
 
     def drop(self, reason: str) -> list[PrimaryAction]:
         """Part from the peer. It is told so, hence does not take this for the primary's death."""
@@ -249,7 +250,7 @@ class Feed:
             self._reading = True
             first_lsn, last_lsn = self.sent_lsn + 1, min(logged_lsn, self.sent_lsn + LINK_BATCH_RECORDS)
             return [Read(first_lsn, last_lsn, LINK_BATCH_BYTES, self.peer)]
-        if self.state is not State.TAIL:
+        if self.state is not State.TAIL or self.ack.applied < self._tail_lsn:
             return []
         self.move(Event.ALL_SENT)
         self.join_lsn, self.progress_ns = logged_lsn, now_ns
@@ -273,7 +274,7 @@ class Feed:
     def _feed_tail(self, lsn: int) -> list[PrimaryAction]:
         primary = self.primary
         self.move(Event.NEEDS_TAIL)
-        self.sent_lsn = lsn
+        self.sent_lsn, self._tail_lsn = lsn, primary.logged_lsn
         self.ack = Ack(primary.epoch, lsn, 0, lsn)
         note = Note("backup catches up", f"by LSN {lsn + 1} to {primary.logged_lsn}")
         welcome = Welcome(primary.epoch, "tail", primary.logged_lsn, primary.identity.history)
@@ -282,7 +283,7 @@ class Feed:
     def _feed_chunks(self, chunks_before: int, now_ns: int) -> list[PrimaryAction]:
         if self._chunks and self.ack.chunks == len(self._chunks) and self.ack.applied == self.sent_lsn:
             self.move(Event.RESTORED)
-            self._chunks = []
+            self._chunks, self._tail_lsn = [], self.primary.logged_lsn
             return self.pump(now_ns)
         first, end = chunks_before + _SNAPSHOT_WINDOW, self.ack.chunks + _SNAPSHOT_WINDOW
         return self._send_chunks(first, end)

@@ -71,6 +71,7 @@ class Primary:
         self.needs_lease = needs_lease
         self.granted_epoch = epoch  # by the witness; with no lease needed, whatever epoch it is
         self.damaged_lsn = 0  # the last record of the own log that proved damaged: nothing up to it is sent (G8)
+        self._refusals: dict[str, str] = {}  # why, by node: who comes again is told so, an operator was
         self._sync_set: set[str] = set()  # nodes that may take over from this epoch, connected or not
         self._holding: list[Feed] = []
         self._stands = not self.commits_alone
@@ -176,7 +177,7 @@ class Primary:
         if feed is None or feed.state is not State.SNAPSHOT:
             return []
         reason = f"it needs a snapshot, and none can be made: {detail}"
-        return [Note("backup refused", reason, alarm=True), *feed.drop(reason)]
+        return [*self.note_refusal(feed.node, reason), *feed.drop(reason)]
 
     def tail(self, records: list[bytes], now_ns: int, peer: int = 0) -> list[PrimaryAction]:
         """The answer to Read: encoded records from its `first_lsn` on."""
@@ -301,6 +302,7 @@ class Primary:
             self._sync_set.add(feed.node)
         self.recount()
         self.raise_watermark()
+        self._refusals.pop(feed.node, None)
         name = f"{feed.node} " if feed.node else ""
         note = Note("backup in sync", f"{name}at LSN {feed.join_lsn}, epoch {self.epoch}")
         rank = sum(other.counts for other in self.feeds.values()) - 1
@@ -329,6 +331,15 @@ class Primary:
             self._over = State.STOPPED
             return [*actions, StopNode(f"backup lost: {reason}")]
         return actions
+
+    def note_refusal(self, node: str, reason: str) -> list[PrimaryAction]:
+        """An alarm, unless this node was refused for that when it came last: it comes every second."""
+        if self._refusals.get(node) == reason:
+            return []
+        if len(self._refusals) > 2 * BACKUPS_MAX:
+            self._refusals.clear()
+        self._refusals[node] = reason
+        return [Note("backup refused", reason, alarm=True)]
 
     def forget(self, feed: Feed, event: Event) -> None:
         """The connection ends."""
@@ -412,6 +423,7 @@ class Primary:
 
     def _hello(self, feed: Feed, hello: Hello) -> list[PrimaryAction]:
         me = self.identity
+        feed.node = hello.node
         if (hello.deployment, hello.version) != (me.deployment, VERSION):
             return feed.refuse(
                 f"it is of deployment {hello.deployment!r}, version {hello.version}; "
@@ -453,7 +465,6 @@ class Primary:
             return [*actions, Close("the primary stops", feed.peer)]
         if sum(other.state is not State.GREETING for other in self.feeds.values()) == BACKUPS_MAX:
             return [*actions, *feed.refuse(f"there are {BACKUPS_MAX} backups already, the most")]
-        feed.node = hello.node
         feed.wants_snapshot = hello.snapshot
         feed.move(Event.HELLO)
         return [*actions, Compare(Position(hello.lsn, hello.chain, hello.log_epoch), feed.peer)]

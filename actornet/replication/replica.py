@@ -149,6 +149,7 @@ class Replica(ReplicaBase):
         self.created: dict[str, OwnerBody] = {}
         self.audit: Audit | None = None
         self.audited_lsn = 0  # the last mark at which this state's hash was that in the log
+        self.audited_hash = 0
         self.patient = False
         self.before_pause: Callable[[int], None] = _nobody
         self.after_pause: Callable[[], None] = _nothing
@@ -199,7 +200,7 @@ class Replica(ReplicaBase):
         if self.audit is None or self.audit.actual is None:
             return None
         lsn, actual = self.audit.lsn, self.audit.actual
-        self.audit, self.audited_lsn = None, lsn
+        self.audit, self.audited_lsn, self.audited_hash = None, lsn, actual
         return self.execute(HashBody(actual, lsn), 0, time_ns)
 
     # Everyone's side.
@@ -352,7 +353,7 @@ class Replica(ReplicaBase):
                 f"divergence at LSN {lsn}: hash of the state after it: expected {expected:016x}, actual {actual:016x}; "
                 f"{since}: compare the owners' states in between"
             )
-        self.audited_lsn = lsn
+        self.audited_lsn, self.audited_hash = lsn, actual
 
     def _apply_ask(self, record: Record, body: AskBody) -> None:
         target = _target(body.owner, body.message)
