@@ -94,7 +94,10 @@ def attach(ifindex: int, group: int, mode: Mode | None = None) -> Attachment:
                 "kernel has to be Linux 5.9 or later, and the MTU one that its driver can do XDP with"
             )
         if time.monotonic() > deadline:
-            raise PortError("another XDP program is attached; `ip link set dev INTERFACE xdp off` removes it")
+            raise PortError(
+                "another XDP program is attached; `ip link set dev INTERFACE xdp off` removes it. Is it that of another "
+                "node? Two nodes share an interface by af_packet only"
+            )
         time.sleep(0.005)  # another core has just attached it, or one that is going has not let go yet
 
 

@@ -220,8 +220,12 @@ class Pair:
         return status
 
     def worker(self, node: Name, name: str) -> dict[str, Any]:
-        """One worker's entry in the status, with its own `status` inside."""
-        return next(worker for worker in self.status(node)["workers"] if worker["name"] == name)
+        """One worker's entry in the status, with its own `status` inside; asked anew if that did not come in time."""
+        deadline = time.monotonic() + COMMAND_S
+        while True:
+            found: dict[str, Any] = next(one for one in self.status(node)["workers"] if one["name"] == name)
+            if found["status"] is not None or time.monotonic() > deadline:
+                return found
 
     def processes(self, node: Name) -> list[int]:
         """All processes of a node: launcher, supervisor, workers."""

@@ -5,9 +5,10 @@
 Each round ends the primary by `kill -9` of all its processes or of one that it cannot live without, waits until the
 backup has taken over, and launches the killed node again, with the log that it left, as the backup of the other. All the
 while every connection sends a numbered message now and then and compares the echo, a transfer compares its bytes at the
-end, and a datagram per millisecond measures the outage. In the end both logs are executed again.
+end, iperf3 (where it is installed) sends at its rate, and a datagram per millisecond measures the outage. In the end both logs
+are executed again.
 
-The exit code is 1 if a connection was reset, closed or got a wrong byte, or if anything was to be replayed.
+The exit code is 1 if a connection was reset, closed or got a wrong byte, if iperf3 gave up, or if anything was to be replayed.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import argparse
 import asyncio
 import os
 import random
+import re
+import shutil
 import signal
 import socket
 import statistics
@@ -25,6 +28,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -128,6 +132,54 @@ class Connections:
             await asyncio.sleep(0.1)
 
 
+class Iperf:
+    """iperf3 from client to server for as long as the block lasts. `alive`: it still gets something across."""
+
+    PORT = 5201
+    _SECOND = re.compile(r"sec +([0-9.]+) .?Bytes")
+
+    def __init__(self, lab: Lab, output: Path, mbits: float) -> None:
+        self._server = lab.serve("server", self.PORT, ["iperf3", "-s", "-p", str(self.PORT)])
+        self._output = output
+        argv = [
+            "iperf3",
+            "-c",
+            SERVER,
+            "-p",
+            str(self.PORT),
+            "-b",
+            f"{mbits}M",
+            "-t",
+            "86400",
+            "-i",
+            "1",
+            "--forceflush",
+        ]
+        with output.open("wb") as file:
+            self._client = lab.popen("client", argv, stdout=file, stderr=file)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in (self._client, self._server):
+            process.terminate()
+            process.wait(PATIENCE_S)
+
+    def alive(self) -> bool:
+        """Whether bytes pass in one of the next seconds."""
+        told = len(self._seconds())
+        deadline = time.monotonic() + PATIENCE_S
+        while self._client.poll() is None and time.monotonic() < deadline:
+            if any(bytes_ > 0 for bytes_ in self._seconds()[told + 1 :]):  # the one after the second that had begun
+                return True
+            time.sleep(0.1)
+        return False
+
+    def _seconds(self) -> list[float]:
+        return [float(bytes_) for bytes_ in self._SECOND.findall(self._output.read_text())]
+
+
 class Round(msgspec.Struct):
     """One takeover: who was ended how, for how long no datagram passed, until when the backup counted again."""
 
@@ -144,17 +196,25 @@ class Result(msgspec.Struct):
     exchanges: int
     failures: dict[str, int]
     transfer_whole: bool
+    iperf_alive: bool | None
+    """In the end; None: it is not installed."""
     problems: list[str]
     """What executing a log again found wrong (G4, G8)."""
 
     @property
     def good(self) -> bool:
         replayed = sum(one.records_replayed for one in self.rounds)
-        return not self.failures and self.transfer_whole and not self.problems and not replayed
+        whole = self.transfer_whole and self.iperf_alive is not False
+        return not self.failures and whole and not self.problems and not replayed
 
 
 def torture(
-    directory: Path, rounds: int, connections: int, seed: int, tell: Callable[[Round], Any] = lambda done: None
+    directory: Path,
+    rounds: int,
+    connections: int,
+    seed: int,
+    tell: Callable[[Round], Any] = lambda done: None,
+    mbits: float = 10,
 ) -> Result:
     """Run so many rounds on a pair of its own, whose files are in `directory`."""
     chance = random.Random(seed)
@@ -165,11 +225,13 @@ def torture(
             Connections(pair.lab, connections, seed) as held,
             TcpTransfer(pair.lab) as transfer,
             UdpStream(pair.lab) as stream,
+            _iperf(pair.lab, directory / "iperf3", mbits) as iperf,
         ):
             for _ in range(rounds):
                 time.sleep(chance.uniform(0.1, 0.6))
                 done.append(_round(pair, stream, chance.choice(VICTIMS)))
                 tell(done[-1])
+            iperf_alive = iperf.alive() if iperf is not None else None
         whole = transfer.outcome()
         leader = pair.primary
         pair.stop(leader)
@@ -177,7 +239,11 @@ def torture(
         pair.wait_takeover(other)
         pair.stop(other)
         problems = [found for node in ("a", "b") if (found := _problem(pair.log(node))) is not None]
-    return Result(done, connections, held.exchanges, dict(held.failures), whole, problems)
+    return Result(done, connections, held.exchanges, dict(held.failures), whole, iperf_alive, problems)
+
+
+def _iperf(lab: Lab, output: Path, mbits: float) -> AbstractContextManager[Iperf | None]:
+    return Iperf(lab, output, mbits) if shutil.which("iperf3") else nullcontext()
 
 
 def _round(pair: Pair, stream: UdpStream, victim: str) -> Round:
@@ -203,6 +269,9 @@ def _problem(log: Path) -> str | None:
     return f"{log.name}: {found}" if found is not None else None
 
 
+_IPERF = {True: "goes on", False: "GAVE UP", None: "not installed"}
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m actornet.testing.torture",
@@ -211,6 +280,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--connections", type=int, default=1000)
+    parser.add_argument("--mbits", type=float, default=10, help="of iperf3, 0: as fast as it can")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().getrandbits(32))
     options = parser.parse_args(arguments)
     print(f"seed {options.seed}: {options.rounds} rounds, {options.connections} connections")
@@ -224,12 +294,15 @@ def main(arguments: list[str] | None = None) -> int:
         )
 
     with tempfile.TemporaryDirectory() as directory:
-        result = torture(Path(directory) / "pair", options.rounds, options.connections, options.seed, tell)
+        result = torture(
+            Path(directory) / "pair", options.rounds, options.connections, options.seed, tell, options.mbits
+        )
     outages = [one.outage_ms for one in result.rounds]
     print(
         f"outage {statistics.median(outages):.2f} ms median, {max(outages):.2f} worst; "
         f"{result.connections} connections, {result.exchanges} messages, failures: {result.failures or 'none'}; "
-        f"transfer {'whole' if result.transfer_whole else 'BROKEN'}; logs: {result.problems or 'sound'}"
+        f"transfer {'whole' if result.transfer_whole else 'BROKEN'}; iperf3: {_IPERF[result.iperf_alive]}; "
+        f"logs: {result.problems or 'sound'}"
     )
     return 0 if result.good else 1
 
