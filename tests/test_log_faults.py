@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import subprocess
 import sys
@@ -105,6 +106,61 @@ def test_a_backup_whose_disk_is_full_leaves_and_comes_again(small_disks: Pair) -
         assert len(stream.received) > before
     assert transfer.outcome()
     pair.stop("b")
+    verify_log(pair, "b")
+
+
+@pytest.fixture
+def failing_disk(pair: Pair, tmp_path: Path) -> Iterator[Path]:
+    """The log of node `a` is on a disk whose blocks are in a file that has no room for all of them: once the file's own disk is
+    full, the kernel cannot write what it has taken, and says so at the next sync. A file there fills it."""
+    backing, log = tmp_path / "backing", pair.log("a")
+    backing.mkdir()
+    log.mkdir()
+    mounted = []
+    try:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={3 * DISK_BYTES}", "none", backing], check=True)
+        mounted.append(backing)
+        image = backing / "image"
+        with image.open("wb") as file:
+            file.truncate(16 * DISK_BYTES)
+        # Without a journal: its loss would make the whole file system read-only first.
+        subprocess.run(["mkfs.ext4", "-q", "-F", "-O", "^has_journal", "-E", "lazy_itable_init=1", image], check=True)
+        if subprocess.run(["mount", "-o", "loop", image, log], capture_output=True).returncode:
+            pytest.skip("this kernel has no loop devices")
+        mounted.append(log)
+        yield backing / "filler"
+    finally:
+        pair.lab.close()
+        for directory in reversed(mounted):
+            subprocess.run(["umount", "--lazy", directory], check=True)
+
+
+def test_a_primary_whose_disk_fails_gives_way(failing_disk: Path, pair: Pair) -> None:
+    """G6, G8: a sync that failed is not tried again, as the kernel has dropped what it could not write: the node ends, the
+    backup takes over, and nothing is lost. With another disk, or room, the node comes back as the backup."""
+    pair.start()
+    with UdpStream(pair.lab) as stream, TcpTransfer(pair.lab) as transfer:
+        time.sleep(0.3)
+        with suppress(OSError), failing_disk.open("wb", buffering=0) as file:
+            while file.write(bytes(4096)):
+                pass
+        said = last_words(pair, "a")
+        assert "is full: its disk" in said
+        assert os.statvfs(pair.log("a")).f_bavail > DISK_BYTES // 4096, (
+            "what was written had room: it is the sync that failed"
+        )
+        assert pair.wait_takeover("b")["records_replayed"] == 0
+        failing_disk.unlink()
+        pair.begin("a", "backup")
+        pair.wait_in_sync("a")
+        before = len(stream.received)
+        time.sleep(0.5)
+        assert len(stream.received) > before
+    assert transfer.outcome()
+    pair.stop("b")
+    pair.wait_takeover("a")
+    pair.stop("a")
+    verify_log(pair, "a")
     verify_log(pair, "b")
 
 
