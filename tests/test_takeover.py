@@ -299,8 +299,8 @@ def test_a_wrong_deployment_is_one_line(pair: Pair, change: tuple[str, str], mes
     file = pair.file("a")
     file.write_text(file.read_text().replace(*change, 1))
     done = pair.lab.run("a", [sys.executable, "-m", "actornet.cli.main", "launch", "primary", str(file)], check=False)
-    said = done.stderr.strip().splitlines()
-    assert done.returncode != 0 and message in said[-1] and "Traceback" not in done.stderr, done.stderr
+    (said,) = [line for line in done.stderr.splitlines() if '"level":"info"' not in line]
+    assert done.returncode != 0 and said.startswith("actornet: ") and message in said, done.stderr
 
 
 def test_a_backup_with_another_key_is_refused(pair: Pair) -> None:
@@ -317,5 +317,10 @@ def test_a_backup_with_another_key_is_refused(pair: Pair) -> None:
         check=False,
         timeout_s=15,
     )
-    assert done.returncode != 0 and "key" in done.stderr.splitlines()[-1], done.stderr
+    *_, event, said = done.stderr.splitlines()
+    assert done.returncode != 0 and said.startswith("actornet: the primary at 10.9.0.1:7400 cannot be followed: "), (
+        done.stderr
+    )
+    assert "both nodes need the deployment's key file" in said and '"event":"node stopped"' in event
+    assert done.stderr.count("has another key") == 2, "one line, and one event for who keeps the log"
     assert pair.worker("a", "owner-system")["status"]["state"] == "alone"

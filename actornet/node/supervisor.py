@@ -190,7 +190,7 @@ class WorkerActor(SteadyActor):
 
     def failed(self, error: Exception) -> None:
         if self.plan is not None and self.thread is None:
-            _die(error, self.last_words, was_ready=False)
+            _die(error, self.last_words)
         elif isinstance(error, ActornetError):
             log.error("control message failed", error=str(error))
 
@@ -201,7 +201,7 @@ class WorkerActor(SteadyActor):
             if not self.stop_event.is_set():
                 raise ActornetError(f"{self.plan.name} returned before it was told to stop")
         except BaseException as error:  # nothing that this process still holds may go on without its data plane
-            _die(error, self.last_words, was_ready=self.report.is_ready)
+            _die(error, self.last_words)
         self.finished = True
         os.eventfd_write(self.signal, 1)
 
@@ -271,7 +271,7 @@ class MonitorActor(SteadyActor):
                 self.send(sender, Reply(message.tag, {"stalls": self.stalls, "rest_s": rests}, worker="monitor"))
 
     def failed(self, error: Exception) -> None:
-        _die(error, self.last_words, was_ready=False)  # a monitor that cannot see is none
+        _die(error, self.last_words)  # a monitor that cannot see is none
 
     def _compare(self, now: float) -> None:
         for name, pid, beat in self.read(self.spec):
@@ -438,12 +438,15 @@ class NodeActor(SteadyActor):
         words = self._read_last_words(worker)
         how = _describe_exit(worker.process.exitcode) + (f": {words.text}" if words else "")
         cannot_begin = words is not None and words.operating and not worker.was_ready
-        if not told and not cannot_begin:
+        gives_up = words is not None and words.operating and worker.plan.kind == "owner"
+        if not told and not cannot_begin and not gives_up:
             log.error("worker ended", name=worker.plan.name, pid=worker.process.pid, how=how, restarts=worker.restarts)
         if self.state in ("stopping", "ended"):
             self._stop_next()
         elif words is not None and cannot_begin:
             self._refuse(words.text, words.exit_code)
+        elif words is not None and gives_up:
+            self._stop(words.text, exit_code=words.exit_code, kill_cores=True)
         elif worker.plan.kind == "owner":
             self._stop(f"the owner system {worker.plan.name} ended ({how})", kill_cores=True)
         else:
@@ -606,7 +609,7 @@ class NodeActor(SteadyActor):
     def _end(self) -> None:
         self.state = "ended"
         if not self.refused:
-            log.info("node stopped", error=self.error)
+            log.info("node stopped")
         for client, call in self.stop_calls:
             self.send(client, Reply(call.tag, error=self.error))
         self.send(self.launcher, NodeEnded(self.error, self.exit_code))
@@ -622,16 +625,14 @@ def _pin(name: str, cpus: tuple[int, ...]) -> None:
         raise UsageError(f"{name} cannot be pinned to CPU {named}: choose from {available} in `cpus`") from None
 
 
-def _die(error: BaseException, last_words: int, *, was_ready: bool) -> NoReturn:
-    """End this worker's process at once, leaving its supervisor a word on why: who never was ready leaves it the telling."""
+def _die(error: BaseException, last_words: int) -> NoReturn:
+    """End this worker's process at once, leaving its supervisor a word on why, who tells it; only a bug needs more."""
     operating = isinstance(error, ActornetError)
-    if operating and was_ready:
-        log.error("worker failed", error=str(error))
-    elif not operating:
+    if not operating:
         log.error("worker failed", exc_info=error)
     text = str(error) if operating else f"{type(error).__name__}: {error}"
     code = getattr(error, "exit_code", FAILED_EXIT)
-    words = msgspec.msgpack.encode(LastWords(text[: LAST_WORDS_BYTES_MAX // 8], operating, code))
+    words = msgspec.msgpack.encode(LastWords(text[: LAST_WORDS_BYTES_MAX // 4 - 32], operating, code))
     os.write(last_words, words)
     os._exit(code)
 
