@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_address, ip_interface
+from ipaddress import IPv4Address, ip_address, ip_interface
 from typing import Any, ClassVar
 
 import pytest
@@ -96,13 +96,16 @@ def datagram(source: str, destination: str) -> bytes:
     return NODE_MAC + frame[6:]
 
 
-def between(nf: type[FlowActor], lan_address: str, wan_address: str) -> tuple[Core, MemoryPort, MemoryPort]:
-    """Two routed ports, wan without a gateway."""
+def between(
+    nf: type[FlowActor], lan_address: str, wan_address: str, gateway: IPv4Address | None = None
+) -> tuple[Core, MemoryPort, MemoryPort]:
+    """Two routed ports."""
     nf.prepare()
     lan, wan = MemoryPort("lan"), MemoryPort("wan")
     for port, address in ((lan, lan_address), (wan, wan_address)):
         port.interface, port.mac = ip_interface(address), NODE_MAC
-    return Core(nf, [lan, wan], flows_max=64, host=Host(), virtual_time=True), lan, wan
+    wan.gateway = gateway
+    return Core(nf, [lan, wan], flows_max=64, host=Host([lan, wan]), virtual_time=True), lan, wan
 
 
 @pytest.mark.parametrize(
@@ -179,3 +182,10 @@ def test_a_destination_without_a_route_is_nobodys_mistake(nf: type[FlowActor]) -
     ((_, told),) = lan.take()
     assert told[34:36] == b"\x03\x00" and packet[14:42] in bytes(told)
     assert wan.take() == []
+
+
+def test_what_is_for_the_node_itself_does_not_leave_for_the_gateway() -> None:
+    core, lan, wan = between(Rewrites, "10.0.0.1/24", "192.0.2.1/24", IPv4Address("192.0.2.254"))
+    lan.feed([(SECOND, datagram("10.0.0.2", "10.0.0.1")), (SECOND, datagram("10.0.0.2", "198.51.100.1"))])
+    core.breathe()
+    assert core.count()["no_route"] == 1 and len(wan.take()) == 1, "the other one's next hop is asked for"

@@ -219,7 +219,7 @@ class CoreWorker:
             flows_max=spec.flows_max,
             loop=self.loop,
             link=self.link,
-            host=Host() if any(port.interface is not None for port in self.ports) else None,
+            host=Host(self.ports) if any(port.interface is not None for port in self.ports) else None,
         )
         self._siblings = self.fabric.siblings(spec.index)
         self.core.on_error = self._handler_error

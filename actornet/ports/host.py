@@ -7,7 +7,7 @@ None of this is on the way of a flow's packets; frames are parsed and built with
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 
@@ -55,7 +55,8 @@ class Host:
     than ICMP_ERRORS_PER_S, and how often somebody else claimed an address of ours.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ports: Iterable[Port] = ()) -> None:
+        self._own = {port.interface.ip for port in ports if port.interface is not None}
         self.counters = {"neighbor_evicted": 0, "icmp_error_limited": 0, "address_conflict": 0}
         self._macs: dict[tuple[str, Address], bytes] = {}  # bounded, the oldest goes first
         self._requested_ns: dict[tuple[str, Address], int] = {}  # likewise
@@ -67,10 +68,11 @@ class Host:
     def next_hop(self, port: Port, ip: str) -> str | None:
         """The neighbour to send packets for `ip` to: itself if it is on the port's network, else the gateway.
 
-        None without a route: no gateway, or no address of a single other host.
+        None without a route: no gateway, or no address of a single other host. That of another port is this node itself.
         """
         address = ip_address(ip)
-        if not _is_host(port, address) or (port.interface is not None and address == port.interface.ip):
+        own = address in self._own or (port.interface is not None and address == port.interface.ip)
+        if own or not _is_host(port, address):
             return None
         if _is_on_link(port, address):
             return str(address)
