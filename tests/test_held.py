@@ -6,7 +6,7 @@ import asyncio
 import time
 from typing import Any, ClassVar
 
-from actornet import DROP, FORWARD, FlowActor, Packet
+from actornet import DROP, FORWARD, Chain, FlowActor, Packet
 from actornet.engine.core import Core
 from tests import frames
 from tests.test_core import Bench, SlowLink, packet, payloads
@@ -113,6 +113,26 @@ def test_a_call_to_the_outside_waits_for_what_it_depends_on() -> None:
         node.turn()
         node.wait()
     assert Caller.calls == [1, 3, 4] and sorted(payloads(node.out())) == [2, 3, 4] and node.core.suspended == 0
+
+
+class Through(FlowActor):
+    def on_packet(self, packet: Packet) -> Any:
+        return FORWARD
+
+
+def test_a_call_of_a_member_of_a_chain_waits_too() -> None:
+    """G3."""
+    Caller.calls.clear()
+    node = Bench(Chain(Through, Caller), link=SlowLink())
+    node.core.commit_to(0)
+    node.lan_in(packet(2), packet(3))
+    node.wait()
+    assert Caller.calls == [] and node.core.suspended == 1
+    node.core.commit_to(9)
+    node.turn()
+    node.wait()
+    node.turn()
+    assert Caller.calls == [3] and payloads(node.out()) == [2, 3] and not node.errors
 
 
 def test_a_call_that_is_never_safe_is_not_made() -> None:
