@@ -110,8 +110,8 @@ class FlowActor(FlowBase, metaclass=FlowMeta):
     - `on_message(message)` takes what an ordinary Thespian actor tells or asks this flow (see `actornet.core_system`);
       what it returns, unless None, is the answer.
 
-    A packet waits by itself for what it depends on (G3), a call does not: a handler that calls the outside world by asyncio with
-    what owners have told it, awaits `self.committed()` before.
+    A packet waits by itself for what it depends on (G3), a call does not: a handler that calls the outside world by asyncio
+    with what owners have told it awaits `self.committed()` before.
 
     With `connection`, the actor gets both directions from the first packet on: the reply tuple is bound before `on_open`;
     `packet.direction` tells which one a packet has. A handler that waits longer than `deadline_s` for one thing gets a

@@ -2,14 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import socket
-import threading
-import time
-from collections.abc import Iterator
-from itertools import pairwise
-from pathlib import Path
-
 import dpkt
 import pytest
 
@@ -25,12 +17,8 @@ from actornet.ports.announcement import announcement
 from actornet.ports.memory import MemoryPort
 from actornet.replication import messages
 from actornet.replication.stations import Stations
-from actornet.testing.pair import Name, Pair
-from tests.live_ports import ping
 
 SECOND = 1_000_000_000
-CLIENT, SERVER = "172.16.0.1", "172.16.0.2"
-PORT = 9000
 
 
 class Wire(FlowActor):
@@ -150,87 +138,3 @@ def test_a_peer_that_tells_of_no_station_is_not_heard(station: int) -> None:
         messages.decode(messages.encode(messages.Seen(1, [(0, station)])))
     with pytest.raises(LinkError):
         messages.decode(messages.encode(messages.Seen(1, [(2, 5)])))
-
-
-class Bridge(Pair):
-    """A pair that joins two halves of one network, each with a learning switch."""
-
-    def __init__(self, directory: Path) -> None:
-        super().__init__(directory, "actors.firewall:Firewall", "")
-        for file in (self.file("a"), self.file("b")):
-            file.write_text(re.sub(r"(?m)^(address|mac|gateway) = .*\n", "", file.read_text()))
-
-    def __enter__(self) -> Bridge:
-        super().__enter__()
-        for space, address in (("client", CLIENT), ("server", SERVER)):
-            self.lab.ip(space, "addr flush dev eth0", f"addr add {address}/24 dev eth0")
-        return self
-
-
-class OneWay:
-    """Datagrams from client to server, one per millisecond; the server says nothing. `arrived` has when they came (ns)."""
-
-    def __init__(self, pair: Pair) -> None:
-        self._from = pair.lab.call("client", socket.socket, socket.AF_INET, socket.SOCK_DGRAM)
-        self._to = pair.lab.call("server", socket.socket, socket.AF_INET, socket.SOCK_DGRAM)
-        self._to.bind((SERVER, PORT))
-        self._to.settimeout(0.1)
-        self.arrived: list[int] = []
-        self._ended = threading.Event()
-        self._threads = [threading.Thread(target=run) for run in (self._send, self._receive)]
-
-    def __enter__(self) -> OneWay:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        for thread in self._threads:
-            thread.join()
-        self._from.close()
-        self._to.close()
-
-    def _send(self) -> None:
-        while not self._ended.wait(0.001):
-            self._from.sendto(b"x", (SERVER, PORT))
-
-    def _receive(self) -> None:
-        while not self._ended.is_set():
-            try:
-                self._to.recv(64)
-            except TimeoutError:
-                continue
-            self.arrived.append(time.monotonic_ns())
-
-
-@pytest.fixture
-def bridge(tmp_path: Path) -> Iterator[Bridge]:
-    with Bridge(tmp_path / "pair") as made:
-        yield made
-
-
-@pytest.mark.root
-def test_switches_find_a_silent_host_behind_the_node_that_took_over(bridge: Bridge) -> None:
-    """G6: the switch at the client's side has learned the server's address at the dead primary's port. A backup that joined
-    after that knows of it, too, and the next takeover is no worse."""
-    bridge.launch("a", "primary")
-    bridge.lab.call("client", ping, SERVER, 1)
-    for space, other, address in (("client", "server", SERVER), ("server", "client", CLIENT)):
-        mac = bridge.lab.run(other, ["cat", "/sys/class/net/eth0/address"]).stdout.strip()
-        bridge.lab.ip(space, f"neigh replace {address} lladdr {mac} dev eth0 nud permanent")
-    bridge.launch("b", "backup")
-    bridge.wait_in_sync("b")
-    with OneWay(bridge) as stream:
-        takeovers: tuple[tuple[Name, Name], ...] = (("a", "b"), ("b", "a"))
-        for dead, survivor in takeovers:
-            time.sleep(0.3)
-            began_ns = bridge.kill(dead)
-            bridge.wait_takeover(survivor)
-            time.sleep(0.5)
-            after = [at for at in stream.arrived if at > began_ns - 5_000_000]
-            outage_ms = max(later - earlier for earlier, later in pairwise(after)) / 1e6 if len(after) > 100 else None
-            assert outage_ms is not None and outage_ms < 250, f"{survivor}: {len(after)} arrived, outage {outage_ms} ms"
-            if dead == "a":
-                bridge.launch("a", "backup")
-                bridge.wait_in_sync("a")
