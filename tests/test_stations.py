@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import random
+
 import dpkt
 import pytest
 
@@ -17,7 +20,9 @@ from actornet.ports.announcement import announcement
 from actornet.ports.memory import MemoryPort
 from actornet.replication import messages
 from actornet.replication.stations import Stations
+from tests.test_fuzz_core import mutated
 
+SEED = int(os.environ.get("FUZZ_SEED", "0")) or random.SystemRandom().getrandbits(32)
 SECOND = 1_000_000_000
 
 
@@ -106,6 +111,39 @@ def test_so_many_stations_are_told_in_a_while() -> None:
     assert len(told) == STATIONS_MAX and sighted.core.stations_untold == 2 * STATIONS_MAX
     sighted.now_ns += STATIONS_TOLD_S * SECOND
     assert sighted.told(arp(A)) == [(0, 0x020000000001)]
+
+
+def named(frame: bytes) -> int:
+    """The station that a frame names, as `actornet.engine.sightings` has it, and 0 if it names none."""
+    mac = int.from_bytes(frame[6:12], "big")
+    if len(frame) < 14 or frame[6] & 1 or not mac:
+        return 0
+    vlan = int.from_bytes(frame[14:16], "big") & 0xFFF
+    if len(frame) < 18 or frame[12:14] not in (b"\x81\0", b"\x88\xa8") or not vlan:
+        return mac
+    return mac | vlan << 48 | (frame[12] == 0x88) << 60
+
+
+def test_hostile_frames_tell_of_the_stations_that_they_name() -> None:
+    """G9."""
+    rng = random.Random(SEED)
+    base = [
+        arp(A),
+        udp(A),
+        udp(B, tags=b"\x81\0\0\7"),
+        udp(B, tags=b"\x88\xa8\0\7\x81\0\0\1"),
+        udp(A)[:13],
+        arp(B)[:17],
+    ]
+    sighted, told = Sighted(), 0
+    for _ in range(3000):
+        frame = bytearray(mutated(rng, rng.choice(base)))
+        frame[6:12] = rng.randbytes(len(frame[6:12]))
+        sighted.now_ns += SECOND
+        found = sighted.told(bytes(frame), port=rng.randrange(2))
+        assert len(found) <= 1 and all(station == named(frame) for _, station in found), (SEED, frame.hex())
+        told += len(found)
+    assert told > 100, f"{SEED}: few frames got so far"
 
 
 def test_stations_that_were_seen_last_are_kept_for_an_hour() -> None:
