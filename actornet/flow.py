@@ -115,7 +115,8 @@ class FlowActor(FlowBase, metaclass=FlowMeta):
 
     With `connection`, the actor gets both directions from the first packet on: the reply tuple is bound before `on_open`;
     `packet.direction` tells which one a packet has. A handler that waits longer than `deadline_s` for one thing gets a
-    TimeoutError at that `await` (counted as `deadline_passed`). When a handler raises, its packet is dropped, or forwarded
+    TimeoutError at that `await` (counted as `deadline_passed`); on a live node one that keeps its core busy for
+    HANDLER_INTERRUPT_S gets a HandlerStalled (`handler_stalled`). When a handler raises, its packet is dropped, or forwarded
     as it is if `fail` is FORWARD (`failed_open`), and the flow closes; its next packet opens it anew.
 
     `untracked` is the verdict, DROP or FORWARD, for frames on transparent ports that belong to no flow (other protocols than

@@ -1,5 +1,6 @@
 """G9: no frame, however malformed, makes the engine read or write beyond it, or breaks its invariants (fuzz/)."""
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 TESTS = Path(__file__).parent
 ENGINE = TESTS.parent / "actornet" / "engine"
 CAPTURES = sorted((TESTS / "captures").glob("*.pcap"))
+TIMES = int(os.environ.get("FUZZ_TIMES", "1"))  # `make fuzz`: as many inputs times so many
 CC = shutil.which("cc") or shutil.which("gcc")
 
 
@@ -30,7 +32,7 @@ def compiled(name, tmp_path_factory):
 @pytest.mark.skipif(CC is None, reason="no C compiler")
 @pytest.mark.parametrize("seed", [1, 2])
 def test_mutated_frames_stay_inside_their_bounds(fuzzer, seed):
-    run = subprocess.run([fuzzer, "100000", str(seed), *CAPTURES], capture_output=True, text=True, check=False)
+    run = subprocess.run([fuzzer, str(100_000 * TIMES), str(seed), *CAPTURES], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     counts = dict(line.split() for line in run.stdout.splitlines())
     assert all(int(count) > 500 for count in counts.values()), counts  # the fuzzer reaches every outcome
@@ -39,9 +41,8 @@ def test_mutated_frames_stay_inside_their_bounds(fuzzer, seed):
 @pytest.mark.skipif(CC is None, reason="no C compiler")
 def test_frames_are_cut_and_completed_inside_their_bounds(tmp_path_factory):
     """Segments of sound frames add up, too."""
-    run = subprocess.run(
-        [compiled("fuzz_gso", tmp_path_factory), "20000", "1"], capture_output=True, text=True, check=False
-    )
+    fuzzer = compiled("fuzz_gso", tmp_path_factory)
+    run = subprocess.run([fuzzer, str(20_000 * TIMES), "1"], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     counts = dict(line.split() for line in run.stdout.splitlines())
     assert all(int(count) > 500 for count in counts.values()), counts

@@ -278,7 +278,7 @@ def test_mutated_captures_never_raise_anything_but_capture_error(tmp_path, seed)
         section() + interface() + section(">") + interface(">", link_type=0) + enhanced(">", 0, 1, FRAMES[1]) * 2,
         gzip.compress(pcap(FRAMES[:3])),
     ]
-    for attempt in range(250):
+    for attempt in range(250 * int(os.environ.get("FUZZ_TIMES", "1"))):
         data = bytearray(rng.choice(sources))
         for _ in range(rng.randint(1, 6)):
             kind, at = rng.random(), rng.randrange(len(data))
