@@ -32,7 +32,9 @@ def compiled(name, tmp_path_factory):
 @pytest.mark.skipif(CC is None, reason="no C compiler")
 @pytest.mark.parametrize("seed", [1, 2])
 def test_mutated_frames_stay_inside_their_bounds(fuzzer, seed):
-    run = subprocess.run([fuzzer, str(100_000 * TIMES), str(seed), *CAPTURES], capture_output=True, text=True, check=False)
+    run = subprocess.run(
+        [fuzzer, str(100_000 * TIMES), str(seed), *CAPTURES], capture_output=True, text=True, check=False
+    )
     assert run.returncode == 0, run.stderr
     counts = dict(line.split() for line in run.stdout.splitlines())
     assert all(int(count) > 500 for count in counts.values()), counts  # the fuzzer reaches every outcome
