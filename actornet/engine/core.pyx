@@ -1101,13 +1101,14 @@ cdef class Core:
     @property
     def running(self):
         """The actor whose handler runs, or None. For another thread that asks why this core does not turn."""
-        cdef an_packet *p = self.view.p
-        cdef void *actor = NULL
+        cdef uint32_t index = AN_NONE
         if self.driving is not None:
             return self.driving
-        if p != NULL and p.entry != AN_NONE:
-            actor = self.flows.table.entries[p.entry].actor
-        return <object>actor if actor != NULL else None
+        if self.view.p != NULL:
+            index = self.flows.find(&self.view.p.key)
+        if index == AN_NONE or self.flows.table.entries[index].actor == NULL:
+            return None
+        return <object>self.flows.table.entries[index].actor
 
     @property
     def held(self) -> int:
