@@ -218,7 +218,7 @@ def test_a_directory_that_holds_no_log_is_refused_in_one_line(tmp_path):
         Log(tmp_path / "absent", readonly=True)
     assert not (tmp_path / "absent").exists()
     (tmp_path / "file").write_text("")
-    with pytest.raises(LogError, match="cannot be opened for writing: File exists"):
+    with pytest.raises(LogError, match="cannot be opened for writing: File exists; name a directory"):
         Log(tmp_path / "file")
     for junk in (b"", b"no database" * 1000):
         other = tmp_path / f"junk{len(junk)}"

@@ -428,7 +428,9 @@ class Log:
             self.directory.mkdir(parents=True, exist_ok=True)
             fd = os.open(self.directory / "writer.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
-            raise LogError(f"log {self.directory} cannot be opened for writing: {error.strerror}") from error
+            raise LogError(
+                f"log {self.directory} cannot be opened for writing: {error.strerror}; name a directory that may be written"
+            ) from error
         try:
             for _ in range(_LOCK_TRIES - 1):  # a reader that looks holds it for an instant
                 with suppress(BlockingIOError):
