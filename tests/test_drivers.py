@@ -323,9 +323,9 @@ def test_one_process_runs_a_function_on_interfaces_until_it_is_interrupted(poll:
         until(passes, seconds=15)
         server.send(answer)
         assert collected(client, 1) == [answer]
-        before = cpu_s(process.pid)
+        before = sleeps(process.pid)
         time.sleep(1.0)
-        used_s = cpu_s(process.pid) - before
+        slept = sleeps(process.pid) - before
         lab.ip("box", "link set lan0 down")
         time.sleep(0.3)
         lab.ip("box", "link set lan0 up")
@@ -338,7 +338,7 @@ def test_one_process_runs_a_function_on_interfaces_until_it_is_interrupted(poll:
     assert errors.splitlines() == [
         f"actornet: warning: port lan: interface lan0 is {state}" for state in ("down", "up")
     ]
-    assert (used_s > 0.2) is (poll == "busy"), used_s
+    assert (slept < 4) is (poll == "busy"), slept
     counter, _, report = output.partition("\n")
     assert counter.startswith("udp 10.0.0.2:2000") and json.loads(report)["counters"]["flows_opened"] == 1
 
