@@ -16,6 +16,7 @@ from actornet.errors import UsageError
 from actornet.ports.host import Host
 from actornet.ports.memory import MemoryPort
 from tests import frames
+from tests.test_wire import ethernet, ip, transport
 
 SECOND = 1_000_000_000
 
@@ -127,6 +128,30 @@ def test_offload_translates_both_directions_with_right_checksums(bench: Any) -> 
     back = [bytes(frame) for _, frame in node.lan.take()]
     assert str(parse(back[0])["flow"]) == "udp 198.51.100.1:53 > 10.0.0.2:1000" and checksums_right(back[0])
     assert node.count("handled") == 0
+
+
+def test_ip_options_are_seen_and_pass_unchanged_through_an_offload(bench: Any) -> None:
+    """G9: nothing behind them is misread."""
+
+    class Look(Translate):
+        seen: ClassVar[list[bool]] = []
+
+        def on_open(self, packet: Packet) -> Any:
+            self.seen.append(packet.has_options)
+            return super().on_open(packet)
+
+    flow = FiveTuple(17, "10.0.0.2", 1000, "198.51.100.1", 53)
+    first, third = (
+        ethernet(ip(flow.source, flow.destination, 17, transport(flow, bytes((number,))), options=b"\1\1\1\0"))
+        for number in (1, 3)
+    )
+    node = bench(Look)
+    node.lan_in(first, packet(2), third)
+    assert Look.seen == [True]
+    first, second, third = node.out()
+    for frame, number in ((first, 1), (third, 3)):
+        assert frame[34:38] == b"\1\1\1\0" and frame[-1] == number and checksums_right(frame)
+        assert str(parse(frame)["flow"]) == str(parse(second)["flow"]) == "udp 203.0.113.1:5000 > 198.51.100.1:53"
 
 
 def test_ttl_that_runs_out_is_dropped_and_counted(bench: Any) -> None:

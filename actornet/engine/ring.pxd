@@ -95,8 +95,6 @@ cdef class ControlPage:
     cdef uint64_t *beat_pointer(self, int core) except NULL
     cdef uint64_t *counter_pointer(self, int core, int index) except NULL
     cdef uint64_t *owner_counter_pointer(self, int index) except NULL
-    cdef uint64_t *role_pointer(self) noexcept
-    cdef uint64_t *watermark_pointer(self) noexcept
     cdef uint64_t *lease_pointer(self) noexcept
 
     cdef an_core_words *_core(self, int core) except NULL

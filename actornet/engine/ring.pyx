@@ -358,12 +358,6 @@ cdef class ControlPage:
             raise IndexError(f"control page: counter {index} of the owner system, which has {AN_OWNER_COUNTERS}")
         return &self.page.counters[index]
 
-    cdef uint64_t *role_pointer(self) noexcept:
-        return &self.page.role
-
-    cdef uint64_t *watermark_pointer(self) noexcept:
-        return &self.page.watermark
-
     cdef uint64_t *lease_pointer(self) noexcept:
         return &self.page.lease_until_ns
 

@@ -8,7 +8,6 @@ from typing import Any
 from actornet.engine.ring import ACTIVE, FENCED
 from actornet.engine.wire import rss_core
 from actornet.limits import TERM_EPOCHS
-from actornet.log.store import Log
 from actornet.replication.backup import Backup
 from actornet.replication.messages import AnyMessage, Fence, Hello, Sync, Welcome
 from actornet.replication.primary import Primary
@@ -583,13 +582,6 @@ class World:
                 held.setdefault(entry.flow, []).append(number)
         for flow, numbers in held.items():
             self._demand(len(numbers) == 1, f"G5: flow {flow} holds the numbers {numbers}")
-
-
-def log_of(world: World, name: str) -> Log:
-    """The log of a node that runs."""
-    system = world.nodes[name].system
-    assert system is not None
-    return system.log
 
 
 assert TICKET_FIRST < 30_000
