@@ -234,7 +234,7 @@ HANDOVER_S = 2.0
 """How long a primary that stops waits for its backup's last acknowledgement."""
 
 ADJACENCIES_MAX = 65_535
-"""Next hops that one core sends to, each for good; a flow to one more fails with a UsageError."""
+"""Next hops that one core sends to, each for good; what is for one more is dropped as `no_route`."""
 
 AWAIT_DEADLINE_S = 10.0
 """How long a handler waits at one `await` unless its class sets `deadline_s`; beyond it `deadline_passed`, and the handler

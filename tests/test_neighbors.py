@@ -9,6 +9,7 @@ import pytest
 
 from actornet import FORWARD, FlowActor, Packet, Rewrite
 from actornet.engine.core import Core
+from actornet.limits import ADJACENCIES_MAX
 from actornet.ports.host import Host
 from actornet.ports.memory import MemoryPort
 from tests import frames
@@ -105,7 +106,7 @@ def between(
     for port, address in ((lan, lan_address), (wan, wan_address)):
         port.interface, port.mac = ip_interface(address), NODE_MAC
     wan.gateway = gateway
-    return Core(nf, [lan, wan], flows_max=64, host=Host([lan, wan]), virtual_time=True), lan, wan
+    return Core(nf, [lan, wan], flows_max=8192, host=Host([lan, wan]), virtual_time=True), lan, wan
 
 
 @pytest.mark.parametrize(
@@ -189,3 +190,24 @@ def test_what_is_for_the_node_itself_does_not_leave_for_the_gateway() -> None:
     lan.feed([(SECOND, datagram("10.0.0.2", "10.0.0.1")), (SECOND, datagram("10.0.0.2", "198.51.100.1"))])
     core.breathe()
     assert core.count()["no_route"] == 1 and len(wan.take()) == 1, "the other one's next hop is asked for"
+
+
+def test_more_next_hops_than_a_core_keeps_are_nobodys_mistake() -> None:
+    """G9: hosts of a large network that are not there."""
+    core, lan, wan = between(Rewrites, "10.0.0.1/24", "172.16.0.1/12")
+    errors: list[Any] = []
+    core.on_error = lambda *error: errors.append(error)
+    packet = bytearray(datagram("10.0.0.2", "172.16.1.0"))
+    left = ADJACENCIES_MAX - 1 + 3  # the sender is a next hop, too
+    while left:
+        batch = []
+        for _ in range(min(left, 4096)):
+            batch.append((SECOND, bytes(packet)))
+            packet[30:34] = (int.from_bytes(packet[30:34], "big") + 1).to_bytes(4, "big")
+        lan.feed(batch)
+        left -= len(batch)
+        while len(lan):
+            core.breathe()
+        wan.take()
+        core.close_all()
+    assert core.count()["no_route"] == 3 and core.count()["handler_error"] == 0 and errors == []

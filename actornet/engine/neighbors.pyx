@@ -11,7 +11,7 @@ from actornet.engine.parked cimport an_parked, an_queue_pop, an_queue_push
 from actornet.engine.types cimport AN_COPIED, AN_REASSEMBLED, AN_SET_DESTINATION, AN_UNTRACKED
 from actornet.engine.wire cimport address_text
 
-from actornet.errors import UsageError
+from actornet.errors import NoRouteError
 from actornet.limits import ADJACENCIES_MAX, NEIGHBOR_PACKETS_MAX
 
 DEF SOLICITATIONS_MAX = 3
@@ -59,7 +59,7 @@ cdef class Neighbors:
     cdef int adjacency(self, int out, const an_key *key, const an_rewrite *rewrite, const uint8_t *addresses) except -2:
         """Index for packets of `key` after `rewrite` (or NULL) that leave by `out`.
 
-        0 on a transparent port; -1 when there is no route. `addresses` are an IPv6 rewrite's. Raises UsageError beyond
+        0 on a transparent port; -1 when there is no route. `addresses` are an IPv6 rewrite's. Raises NoRouteError beyond
         ADJACENCIES_MAX.
         """
         cdef Core core = <Core>self.core
@@ -80,7 +80,7 @@ cdef class Neighbors:
         if known is not None:
             return <int>known
         if self.count > adjacencies_max:
-            raise UsageError(f"more than {adjacencies_max} neighbours")
+            raise NoRouteError(f"more than {adjacencies_max} neighbours")
         index = self.count
         self.count += 1
         self.indices[out, next_hop] = index
