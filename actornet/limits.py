@@ -32,7 +32,8 @@ MAILBOX_PACKETS_MAX = 64
 """Packets that wait behind a suspended handler of one flow; beyond it `mailbox_full`."""
 
 HELD_PACKETS_MAX = 65_536
-"""Packets per core that wait for the commit watermark (G3); beyond it `held_full`."""
+"""Packets per core that wait for the commit watermark (G3); beyond it `held_full`, and no flow is opened: its handlers would
+decide, and log, about what cannot leave."""
 
 RING_BYTES = 1 << 22
 """Shared-memory ring between a core and the owner system, each direction."""

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from actornet import DROP, FORWARD, Chain, FlowActor, Packet
 from actornet.engine.core import Core
+from actornet.limits import HELD_PACKETS_MAX
 from tests import frames
 from tests.test_core import Bench, SlowLink, packet, payloads
 
@@ -73,6 +74,25 @@ def test_a_flow_whose_output_waits_is_not_idle() -> None:
     node.lan_in(packet(1, 2000), after_s=IDLE_S)
     node.lan_in(packet(1, 2000), after_s=1)
     assert node.count("flows_closed") >= 1
+
+
+def test_no_flow_is_opened_while_as_much_waits_as_may() -> None:
+    """G3: what cannot leave is not decided about, and nothing is logged of it."""
+    link = SlowLink()
+    node = Bench(Count, link=link)
+    node.core.commit_to(0)
+    frame = packet(1)
+    while node.core.held < HELD_PACKETS_MAX:
+        node.lan_in(*[frame] * 1024)
+    saved = len(link.saved)
+    node.lan_in(packet(1, 2000), packet(1, 2000))
+    assert (node.count("held_full"), node.count("flows_opened"), len(link.saved)) == (2, 1, saved)
+    node.lan_in(packet(1))
+    assert node.count("held_full") == 3 and node.core.held == HELD_PACKETS_MAX
+    node.core.commit_to(1 << 40)
+    node.turn()
+    node.lan_in(packet(2, 2000))
+    assert len(node.out()) == HELD_PACKETS_MAX + 1 and node.count("flows_opened") == 2 and node.core.held == 0
 
 
 class Caller(FlowActor):

@@ -515,6 +515,8 @@ cdef class Core:
             home = self.home(&p.key)
             if home != self.index:
                 return self.drop(p, C_HANDOFF_STALE) if p.flags & AN_HANDED else self._hand_off(p, home)
+        if self.output.full():  # no new flow's packet could leave: its handlers are not to decide, and log, in vain
+            return self.drop(p, C_HELD_FULL)
         if self.evicts:
             self.flows.make_room()
         flow = self.flows.create(&p.key)

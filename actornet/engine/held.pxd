@@ -18,6 +18,7 @@ cdef class Held:
     cdef int release(self) except -1
     cdef int drop(self) except -1
     cdef int end_flows(self) except -1
+    cdef bint full(self) noexcept
     cdef Ask wait(self, FlowBase flow)
     cdef bint due(self) except -1
     cdef int tell(self) except -1

@@ -40,7 +40,7 @@ cdef class Held:
         """Queue an output, or a marker (`p` NULL); until it has gone the flow's later outputs join."""
         cdef Core core = <Core>self.core
         cdef an_parked *item
-        if p != NULL and self.packets >= packets_max:
+        if p != NULL and self.full():
             return core.drop(p, C_HELD_FULL)
         item = core.park(p)
         if self.queue.tail != NULL and self.queue.tail.need > flow.depends:
@@ -58,6 +58,9 @@ cdef class Held:
             self.packets += 1
             core.counters[<int>C_HELD] += 1
         return 0
+
+    cdef bint full(self) noexcept:
+        return self.packets >= packets_max
 
     cdef int release(self) except -1:
         """Let go what the watermark has passed, in order."""

@@ -16,10 +16,11 @@ none does the policy `without_backup` decides: `wait` (the watermark stands stil
 begins, and from its record on the log suffices), `stop`. Before a first backup has counted, `stop` waits too. After a
 takeover the new primary goes on alone, whatever the policy: that is what it was promoted for.
 
-*Joining.* A backup says where its log ends, and gets what it lacks, from the log's tail or by snapshot. Once everything
-is sent, the watermark passes nothing that was logged after, until the backup has acknowledged what was logged by then: its
-lag is 0, and nothing that ever left is unknown to it. From there on it counts, and only then is it told so (Sync). Hence a
-backup that believes to be in sync has all that was ever committed, and may promote itself without replaying anything (G6).
+*Joining.* A backup says where its log ends, and gets what it lacks, from the log's tail or by snapshot. Once it has applied
+what was there when it came, which may take long, and everything else is sent, the watermark passes nothing that was logged
+after, until the backup has acknowledged what was logged by then: its lag is 0, and nothing that ever left is unknown to it.
+From there on it counts, and only then is it told so (Sync). Hence a backup that believes to be in sync has all that was ever
+committed, and may promote itself without replaying anything (G6).
 
 *Several backups* need a witness. Those that count are what Kafka calls in-sync replicas; the witness is to them what the
 configuration manager is in PacificA (MSR-TR-2008-25). One that counts and is lost may take over, so nothing is committed
@@ -77,7 +78,7 @@ class State(Enum):
     GREETING = "greeting"  # connected; its Hello is awaited (primary), or the answer to it (backup)
     MATCHING = "matching"  # the backup's last record is looked up in the own log
     SNAPSHOT = "snapshot"  # chunks are on their way, until the backup has restored them
-    TAIL = "tail"  # the backup gets what is in the log
+    TAIL = "tail"  # the backup gets what is in the log, and applies what was there when it came
     JOINING = "joining"  # everything is sent; the watermark is frozen until it is acknowledged
     IN_SYNC = "in sync"  # primary: the backup counts; backup: it may take over
     HANDOVER = "handover"  # a stop was asked for; waits for the last acknowledgement
