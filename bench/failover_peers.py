@@ -11,8 +11,8 @@ that send now and then, through a source NAT that is a pair. Each round on a fre
 - is *stopped*, as for an upgrade: `actornet stop`, or SIGTERM for keepalived, which tells its peer.
 
 `keepalived 1 s` has VRRP's default advertisement interval, `keepalived 0.01 s` the smallest there is, with a backup that
-keeps its kernel's table warm (bench/kernel_pair.py has the configuration); neither has a witness. `actornet, witness` has one,
-a directory that both nodes reach, and the default lease, during which nobody takes over from a dead primary. An outage is
+keeps its kernel's table warm (bench/kernel_pair.py has the configuration); neither has a witness. `actornet with etcd` has
+one, on a third host, and the default lease, during which nobody takes over from a dead primary. An outage is
 the longest time without an echo, or without a byte of the transfer, from the failure to the end of the round. `opened`
 counts connections that were opened one after another, a millisecond between them, up to the failure, and `lost` those of them
 that no byte came back on afterwards; `early` takeovers before there was any failure, and `for good` the rounds after which the
@@ -32,6 +32,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from actornet.errors import ActornetError
+from actornet.testing.etcd_pair import EtcdPair
 from actornet.testing.netns import Lab
 from actornet.testing.pair import Pair
 from actornet.testing.torture import Connections
@@ -53,7 +54,7 @@ As published in the papers' abstracts, on other machines and by other measures:
 Subject = Callable[[Path], Pair | KernelPair]
 SUBJECTS: dict[str, Subject] = {
     "actornet": Pair,
-    "actornet, witness": lambda directory: Pair(directory, witness=f"file:{directory}/witness"),
+    "actornet with etcd": EtcdPair,
     "keepalived 1 s": lambda directory: KernelPair(directory, advert_s=1, warm=False),
     "keepalived 0.01 s": lambda directory: KernelPair(directory, advert_s=0.01, warm=True),
 }

@@ -5,17 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Self
 
 import pytest
 
-from actornet.errors import WitnessError
-from actornet.node.witness import EtcdWitness
-from actornet.testing.netns import Lab
+from actornet.testing.etcd_pair import EtcdPair
 from actornet.testing.pair import Pair
 from actornet.testing.traffic import UdpStream
 from actornet.testing.wiretap import Wiretap
@@ -24,7 +20,6 @@ from tests.processes import wait_until
 pytestmark = pytest.mark.root
 
 LEASE_MS = 150
-ETCD_PORT = 2379
 
 
 @pytest.fixture
@@ -103,46 +98,12 @@ def test_a_clean_stop_gives_the_lease_back(pair: Pair) -> None:
     assert pair.worker("b", "owner-system")["status"]["witness"]["holds_epoch"] == 200_000
 
 
-class EtcdPair(Pair):
-    """A pair with etcd on a third host, which both reach by the same network as each other."""
-
-    def __init__(self, directory: Path) -> None:
-        super().__init__(directory, witness=f"etcd:10.9.0.3:{ETCD_PORT}", lease_ms=LEASE_MS)
-
-    @staticmethod
-    def _lab() -> Lab:
-        return Lab.nat_trio()
-
-    def __enter__(self) -> Self:
-        super().__enter__()
-        client, peer = f"http://10.9.0.3:{ETCD_PORT}", f"http://10.9.0.3:{ETCD_PORT + 1}"
-        argv = ["etcd", "--data-dir", str(self.directory / "etcd"), "--unsafe-no-fsync", "--log-level=error"]
-        argv += [f"--{kind}-client-urls={client}" for kind in ("listen", "advertise")]
-        argv += [
-            f"--listen-peer-urls={peer}",
-            f"--initial-advertise-peer-urls={peer}",
-            f"--initial-cluster=default={peer}",
-        ]
-        self.lab.popen("c", argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        witness = EtcdWitness("10.9.0.3", ETCD_PORT, "ready")
-
-        def answers() -> bool:
-            try:
-                self.lab.call("c", witness.look)
-            except WitnessError:
-                return False
-            return True
-
-        wait_until(answers, 15)
-        return self
-
-
 def test_a_primary_that_is_cut_off_from_backup_and_witness_falls_silent(tmp_path: Path) -> None:
     """G7, with a real etcd: its network to both is gone, that to hosts is not. It emits nothing by the time its lease could
     be another's, the backup takes over, and the old one, once it is back, is fenced."""
     if shutil.which("etcd") is None:
         pytest.skip("etcd is not installed (Debian: etcd-server)")
-    with EtcdPair(tmp_path / "pair") as pair:
+    with EtcdPair(tmp_path / "pair", lease_ms=LEASE_MS) as pair:
         pair.start()
         with Wiretap(pair.lab) as tap, UdpStream(pair.lab) as stream:
             time.sleep(0.3)
