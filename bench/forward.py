@@ -1,6 +1,6 @@
 """How many packets and bits per second does a live NAT pass between two interfaces, and how long does one take?
 
-    python -m bench.forward [--seconds 2] [--flows 1000] [--subjects NAME,...]
+    python -m bench.forward [--seconds 2] [--flows 1000] [--subjects "NAME;..."]
 
 On veth pairs between network namespaces (root), side by side in one run: actornet's source NAT with drivers af_packet and
 af_xdp; loops in C on the same drivers that pass frames as they are (bench/c_traffic.c); the kernel's IP forwarding; and
@@ -237,6 +237,8 @@ def main() -> None:
     parser.add_argument("--subjects", default=None, help="separated by semicolons; all by default")
     arguments = parser.parse_args()
     names = arguments.subjects.split(";") if arguments.subjects else list(SUBJECTS)
+    if unknown := set(names) - set(SUBJECTS):
+        parser.error(f"--subjects: {'; '.join(sorted(unknown))}: there are {'; '.join(SUBJECTS)}")
     rows: dict[str, Row] = {}
     with tempfile.TemporaryDirectory() as directory:
         binary = build_traffic(Path(directory))
