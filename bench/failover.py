@@ -5,13 +5,17 @@
 Each time: a fresh pair in network namespaces; a UDP stream with a datagram per millisecond and a TCP transfer run through
 the NAT when every process of the primary gets SIGKILL. Then, on a pair at rest: round trips of the first packet of new
 flows, whose translation must be at the backup before it may leave, beside those of packets of an established flow, and
-the same on a node without replication.
+the same on a node without replication. And what of that is the machine's: a bare TCP exchange of as many bytes between the
+nodes' places, each end on a CPU of its own as owner systems are.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import socket
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -22,6 +26,17 @@ from actornet.testing.traffic import SERVER, TcpTransfer, UdpEcho, UdpStream, ud
 from bench.report import Row, table, write_json
 
 PATIENCE_S = 2.0
+GAP_S = 0.002
+"""Between packets of a round: everybody sleeps meanwhile, caches grow cold."""
+
+ECHO_PORT, RECORDS_BYTES, ACK_BYTES = 7500, 290, 34
+ECHO = f"""
+import socket
+connection, _ = socket.create_server(("10.9.0.2", {ECHO_PORT})).accept()
+connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+while connection.recv({RECORDS_BYTES}):
+    connection.sendall(bytes({ACK_BYTES}))
+"""
 
 
 def takeover(directory: Path) -> Row:
@@ -58,11 +73,31 @@ def round_trips(lab: Lab, count: int, *, fresh: bool) -> list[float]:
         client.recv(64)
         if number >= 3 and (not fresh or number < count):
             found.append((time.perf_counter_ns() - begun) / 1e3)
-        time.sleep(0.002)
+        time.sleep(GAP_S)
     echo.close()
     for sock in clients:
         sock.close()
     return found
+
+
+def bare_exchange_us(lab: Lab, count: int) -> float:
+    """Microseconds, at the median, of one flow's records and their acknowledgement as bytes that nobody looks at."""
+    echo = lab.serve("b", ECHO_PORT, [sys.executable, "-c", ECHO])
+    cpus, found = sorted(os.sched_getaffinity(0)), []
+    os.sched_setaffinity(echo.pid, cpus[:1])
+    os.sched_setaffinity(0, cpus[-1:])
+    try:
+        with lab.call("a", socket.create_connection, ("10.9.0.2", ECHO_PORT)) as connection:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            for _ in range(count):
+                begun = time.perf_counter_ns()
+                connection.sendall(bytes(RECORDS_BYTES))
+                connection.recv(ACK_BYTES)
+                found.append((time.perf_counter_ns() - begun) / 1e3)
+                time.sleep(GAP_S)
+    finally:
+        os.sched_setaffinity(0, cpus)
+    return statistics.median(found)
 
 
 def latency(directory: Path, rounds: int) -> list[Row]:
@@ -87,6 +122,8 @@ def latency(directory: Path, rounds: int) -> list[Row]:
                             "p99_us": times[int(len(times) * 0.99)],
                         }
                     )
+                if durability == "solo":
+                    rows[-1]["bare exchange us"] = bare_exchange_us(pair.lab, 200)
     return rows
 
 
@@ -125,6 +162,11 @@ def main() -> None:
     print(
         f"output commit adds {statistics.median(added):.0f} us to a first packet over a node without replication, "
         f"{min(added):.0f} to {max(added):.0f} by round"
+    )
+    bare = [row["bare exchange us"] for row in delays if "bare exchange us" in row]
+    print(
+        f"a bare TCP exchange between the nodes takes {statistics.median(bare):.0f} us, "
+        f"{min(bare):.0f} to {max(bare):.0f} by round"
     )
     print(write_json("failover", [summary, *rows, *delays]))
 
