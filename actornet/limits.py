@@ -77,6 +77,11 @@ HEARTBEAT_MS = 5
 SILENCE_MS = 30
 """Heartbeat interval of the link, and the silence after which the peer counts as dead."""
 
+LINKS_LOOK_MS = 50
+LINKS_DOWN_MS = 300
+"""How often a node looks which of its interfaces have a link; a backup in sync that has had more of them than the primary for
+so long asks to lead."""
+
 HANDLER_INTERRUPT_S = 1.0
 HANDLER_STALL_S = 2.0
 """A handler that has kept its core from turning for so long gets a HandlerStalled raised where it is (`handler_stalled`); a

@@ -269,11 +269,11 @@ def test_an_operator_names_the_successor() -> None:
     """G6: who asks, if it counts; a stop that is under way stays as it is."""
     machine = two()
     machine.connected(T, D)
-    assert machine.receive(Yield(TERM), T, D) == []
-    only(machine.receive(Yield(TERM), T, C), Leave)
+    assert machine.receive(Yield(TERM, "why"), T, D) == []
+    only(machine.receive(Yield(TERM, "why"), T, C), Leave)
     actions = machine.stop(T)
     assert sent(actions, C) == [Stop(TERM, 3)] and sent(actions, B) == [Stop(TERM, 3, successor=False)]
-    assert machine.receive(Yield(TERM), T, B) == []
+    assert machine.receive(Yield(TERM, "why"), T, B) == []
 
 
 # The backup's side.

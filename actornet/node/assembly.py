@@ -43,6 +43,7 @@ def assemble(deployment: Deployment) -> NodePlan:
         keep_records=deployment.keep_records,
         spins=bool(spare),
         keys_max=deployment.cores * deployment.flows_max,
+        interfaces=[port.interface for port in deployment.ports.values()],
     )
     workers = [WorkerPlan("owner-system", "owner", "actornet.node.owner_process:run", owner, spare)]
     for index, cpu in enumerate(taken):

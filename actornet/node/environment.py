@@ -86,6 +86,9 @@ class Environment(Protocol):
     def time_ns(self) -> int:
         """The time of day, which may jump."""
 
+    def links_down(self) -> int:
+        """How many of the ports' interfaces are absent, down, or without a link (a cable, the other end of a veth)."""
+
     def random_bits(self, bits: int) -> int:
         """Seeds that nobody can guess."""
 

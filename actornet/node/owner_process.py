@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import os
 import secrets
 import select
+import socket
+import struct
 import threading
 import time
 from collections import deque
@@ -41,6 +44,10 @@ OWNER_PID_COUNTER = 31
 
 NEVER = 1 << 30
 
+SIOCGIFFLAGS = 0x8913
+IFF_UP, IFF_RUNNING = 0x1, 0x40
+"""netdevice(7)"""
+
 PRIORITY = 2
 """Above that of a core that sets up, stands by or has just become active: the peer counts on signs of life meanwhile. Nobody
 does on those of a backup that restores a snapshot, for seconds maybe, on a CPU that others may need: it runs as they do."""
@@ -64,8 +71,20 @@ class Machine:
         self.time_ns = time.time_ns
         self.random_bits = secrets.randbits
         self.open_syncer = LogSyncer
+        self._probe = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
         self.witness_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.epoll.register(self.witness_fd, select.EPOLLIN | select.EPOLLET)
+
+    def links_down(self) -> int:
+        return sum(not self._has_link(interface) for interface in self._spec.interfaces)
+
+    def _has_link(self, interface: str) -> bool:
+        request = struct.pack("16s24x", interface.encode()[:15])
+        try:
+            (flags,) = struct.unpack("16xH22x", fcntl.ioctl(self._probe, SIOCGIFFLAGS, request))
+        except OSError:
+            return False
+        return bool(flags & IFF_UP and flags & IFF_RUNNING)
 
     def open_log(self, nf: str) -> Log:
         return Log(self._spec.log, name=self._spec.name, nf=nf)

@@ -30,6 +30,7 @@ def owner_status(system: OwnerSystem) -> dict[str, Any]:
         "without_backup": system.spec.without_backup,
         "flows": len(replica.flows),
         "owners": sorted(replica.owners),
+        "ports_without_link": machine.links_down,
         "stations": len(system.cores.stations),
         "stations_evicted": system.cores.stations.evicted,
         "takeover": system.takeover,

@@ -33,6 +33,7 @@ from actornet.journal import Journal, fingerprint, path_of
 from actornet.limits import (
     HANDOVER_S,
     LEASE_MS_DEFAULT,
+    LINKS_LOOK_MS,
     LOG_KEEP_RECORDS_DEFAULT,
     REQUESTS_PER_TURN,
     RESYNCS_MAX,
@@ -97,7 +98,7 @@ class OwnerSpec(msgspec.Struct, frozen=True):
 
     `node` says which of the deployment's this is, `peers` where the others listen when they lead. `witness` and
     `keep_records` as in the deployment file. `spins`: there are CPUs on which it takes nothing from a core when it looks for
-    what is about to come. `keys_max`: how many flow keys its cores hold (0: not known).
+    what is about to come. `keys_max`: how many flow keys its cores hold (0: not known). `interfaces`: those of the ports.
     """
 
     name: str
@@ -118,6 +119,7 @@ class OwnerSpec(msgspec.Struct, frozen=True):
     keep_records: int = LOG_KEEP_RECORDS_DEFAULT
     spins: bool = True
     keys_max: int = 0
+    interfaces: list[str] = []
 
 
 class OwnerSystem:
@@ -154,6 +156,7 @@ class OwnerSystem:
         self.wants_to_leave = ""
         """Why the node is to be stopped in order, cores first; its supervisor does that."""
         self._left_until_ns = 0
+        self._links_due_ns = self._links_down = 0
         self._served = False
         self.lingers = False
         """Flows just got their answers, and their records are about to come: the next step, due in LINGER_US at most, logs
@@ -198,6 +201,7 @@ class OwnerSystem:
         self._turn_cores()
         self._hear_peer()
         self.leadership.turn()
+        self._look_at_links()
         self.act(self.machine.tick(self.now_ns()))
         if isinstance(self.machine, Primary):
             self.act(self.machine.tell(self.cores.stations, self.now_ns()))
@@ -320,6 +324,18 @@ class OwnerSystem:
             yield
         finally:
             self.page.owner_beat = beat + 1
+
+    def _look_at_links(self) -> None:
+        now_ns = self.now_ns()
+        if now_ns < self._links_due_ns:
+            return
+        self._links_due_ns = now_ns + LINKS_LOOK_MS * 1_000_000
+        down = self.environment.links_down()
+        if down != self._links_down:
+            (_log.warning if down > self._links_down else _log.info)("ports without a link", count=down)
+            self._links_down = down
+        if down != self.machine.links_down:
+            self.act(self.machine.links(down, now_ns))
 
     # -- log, watermark ---------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ import msgspec
 from actornet.limits import (
     GREETING_MS,
     HEARTBEAT_MS,
+    LINKS_DOWN_MS,
     PATIENCE_MS,
     PAUSE_MS_MAX,
     SILENCE_MS,
@@ -103,6 +104,9 @@ class Backup:
         self._refusal = ""
         self._heard_ns = self._ticked_ns = self._acked_ns = now_ns
         self._pause_ms = 0  # for which the primary may be silent besides, as it said last
+        self.links_down = 0  # of the own ports
+        self._primary_links_down = 0
+        self._better_since_ns = 0  # more of the own ports have a link since then; 0: they have not
 
     @property
     def lag(self) -> int | None:
@@ -160,7 +164,10 @@ class Backup:
             return []
         if self.state is not State.DOUBT:
             self._heard_ns = now_ns
-        self._pause_ms = min(message.pause_ms, PAUSE_MS_MAX) if isinstance(message, Heartbeat) else 0
+        self._pause_ms = 0
+        if isinstance(message, Heartbeat):
+            self._pause_ms = min(message.pause_ms, PAUSE_MS_MAX)
+            self._primary_links_down = message.links_down
         if message.epoch < self.epoch and not isinstance(message, Refuse):
             return [Send(Fence(self.epoch))]
         heard: list[BackupAction] = []
@@ -192,6 +199,7 @@ class Backup:
             return []
         if slept:
             self._heard_ns = now_ns
+            self._better_since_ns = 0
         if self.state is State.CLAIMING:
             return []
         limit_ms = SILENCE_MS + self._pause_ms if self.state in _MAY_TAKE_OVER else PATIENCE_MS
@@ -204,9 +212,30 @@ class Backup:
             if self.state in _MAY_TAKE_OVER:
                 return self._promote(Event.SILENT, reason)
             return [Close(reason), *self._lost(reason)]
+        actions = self._compare_links(now_ns)
         if self.state in _WELCOMED and now_ns - self._acked_ns >= HEARTBEAT_MS * _MS:
-            return [self._ack(now_ns)]
+            actions.append(self._ack(now_ns))
+        return actions
+
+    def links(self, down: int, now_ns: int) -> list[BackupAction]:
+        """So many of this node's ports have no link now."""
+        self.links_down = down
         return []
+
+    def _compare_links(self, now_ns: int) -> list[BackupAction]:
+        """Ask to lead if traffic has had a way through this node for a while, and less of one through the primary."""
+        if self.state is not State.IN_SYNC or self._primary_links_down <= self.links_down:
+            self._better_since_ns = 0
+        elif not self._better_since_ns:
+            self._better_since_ns = now_ns
+        elif now_ns - self._better_since_ns > LINKS_DOWN_MS * _MS:
+            self._better_since_ns = now_ns
+            why = f"ports without a link: {self._primary_links_down} of the primary's, {self.links_down} of {self._me()}'s"
+            return [Send(Yield(self.epoch, why)), Note("handover asked for", why, alarm=True)]
+        return []
+
+    def _me(self) -> str:
+        return self.node or "the backup"
 
     def pausing(self, pause_ns: int, now_ns: int) -> list[BackupAction]:
         """This node will do nothing else for about so long."""
@@ -217,7 +246,8 @@ class Backup:
         if self.state in _DONE:
             return []
         if self.state is State.IN_SYNC:  # its primary lives, as far as anybody knows, and has the last word
-            return [Send(Yield(self.epoch)), Note("handover asked for", "an operator wants this node to lead")]
+            why = f"an operator wants {self._me()} to lead"
+            return [Send(Yield(self.epoch, why)), Note("handover asked for", why)]
         if self.state in _MAY_TAKE_OVER:
             return self._promote(Event.OPERATOR, "operator")
         if force:

@@ -196,7 +196,8 @@ class Feed:
         if not self.welcome:
             return []
         self._beat_ns = now_ns
-        return [Send(Heartbeat(self.primary.epoch, self.primary.logged_lsn, now_ns, pause_ms), self.peer)]
+        primary = self.primary
+        return [Send(Heartbeat(primary.epoch, primary.logged_lsn, now_ns, pause_ms, primary.links_down), self.peer)]
 
     def acknowledged(self, ack: Ack, now_ns: int) -> list[PrimaryAction]:
         """The backup has more."""

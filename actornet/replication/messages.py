@@ -104,11 +104,12 @@ class Ack(Message, frozen=True, tag=6):
 
 
 class Heartbeat(Message, frozen=True, tag=7):
-    """The primary lives; its last logged LSN, and its clock. `pause_ms` as in Ack."""
+    """The primary lives; its last logged LSN, its clock, and how many of its ports have no link. `pause_ms` as in Ack."""
 
     lsn: Lsn
     time_ns: int
     pause_ms: Count = 0
+    links_down: Count = 0
 
 
 class Sync(Message, frozen=True, tag=8):
@@ -134,7 +135,9 @@ class Fence(Message, frozen=True, tag=10):
 
 
 class Yield(Message, frozen=True, tag=11):
-    """An operator wants the sender, a backup that counts, to lead: the primary is to stop cleanly, with it as the successor."""
+    """The sender, a backup that counts, is to lead, and says why: the primary stops cleanly, with it as the successor."""
+
+    why: str
 
 
 class Seen(Message, frozen=True, tag=12):

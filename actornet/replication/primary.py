@@ -67,6 +67,7 @@ class Primary:
         self.first_lsn = first_lsn  # the owner system raises it when it prunes the log, never above `needed_lsn`
         self.logged_lsn = logged_lsn
         self.watermark = 0
+        self.links_down = 0  # of its ports
         self.commits_alone = takeover or without_backup == "solo"  # while no backup counts
         self.needs_lease = needs_lease
         self.granted_epoch = epoch  # by the witness; with no lease needed, whatever epoch it is
@@ -77,7 +78,7 @@ class Primary:
         self._stands = not self.commits_alone
         self._over: State | None = None
         self._stopping = False
-        self._heir = 0  # the peer that an operator wants to lead
+        self._heir = 0  # the peer that is to lead
         self._untold = False  # those that count do not know of this epoch yet
         self._asked_epoch = epoch  # of the witness
         self._highest_epoch = epoch  # heard of
@@ -139,7 +140,7 @@ class Primary:
                 return [Close(reason, peer), *self.lost(feed, reason)]
             case Yield() if feed.counts and not self._stopping:
                 self._heir = peer
-                return [Leave(f"an operator wants {feed.node or 'the backup'} to lead")]
+                return [Leave(message.why)]
             case Fence() | Yield():
                 return []
             case _:
@@ -217,6 +218,13 @@ class Primary:
         if self._over is not None or not told_ms(pause_ns):
             return []
         return [action for feed in self.feeds.values() for action in feed.beat(now_ns, told_ms(pause_ns))]
+
+    def links(self, down: int, now_ns: int) -> list[PrimaryAction]:
+        """So many of this node's ports have no link now. A backup with more of them may ask to lead."""
+        self.links_down = down
+        if self._over is not None:
+            return []
+        return [action for feed in self.feeds.values() for action in feed.beat(now_ns)]
 
     def tell(self, stations: Stations, now_ns: int) -> list[PrimaryAction]:
         """What the backups have not been told yet of who is behind which port."""

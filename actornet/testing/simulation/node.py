@@ -468,6 +468,9 @@ class _Environment:
         self.boot_ns = node.monotonic_ns
         self.open_witness: Callable[[], Any] = node.open_witness
 
+    def links_down(self) -> int:
+        return 0
+
 
 _PAYLOAD = struct.Struct(">8sHI")
 
