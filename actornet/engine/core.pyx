@@ -309,7 +309,7 @@ cdef class Core:
         cdef an_packet *p
         cdef an_table *table = &self.flows.table
         cdef const an_adjacency *adjacencies
-        cdef uint64_t total = 0, offloaded = 0
+        cdef uint64_t total = 0, offloaded = 0, options = 0
         cdef bint virtual_time = self.virtual_time
         cdef uint32_t hashes[BURST]
         cdef uint32_t probed[BURST]
@@ -327,6 +327,8 @@ cdef class Core:
                 hashes[i] = an_glance_hash(&glances[i], table.seed)
             else:
                 an_parse(p)
+                if p.flags & AN_IP_OPTIONS:
+                    options += 1
                 if self.tunnels:
                     an_parse_inner(p, self.tunnels)
                 hashes[i] = p.hash = <uint32_t>an_hash(&p.key, table.seed)
@@ -340,6 +342,7 @@ cdef class Core:
                 an_prefetch_actor(table, probed[i])
         self.counters[<int>C_RX_PACKETS] += n
         self.counters[<int>C_RX_BYTES] += total
+        self.counters[<int>C_IP_OPTIONS] += options
         for i in range(n):
             p = &self.burst[i]
             if virtual_time and p.time_ns > self.now_ns:

@@ -20,6 +20,7 @@ COUNTERS = (
     "answered",
     "answered_by_nf",
     "resumed",
+    "ip_options",
     "reassembled",
     "fragments_joined",
     "refragmented",
