@@ -6,6 +6,7 @@ The live NAT of a pair (root) without a backup and with one that must have appli
 packets of 1000 flows that the core carries alone, in Mpps as the server's interface counts them, and new flows per second, each
 of which logs the owner's decision and its own record, while 60-byte UDP comes at full load. Both nodes and the generator share
 the machine's CPUs, so what the backup's own work takes from the primary is in the difference; on hosts of their own it is not.
+What stays there is the primary's own work: the CPU time of its core and owner system for each new flow.
 Where an owner system gets no CPU for 30 ms, the backup takes over: such rounds are counted, and not in the medians.
 """
 
@@ -40,22 +41,31 @@ def offloaded_mpps(pair: Pair, binary: Path, seconds: float) -> float:
     return mpps
 
 
-def opens_per_s(pair: Pair, binary: Path, seconds: float) -> float:
-    before = core_counters(pair, "a")["flows_opened"]
+def cpu_us(pair: Pair) -> float:
+    """CPU time of the primary's core and owner system so far."""
+    pids = [pair.process("a", name) for name in ("core-0", "owner-system")]
+    tasks = [task for pid in pids for task in Path(f"/proc/{pid}/task").glob("*/schedstat")]
+    return sum(int(task.read_text().split()[0]) for task in tasks) / 1e3
+
+
+def new_flows(pair: Pair, binary: Path, seconds: float) -> tuple[float, float]:
+    """How many open per second, and the primary's CPU time for each in microseconds."""
+    before, cpu_before_us = core_counters(pair, "a")["flows_opened"], cpu_us(pair)
     begun = time.perf_counter()
     generate(pair, binary, NEW_FLOWS, seconds).wait()
-    return (core_counters(pair, "a")["flows_opened"] - before) / (time.perf_counter() - begun)
+    opened = core_counters(pair, "a")["flows_opened"] - before
+    return opened / (time.perf_counter() - begun), (cpu_us(pair) - cpu_before_us) / opened
 
 
-def measure(directory: Path, binary: Path, seconds: float, *, replicated: bool) -> tuple[float, float] | None:
-    """Offloaded Mpps and opens per second; None if the backup took over meanwhile."""
+def measure(directory: Path, binary: Path, seconds: float, *, replicated: bool) -> tuple[float, ...] | None:
+    """Offloaded Mpps, opens per second and CPU time per open; None if the backup took over meanwhile."""
     with Pair(directory, durability="applied" if replicated else "solo") as pair:
         pair.launch("a", "primary")
         if replicated:
             pair.launch("b", "backup")
             pair.wait_in_sync("b")
         try:
-            return offloaded_mpps(pair, binary, seconds), opens_per_s(pair, binary, seconds)
+            return offloaded_mpps(pair, binary, seconds), *new_flows(pair, binary, seconds)
         except ActornetError:
             if replicated and '"took over"' in pair.printed("b"):
                 return None
@@ -67,7 +77,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
-    found: dict[bool, list[tuple[float, float] | None]] = {False: [], True: []}
+    found: dict[bool, list[tuple[float, ...] | None]] = {False: [], True: []}
     with tempfile.TemporaryDirectory() as directory:
         binary = build_traffic(Path(directory))
         for number in range(arguments.rounds):
@@ -79,11 +89,13 @@ def main() -> None:
         complete = [result for result in results if result is not None]
         if not complete:
             raise SystemExit("the backup took over in every round: this machine has too little CPU for both nodes")
-        offloaded, opens = (statistics.median(column) for column in zip(*complete, strict=True))
-        rows.append({"offloaded Mpps": offloaded, "opens/s": opens, "takeovers": len(results) - len(complete)})
+        offloaded, opens, cost_us = (statistics.median(column) for column in zip(*complete, strict=True))
+        failed = len(results) - len(complete)
+        rows.append({"offloaded Mpps": offloaded, "opens/s": opens, "CPU us/open": cost_us, "takeovers": failed})
         if replicated:
             rows[1]["offloaded / alone"] = offloaded / float(rows[0]["offloaded Mpps"])
             rows[1]["opens / alone"] = opens / float(rows[0]["opens/s"])
+            rows[1]["CPU / alone"] = cost_us / float(rows[0]["CPU us/open"])
     names = ["alone", "with a backup"]
     print(table(rows, names))
     print(write_json("replication", rows, names))
