@@ -327,8 +327,8 @@ class OwnerSystem:
 
     def _look_at_links(self) -> None:
         now_ns = self.now_ns()
-        if now_ns < self._links_due_ns:
-            return
+        if now_ns < self._links_due_ns or not self.cores.hold_flows:
+            return  # cores that are not there say themselves what is wrong with a port
         self._links_due_ns = now_ns + LINKS_LOOK_MS * 1_000_000
         down = self.environment.links_down()
         if down != self._links_down:
