@@ -99,6 +99,16 @@ CAPTURE_BLOCK_BYTES_MAX = 1 << 24
 MEMORY_FRAMES_MAX = 1 << 20
 """Frames that wait in a memory port in each direction; `feed` refuses more, sent ones count as `tx_full`."""
 
+RECORDED_WAIT_MAX = 1024
+"""Packets that wait in a core, for an owner or for the watermark, beyond which ports `pcap` and `memory` that are to be as fast
+as it can give it no more."""
+
+PCAP_SPEED_MAX = 1_000_000
+"""How many times as fast as it was captured a port plays a capture."""
+
+LOAD_PACKETS_PER_S_MAX = 1_000_000_000
+"""Packets per second that a memory port is to offer."""
+
 LOG_CHUNK_BYTES = 1 << 18
 """One chunk of a snapshot in the log, written in a transaction of its own while traffic runs (0.3 ms)."""
 

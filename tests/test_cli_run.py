@@ -208,7 +208,7 @@ def test_a_full_disk_for_output_is_one_line(here):
 
 def test_one_interface_is_no_two_ports(here, capsys):
     code, line = refused(capsys, "run", "mynf:Pass", "-i", "a=lo", "-i", "b=lo:tap")
-    assert code == 2 and "lo is named 2 times" in line
+    assert code == 2 and "`a.interface` = 'lo': two ports cannot share an interface, what left" in line
 
 
 def test_pipes(here):

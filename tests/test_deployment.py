@@ -8,7 +8,8 @@ import pytest
 from actornet.cli.main import main
 from actornet.errors import UsageError
 from actornet.limits import CORES_MAX, FLOWS_MAX
-from actornet.node.deployment import PortTable, ReplicationTable, load_deployment, nodes_of, read_key
+from actornet.node.deployment import ReplicationTable, load_deployment, nodes_of, read_key
+from actornet.ports.table import PortTable
 
 WHOLE = """
 name = "edge"
@@ -150,9 +151,12 @@ def test_every_key_of_the_file_has_a_flag(file, monkeypatch):
         ({"ports.lan": "lan0"}, "`ports.lan`: Expected `object`, got `str`"),
         ({"ports.lan.interface": "wan0"}, "`ports.lan.interface` = 'wan0': two ports cannot share an interface"),
         ({"ports.lan.interface": "a-very-long-name"}, "`ports.lan.interface` = 'a-very-long-name': no such name"),
-        ({"ports.lan.driver": "dpdk"}, "`ports.lan.driver` = 'dpdk': choose one of af_packet, af_xdp, tap"),
+        (
+            {"ports.lan.driver": "dpdk"},
+            "`ports.lan.driver` = 'dpdk': choose one of af_packet, af_xdp, tap, pcap, memory",
+        ),
         ({"poll": "lazy"}, "`poll` = 'lazy': choose one of adaptive, busy"),
-        ({"ports.lan.interface": 5}, "`ports.lan.interface`: Expected `str`, got `int`"),
+        ({"ports.lan.interface": 5}, "`ports.lan.interface`: Expected `str | null`, got `int`"),
         ({"ports.dmz": {"address": "10.0.0.1/8"}}, "`ports.dmz.interface` is missing"),
         ({"ports.dmz": "dmz0"}, "`ports.dmz`: Expected `object`, got `str`"),
         ({"ports.lan.address": "10.0.0.1"}, "`ports.lan.address` = '10.0.0.1': add the prefix length"),
@@ -201,6 +205,60 @@ listen = "10.9.0.3:7400"
 control = "127.0.0.1:7413"
 """
 WITNESS = {"replication.witness": "file:/run/witness"}
+
+
+def test_a_witness_directory_is_relative_to_the_file(file, monkeypatch, tmp_path_factory):
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    changes = {"replication.witness": "file:lease"}
+    assert load_deployment(file, "primary", changes).witness == f"file:{file.parent}/lease"
+    with pytest.raises(UsageError, match=r"`replication\.witness`: witness 'file:': write"):
+        load_deployment(file, "primary", {"replication.witness": "file:"})
+
+
+RECORDED = {
+    "ports": {
+        "lan": {"driver": "pcap", "read": "in.pcap", "speed": 2, "write": "/out/lan.pcap"},
+        "wan": {"driver": "pcap", "read": "in.pcap", "speed": 2},
+        "load": {"driver": "memory", "read": "in.pcap", "packets_per_s": 1e6},
+        "sink": {"driver": "memory"},
+    }
+}
+
+
+def test_ports_on_captures(file):
+    ports = load_deployment(file, "primary", RECORDED).ports
+    assert (ports["lan"].read, ports["lan"].write) == (f"{file.parent}/in.pcap", "/out/lan.pcap")
+    assert ports["load"].packets_per_s == 1e6 and ports["sink"].read is None
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        (
+            {"ports.lan.address": "10.0.0.1/8"},
+            "`ports.lan.address`: driver pcap has no such key; it has read, write, speed",
+        ),
+        ({"ports.sink.write": "x"}, "`ports.sink.write`: driver memory has no such key; it has read, packets_per_s"),
+        (
+            {"ports.lan.driver": "tap"},
+            "`ports.lan.read`: driver tap has no such key; it has interface, address, gateway, mac",
+        ),
+        ({"ports.lan.speed": -1}, "`ports.lan.speed` = -1: choose 0 (as fast as the core takes packets) to 1000000"),
+        ({"ports.lan.speed": 1}, "`ports.wan.speed`: all pcap ports play at one speed; give each the same"),
+        ({"ports.load.packets_per_s": 0}, "`ports.load.packets_per_s` = 0: choose up to 1000000000, or leave it out"),
+        ({"ports.sink.packets_per_s": 9}, "`ports.sink.packets_per_s`: say of what, too: `read` = a capture"),
+        (
+            {"ports.third": RECORDED["ports"]["wan"]},
+            "`ports.lan.read` = 'in.pcap': two ports, inside and outside, can share",
+        ),
+        ({"ports.wan.write": "in.pcap"}, "`ports.lan.read` = 'in.pcap': it is written as well; write to another file"),
+    ],
+)
+def test_keys_that_do_not_go_with_captures_are_named(file, change, error):
+    with pytest.raises(UsageError) as raised:
+        load_deployment(file, "primary", RECORDED | change)
+    assert str(raised.value).startswith(f"{file}: {error}")
+    assert "\n" not in str(raised.value)
 
 
 def test_more_than_one_backup(file):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import secrets
+import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -19,9 +21,7 @@ import pytest
 
 from actornet.cli.main import main
 from actornet.embedded import Embedded
-from actornet.errors import UsageError
 from actornet.limits import HEARTBEAT_MS
-from actornet.ports.drivers import open_port
 from actornet.ports.memory import MemoryPort
 from actornet.testing.netns import Lab
 from actors.nat import SourceNAT
@@ -297,11 +297,6 @@ def test_a_nodes_flows_survive_what_happens_to_its_interface(tmp_path: Path, dri
     assert told == ["interface is down", "interface is up"] * 2
 
 
-def test_an_unknown_driver_is_named() -> None:
-    with pytest.raises(UsageError, match="port lan: there is no driver 'dpdk'; there are af_packet, af_xdp, tap"):
-        open_port("dpdk", "lan", "lan0")  # type: ignore[arg-type]
-
-
 @pytest.mark.root
 @pytest.mark.parametrize("poll", ["adaptive", "busy"])
 def test_one_process_runs_a_function_on_interfaces_until_it_is_interrupted(poll: str) -> None:
@@ -347,14 +342,52 @@ def test_one_process_runs_a_function_on_interfaces_until_it_is_interrupted(poll:
     ("flags", "error"),
     [
         (["-i", "lan"], "-i 'lan': write NAME=INTERFACE or NAME=INTERFACE:DRIVER, say lan=eth1:af_xdp"),
-        (["-i", "lan=a:dpdk"], "-i 'lan=a:dpdk': there is no driver 'dpdk'; there are af_packet, af_xdp, tap"),
+        (
+            ["-i", "lan=a:dpdk"],
+            "-i 'lan=a:dpdk': there is no driver 'dpdk'; there are af_packet, af_xdp, tap, pcap, memory",
+        ),
+        (["-i", "lan=absent.pcap:pcap"], "absent.pcap: no such file; check the path"),
+        (["-i", "lan=pyproject.toml:pcap"], "pyproject.toml: not a capture file (it begins with bytes"),
+        (["-i", "lan=pyproject.toml:memory"], "pyproject.toml: not a capture file (it begins with bytes"),
+        (["-i", "lan=wifi.pcap:pcap"], "wifi.pcap: link type 105 (IEEE 802.11) carries no frames that actornet reads"),
+        (
+            ["-i", "lan=a:pcap,rate=3"],
+            "-i 'lan=a:pcap,rate=3': 'rate' is not one of driver, address, gateway, mac, read,",
+        ),
+        (["-i", "lan=a:pcap,speed=fast"], "-i 'lan=a:pcap,speed=fast': speed = 'fast': write a number"),
+        (
+            ["-i", "lan=a:pcap,packets_per_s=3"],
+            "`lan.packets_per_s`: driver pcap has no such key; it has read, write, speed",
+        ),
+        (
+            ["-i", "lan=a,write=b"],
+            "`lan.write`: driver af_packet has no such key; it has interface, address, gateway, mac",
+        ),
+        (
+            ["-i", "lan=a:pcap", "-i", "wan=b:pcap,write=a"],
+            "`lan.read` = 'a': it is written as well; write to another file",
+        ),
+        (
+            ["-i", "lan=a:pcap", "-i", "wan=b:pcap,speed=2"],
+            "`wan.speed`: all pcap ports play at one speed; give each the same",
+        ),
+        (["-i", "lan=a:pcap", "-i", "lan=b:pcap"], "-i 'lan=b:pcap': there is a port 'lan' already"),
+        (["-i", "lan=:memory,packets_per_s=9"], "`lan.packets_per_s`: say of what, too: `read` = a capture"),
         (["-i", "lan=a", "--read", "x"], "-i is for live interfaces: leave out --read"),
         (["--read", "x", "--poll", "busy"], "--poll is for live interfaces: name them by -i NAME=INTERFACE"),
         ([], "nothing to run on: name captures by --read FILE, or interfaces by -i NAME=INTERFACE"),
     ],
 )
 def test_mistakes_on_the_command_line_are_named(
-    flags: list[str], error: str, capsys: pytest.CaptureFixture[str]
+    flags: list[str],
+    error: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert main(["run", "examples/counter.py:Counter", *flags]) == 2
+    counter = Path("examples/counter.py").resolve()
+    shutil.copy("pyproject.toml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    Path("wifi.pcap").write_bytes(struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 65535, 105))
+    assert main(["run", f"{counter}:Counter", *flags]) in (1, 2)
     assert error in capsys.readouterr().err

@@ -57,3 +57,15 @@ def test_the_deployment_in_the_readme_is_valid(tmp_path: Path) -> None:
     file = tmp_path / "edge.toml"
     file.write_text(text[1])
     assert load_deployment(file, "primary").links == load_deployment(file, "backup").links == ["10.9.0.1:7400"]
+
+
+def test_the_pair_on_a_laptop_is_there() -> None:
+    from actornet.node.deployment import load_deployment
+    from actornet.ports.drivers import sharing
+
+    file = CAPTURE.parent.parent / "pair.toml"
+    assert f"actornet launch backup {file.name} &" in README
+    for role in ("primary", "backup"):
+        deployment = load_deployment(file, role)
+        assert sharing(deployment.ports, "lan") == (0, 1)
+        assert Path(deployment.ports["lan"].read or "").resolve() == CAPTURE

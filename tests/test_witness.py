@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from actornet.errors import UsageError, WitnessError
-from actornet.node.witness import EtcdWitness, FileWitness, Witness, WitnessThread, witness_at
+from actornet.node.witness import EtcdWitness, FileWitness, Witness, WitnessThread, check_directory, witness_at
 from actornet.replication.lease import Entry, Look, Swap
 
 FIRST = Entry(1, 100_000, "primary/1", "p", 250)
@@ -55,6 +55,20 @@ def witness(request: pytest.FixtureRequest, tmp_path: Path) -> Witness:
     if request.param == "file":
         return FileWitness(tmp_path / "witness")
     return EtcdWitness("127.0.0.1", request.getfixturevalue("etcd"), str(tmp_path))
+
+
+def test_a_directory_that_is_not_there_is_not_made_but_for_the_last_part(tmp_path: Path) -> None:
+    """G7: two nodes, one with a slip of the pen in its witness, would each have a witness of its own."""
+    check_directory(f"file:{tmp_path}/new")
+    check_directory("etcd:localhost:2379")
+    with pytest.raises(
+        UsageError, match=f"witness 'file:{tmp_path}/typo/dir': there is no directory {tmp_path}/typo; make"
+    ):
+        check_directory(f"file:{tmp_path}/typo/dir")
+    with pytest.raises(WitnessError, match="No such file or directory"):
+        FileWitness(tmp_path / "typo/dir/edge").swap(Entry(), FIRST)
+    assert not (tmp_path / "typo").exists()
+    assert FileWitness(tmp_path / "new/edge").swap(Entry(), FIRST)
 
 
 def test_a_register(witness: Witness) -> None:

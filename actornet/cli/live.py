@@ -11,7 +11,6 @@ import json
 import select
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from typing import Any
@@ -21,8 +20,10 @@ from actornet.embedded import Embedded
 from actornet.engine.five_tuple import FiveTuple
 from actornet.errors import UsageError
 from actornet.flow import FlowActor
-from actornet.ports.drivers import DRIVERS, open_port
+from actornet.ports.drivers import open_ports
 from actornet.ports.live import LivePort
+from actornet.ports.recorded import RecordedPort
+from actornet.ports.table import DRIVERS, RECORDED, PortTable, problem_of, table_values
 
 IDLE_S = 0.1
 """Longest sleep: timers of flows need a turn now and then."""
@@ -39,21 +40,26 @@ def run(
     on_error: Callable[[FiveTuple | None, str, BaseException], None],
 ) -> int:
     """Forward until `stop` holds something; returns the exit code. Raises UsageError and PortError before it begins."""
-    interfaces = Counter(text.partition("=")[2].partition(":")[0] for text in args.interface)
-    for interface, uses in interfaces.items():
-        if uses > 1 and interface:
-            raise UsageError(
-                f"-i: {interface} is named {uses} times: what left by one port would come back by the other"
-            )
+    tables = {}
+    for text in args.interface:
+        name, table = _table(text)
+        if name in tables:
+            raise UsageError(f"-i {text!r}: there is a port {name!r} already")
+        tables[name] = table
+    problem = problem_of(tables)
+    if problem:
+        raise UsageError(f"-i: `{problem}")
     with ExitStack() as stack:
-        ports = []
-        for text in args.interface:
-            ports.append(_port(text))
-            stack.callback(ports[-1].close)
-            ports[-1].on_link = _tell
+        ports = open_ports(tables)
+        for port in ports:
+            stack.callback(port.close)
+            port.on_link = _tell
         epoll = stack.enter_context(select.epoll())
         embedded = Embedded(nf, ports, settings, args.log, flows_max=args.flows_max, on_error=on_error)
         stack.callback(embedded.finish)
+        for port in ports:
+            if isinstance(port, RecordedPort):
+                port.wait_for(lambda: embedded.core.suspended)
         summary.warn_of_settings(embedded.owners_kept)
         summary.warn_of_restored(embedded.restored_misfits)
         for port in ports:
@@ -88,15 +94,20 @@ def run(
 
 
 def _tell(port: LivePort, what: str) -> None:
-    print(f"actornet: warning: port {port.name}: interface {port.device} {what}", file=sys.stderr, flush=True)
+    print(f"actornet: warning: port {port.name}: {port.noun} {port.device} {what}", file=sys.stderr, flush=True)
 
 
-def _port(text: str) -> LivePort:
-    """NAME=INTERFACE[:DRIVER]; no interface's name has a colon but those of old aliases, which are none."""
-    name, equals, place = text.partition("=")
-    interface, _, driver = place.partition(":")
-    if not name or not equals or not interface:
+def _table(text: str) -> tuple[str, PortTable]:
+    """NAME=INTERFACE[:DRIVER][,KEY=VALUE...]; no interface's name has a colon but those of old aliases, which are none."""
+    name, equals, rest = text.partition("=")
+    place, comma, options = rest.partition(",")
+    place, _, driver = place.rpartition(":") if ":" in place else (place, "", "")
+    driver = driver or "af_packet"
+    if not name or not equals or not (place or driver in RECORDED):
         raise UsageError(f"-i {text!r}: write NAME=INTERFACE or NAME=INTERFACE:DRIVER, say lan=eth1:af_xdp")
-    if driver and driver not in DRIVERS:
+    if driver not in DRIVERS:
         raise UsageError(f"-i {text!r}: there is no driver {driver!r}; there are {', '.join(DRIVERS)}")
-    return open_port(driver or "af_packet", name, interface)
+    try:
+        return name, PortTable(**table_values(f"{place}{comma}{options}", driver))
+    except UsageError as error:
+        raise UsageError(f"-i {text!r}: {error}") from None

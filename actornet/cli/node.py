@@ -14,11 +14,10 @@ from typing import Any
 from actornet.cli import status as page
 from actornet.cli.load import load_of
 from actornet.errors import NodeError, UsageError
+from actornet.ports.table import table_values
 
 FACTORY = "actornet.node.assembly:assemble"
 """Makes a NodePlan of a Deployment, in the node's supervisor."""
-
-PORT_KEYS = ("address", "gateway", "mac", "driver")
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -45,12 +44,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         action="append",
         default=[],
         metavar="NAME=INTERFACE[,address=A/LEN][,gateway=A][,mac=M][,driver=D]",
-        help="a port; drivers are af_packet (default), af_xdp and tap",
+        help="a port; drivers are af_packet (default), af_xdp, tap, and without an interface: NAME=CAPTURE,driver=pcap"
+        "[,write=CAPTURE][,speed=X], NAME=CAPTURE,driver=memory[,packets_per_s=N]",
     )
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="set a setting of the function")
     add("--durability", metavar="MODE", help="what output waits for: solo, received, durable or applied")
     add("--without-backup", metavar="POLICY", help="while no backup is connected: wait, solo or stop")
-    add("--witness", metavar="PLACE", help="who says which node may emit: none, file:/DIRECTORY or etcd:HOST:PORT")
+    add("--witness", metavar="PLACE", help="who says which node may emit: none, file:DIRECTORY or etcd:HOST:PORT")
     add("--lease-ms", type=int, metavar="MS", help="a primary that has not renewed its lease for so long emits nothing")
     add("--keep-records", type=int, metavar="N", help="records that stay in the log for replay")
     add("--key-file", metavar="FILE", help="file with the deployment's key")
@@ -119,7 +119,7 @@ def _overrides(args: argparse.Namespace) -> dict[str, Any]:
         "key_file": str(Path(args.key_file).resolve()) if args.key_file else None,
         "replication.durability": args.durability,
         "replication.without_backup": args.without_backup,
-        "replication.witness": args.witness,
+        "replication.witness": _witness(args.witness),
         "replication.lease_ms": args.lease_ms,
         "replication.keep_records": args.keep_records,
         f"{node}.log": str(Path(args.log).resolve()) if args.log else None,
@@ -132,14 +132,19 @@ def _overrides(args: argparse.Namespace) -> dict[str, Any]:
         given[f"settings.{name}"] = value
     for text in args.port:
         name, value = _assignment("--port", text)
-        interface, *options = value.split(",")
-        given[f"ports.{name}.interface"] = interface
-        for option in options:
-            key, setting = _assignment("--port", option)
-            if key not in PORT_KEYS:
-                raise UsageError(f"--port {text!r}: {key!r} is not one of {', '.join(PORT_KEYS)}")
-            given[f"ports.{name}.{key}"] = setting
+        try:
+            values = table_values(value)
+        except UsageError as error:
+            raise UsageError(f"--port {text!r}: {error}") from None
+        for key, setting in values.items():
+            given[f"ports.{name}.{key}"] = str(Path(setting).resolve()) if key in ("read", "write") else setting
     return {key: value for key, value in given.items() if value is not None}
+
+
+def _witness(place: str | None) -> str | None:
+    """A directory is relative to where we are, not to the file."""
+    kind, _, where = (place or "").partition(":")
+    return f"file:{Path(where).resolve()}" if kind == "file" and where else place
 
 
 def _assignment(flag: str, text: str, dots: int = 0) -> tuple[str, str]:

@@ -69,7 +69,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         action="append",
         default=[],
         metavar="NAME=INTERFACE[:DRIVER]",
-        help="instead of captures: a live port, by af_packet (default), af_xdp or tap; until Ctrl-C",
+        help="a live port, by af_packet (default), af_xdp or tap, until Ctrl-C; or one in real time from captures: "
+        "NAME=CAPTURE:pcap[,write=CAPTURE][,speed=X], NAME=CAPTURE:memory[,packets_per_s=N]",
     )
     add("--write", action="append", default=[], metavar="[PORT=]FILE", help="write what leaves (by PORT); - is stdout")
     add("--inside", action="append", metavar="PREFIX", help="addresses inside; may be repeated")

@@ -14,11 +14,16 @@ from actornet.node.network_function import load_nf
 from actornet.node.owner_process import OWNER_PID_COUNTER
 from actornet.node.owner_system import OwnerSpec
 from actornet.node.plan import NodePlan, WorkerPlan
+from actornet.node.witness import check_directory
+from actornet.ports.drivers import check_captures
 
 
 def assemble(deployment: Deployment) -> NodePlan:
-    """The node's plan; called in the supervisor's process, which keeps the memory. UsageError: no such NF or setting."""
+    """The node's plan; called in the supervisor's process, which keeps the memory. UsageError: no such NF, setting or
+    directory; CaptureError: no such capture."""
     load_nf(deployment.nf, deployment.settings)
+    check_captures(deployment.ports)
+    check_directory(deployment.witness or "")
     fabric = Fabric.create(deployment.cores)
     available = sorted(os.sched_getaffinity(0))
     cpus = deployment.cpus or available
@@ -43,7 +48,7 @@ def assemble(deployment: Deployment) -> NodePlan:
         keep_records=deployment.keep_records,
         spins=bool(spare),
         keys_max=deployment.cores * deployment.flows_max,
-        interfaces=[port.interface for port in deployment.ports.values()],
+        interfaces=[port.interface for port in deployment.ports.values() if port.interface is not None],
     )
     workers = [WorkerPlan("owner-system", "owner", "actornet.node.owner_process:run", owner, spare)]
     for index, cpu in enumerate(taken):
@@ -56,6 +61,8 @@ def assemble(deployment: Deployment) -> NodePlan:
             fabric=fabric.spec,
             poll=deployment.poll,
             flows_max=deployment.flows_max,
+            follows=deployment.role == "backup",
+            wire=zlib.crc32(str(deployment.key_file).encode()),
         )
         workers.append(WorkerPlan(f"core-{index}", "core", "actornet.node.core_worker:run", core, (cpu,)))
     return NodePlan(workers, "actornet.node.assembly:beats", (fabric.page.fd, deployment.cores), keep=fabric)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import gc
-import ipaddress
 import os
 import select
 import sys
@@ -44,7 +43,7 @@ from actornet.limits import (
 )
 from actornet.log.record import FlowBody
 from actornet.node import exchange
-from actornet.node.deployment import Poll, PortTable
+from actornet.node.deployment import Poll
 from actornet.node.exchange import (
     Announce,
     Attach,
@@ -65,9 +64,11 @@ from actornet.node.network_function import load_nf
 from actornet.node.thread import run_early, run_first
 from actornet.place import place_in, place_of
 from actornet.ports.announcement import announcement
-from actornet.ports.drivers import open_port
+from actornet.ports.drivers import open_ports
 from actornet.ports.host import Host
 from actornet.ports.live import LivePort
+from actornet.ports.recorded import PcapPort, RecordedPort, Recording
+from actornet.ports.table import PortTable
 
 _log = structlog.get_logger()
 
@@ -91,7 +92,8 @@ HELD_END_S = 0.5
 
 
 class CoreSpec(msgspec.Struct, frozen=True):
-    """What a core worker needs to know. `port_group` is the first of one per port, the same for all cores."""
+    """What a core worker needs to know. `port_group` is the first of one per port, the same for all cores; `wire` is the same
+    for all nodes of the deployment; `follows`: the node is launched as a backup."""
 
     index: int
     nf: str
@@ -101,6 +103,8 @@ class CoreSpec(msgspec.Struct, frozen=True):
     fabric: FabricSpec
     poll: Poll = "adaptive"
     flows_max: int = FLOWS_MAX_DEFAULT
+    wire: int | None = None
+    follows: bool = False
 
 
 class RingLink(OwnerLink):
@@ -114,6 +118,7 @@ class RingLink(OwnerLink):
         self.pid = os.getpid()
         self.announces: list[tuple[int, int]] = []
         """Stations, each with the port that it is behind, of which the switches are to be told."""
+        self.recording: Recording | None = None
         self._replies = replies
         self._told: set[str] = set()
 
@@ -180,6 +185,8 @@ class RingLink(OwnerLink):
         """A record that does not fit this code ends no core: the primary treats the flow, and it is to be treated on."""
         try:
             restore_flow(core, self.nf, body, self._tell_misfit)
+            if self.recording is not None:
+                self.recording.restored(body.flow, body.port, FlowActor.bound_keys(body.state))
         except (ActornetError, TypeError, ValueError) as error:
             core.leave_out()
             self._tell_misfit(f"{body.flow} is left out: {error}", kind=type(error).__name__)
@@ -210,7 +217,15 @@ class CoreWorker:
         self.loop = asyncio.new_event_loop()
         self.nf, _ = load_nf(spec.nf, spec.settings)
         self.link = RingLink(self.fabric.requests[spec.index], self.fabric.replies[spec.index], self.nf)
-        self.ports = [self._port(number, name, table) for number, (name, table) in enumerate(spec.ports.items())]
+        self.ports = open_ports(
+            spec.ports,
+            group=spec.port_group,
+            cores=len(self.fabric.requests),
+            core=spec.index,
+            rss_keys=self.nf.rss_keys(),
+            wire=spec.wire,
+            follows=spec.follows,
+        )
         self.core = Core(
             self.nf,
             [*self.ports],
@@ -221,6 +236,12 @@ class CoreWorker:
             link=self.link,
             host=Host(self.ports) if any(port.interface is not None for port in self.ports) else None,
         )
+        for port in self.ports:
+            port.on_link = _link_event
+            if isinstance(port, RecordedPort):
+                port.wait_for(lambda: self.core.suspended + self.core.held)
+            if isinstance(port, PcapPort):
+                self.link.recording = port.recording
         self._siblings = self.fabric.siblings(spec.index)
         self.core.on_error = self._handler_error
         self.core.share(self.page, self.fabric.replies[spec.index])
@@ -467,24 +488,6 @@ class CoreWorker:
             time.sleep(0.0002)
             self.core.breathe()
 
-    def _port(self, number: int, name: str, table: PortTable) -> LivePort:
-        port = open_port(
-            table.driver,
-            name,
-            table.interface,
-            group=self.spec.port_group + number,  # a group is of one interface
-            cores=len(self.fabric.requests),
-            core=self.spec.index,
-            mac=bytes.fromhex(table.mac.replace(":", "")) if table.mac else None,
-            rss_keys=self.nf.rss_keys(),
-        )
-        port.on_link = _link_event
-        if table.address is not None:
-            port.interface = ipaddress.ip_interface(table.address)
-        if table.gateway is not None:
-            port.gateway = ipaddress.ip_address(table.gateway)
-        return port
-
     def _handler_error(self, flow: FiveTuple | None, handler: str, error: BaseException) -> None:
         second = int(time.monotonic())
         logged = self._errors_logged.get(second, 0)
@@ -497,7 +500,7 @@ class CoreWorker:
 
 
 def _link_event(port: LivePort, what: str) -> None:
-    _log.warning(f"interface {what}", port=port.name, interface=port.device)
+    _log.warning(f"{port.noun} {what}", port=port.name, **{port.noun: port.device})
 
 
 def run(spec: CoreSpec, stop: threading.Event, report: Any) -> None:

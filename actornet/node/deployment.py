@@ -32,7 +32,7 @@ from actornet.limits import (
 )
 from actornet.node.thespian_base import split_address
 from actornet.node.witness import witness_at
-from actornet.ports.drivers import Driver
+from actornet.ports.table import PortTable, problem_of
 
 Role = Literal["primary", "backup"]
 Poll = Literal["adaptive", "busy"]
@@ -40,29 +40,12 @@ Poll = Literal["adaptive", "busy"]
 
 ROLES: tuple[Role, Role] = ("primary", "backup")
 KEY_BYTES_MIN = 32
-INTERFACE_CHARACTERS_MAX = 15
-"""IFNAMSIZ without the terminating zero."""
-
-
-class PortTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A `[ports.NAME]` table.
-
-    `address` "A.B.C.D/len" makes the port routed (answers ARP and ping); without it the port is transparent. `gateway`
-    is the next hop of everything outside the address's network. `mac` moves with the primary. `driver` is how the
-    interface is attached to.
-    """
-
-    interface: str
-    driver: Driver = "af_packet"
-    address: str | None = None
-    gateway: str | None = None
-    mac: str | None = None
 
 
 class ReplicationTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The `[replication]` table: what the commit watermark waits for, with a backup and without; the witness (G7).
 
-    `witness` is "none", "file:/DIRECTORY" or "etcd:HOST:PORT". A primary that has not renewed its lease with it for
+    `witness` is "none", "file:DIRECTORY" or "etcd:HOST:PORT". A primary that has not renewed its lease with it for
     `lease_ms` emits nothing; after that time the backup may take over. `keep_records` stay in the log for replay.
     """
 
@@ -156,6 +139,7 @@ def load_deployment(
     directory = file.resolve().parent if file else Path.cwd()
     for key, value in (overrides or {}).items():
         _put(content, key, value, where)
+    _place_witness(content, directory)
     whole = _convert(content, where)
     nodes = whole.nodes()
     if node is None and role == "backup" and whole.backup is None and len(whole.backups) == 1:
@@ -197,7 +181,7 @@ def load_deployment(
         flows_max=whole.flows_max,
         key_file=directory / whole.key_file,
         settings=_flat(whole.settings),
-        ports=whole.ports,
+        ports={name: port.within(directory) for name, port in whole.ports.items()},
         durability=whole.replication.durability,
         without_backup=whole.replication.without_backup,
         log=directory / table.log,
@@ -259,6 +243,14 @@ def _put(content: dict[str, Any], key: str, value: Any, where: str) -> None:
         if not isinstance(content, dict):
             raise UsageError(f"{where}: `{table}` is not a table, so `{key}` cannot be set in it")
     content[name] = copy.deepcopy(value)
+
+
+def _place_witness(content: dict[str, Any], directory: Path) -> None:
+    """A witness's directory is relative to the file, too."""
+    table = content.get("replication")
+    place = table.get("witness") if isinstance(table, dict) else None
+    if isinstance(table, dict) and isinstance(place, str) and place.startswith("file:") and place != "file:":
+        table["witness"] = f"file:{directory / place.removeprefix('file:')}"
 
 
 def _convert(content: dict[str, Any], where: str) -> DeploymentFile:
@@ -327,13 +319,9 @@ def _problem(whole: DeploymentFile, node: str, table: RoleTable) -> str | None:
         return f"`cpus` = {whole.cpus}: name as many different CPUs as there are `cores` ({whole.cores})"
     if not 1 <= len(whole.ports) <= PORTS_MAX:
         return f"`ports` has {len(whole.ports)} tables: describe 1 to {PORTS_MAX}, say [ports.lan] and [ports.wan]"
-    interfaces = [port.interface for port in whole.ports.values()]
-    for name, port in whole.ports.items():
-        if interfaces.count(port.interface) > 1:
-            return f"`ports.{name}.interface` = {port.interface!r}: two ports cannot share an interface"
-        problem = _port_problem(port)
-        if problem:
-            return f"`ports.{name}.{problem}"
+    problem = problem_of(whole.ports)
+    if problem:
+        return f"`ports.{problem}"
     nodes = whole.nodes()
     for name in whole.backups:
         if name in ROLES or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}", name):
@@ -374,31 +362,6 @@ def _replication_problem(table: ReplicationTable) -> str | None:
         return f"lease_ms` = {table.lease_ms}: choose {LEASE_MS_MIN} to {LEASE_MS_MAX}"
     if table.keep_records < 0:
         return f"keep_records` = {table.keep_records}: choose 0 or more"
-    return None
-
-
-def _port_problem(port: PortTable) -> str | None:
-    if not re.fullmatch(r"[^\s/]+", port.interface) or len(port.interface) > INTERFACE_CHARACTERS_MAX:
-        return f"interface` = {port.interface!r}: no such name of an interface can exist"
-    try:
-        address = ipaddress.ip_interface(port.address) if port.address is not None else None
-    except ValueError:
-        return f'address` = {port.address!r}: write an address and its prefix length, say "10.0.0.1/24"'
-    if address is not None and "/" not in str(port.address):
-        return f'address` = {port.address!r}: add the prefix length, say "{port.address}/24"'
-    if port.gateway is not None:
-        if address is None:
-            return "gateway`: only a routed port has one: set its `address` too"
-        try:
-            gateway = ipaddress.ip_address(port.gateway)
-        except ValueError:
-            return f"gateway` = {port.gateway!r}: write an IP address"
-        if gateway not in address.network or gateway == address.ip:
-            return f"gateway` = {port.gateway!r}: it has to be another host of the port's network {address.network}"
-    if port.mac is not None and (
-        not re.fullmatch(r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}", port.mac) or int(port.mac[:2], 16) & 1
-    ):
-        return f'mac` = {port.mac!r}: write a unicast MAC address, say "02:00:5e:00:53:01"'
     return None
 
 

@@ -44,7 +44,14 @@ def witness_at(place: str, deployment: str) -> Witness:
         host, _, port = where.rpartition(":")
         if host and port.isdecimal() and 0 < int(port) < 65536:
             return EtcdWitness(host.strip("[]"), int(port), f"actornet/{deployment}/lease")
-    raise UsageError(f'witness {place!r}: write "none", "file:/DIRECTORY" or "etcd:HOST:PORT"')
+    raise UsageError(f'witness {place!r}: write "none", "file:DIRECTORY" or "etcd:HOST:PORT"')
+
+
+def check_directory(place: str) -> None:
+    """UsageError if `place` is a directory that could not be made: a slip of the pen would be a witness of its own."""
+    kind, _, where = place.partition(":")
+    if kind == "file" and not Path(where).parent.is_dir():
+        raise UsageError(f"witness {place!r}: there is no directory {Path(where).parent}; make it, or name another")
 
 
 class FileWitness:
@@ -71,7 +78,8 @@ class FileWitness:
         draft = self.directory / f"draft-{os.getpid()}-{threading.get_native_id()}"
         durable = new.epoch != old.epoch  # what a renewal says is of no use once the machine has gone down
         try:
-            self.directory.mkdir(parents=True, exist_ok=True)
+            self.directory.parent.mkdir(exist_ok=True)
+            self.directory.mkdir(exist_ok=True)
             if self.look() != old:
                 return False
             with draft.open("wb") as file:

@@ -60,6 +60,11 @@ cdef class LivePort(Port):
 
     # -- the interface ------------------------------------------------------------------------------------------------
 
+    @property
+    def noun(self) -> str:
+        """What `device` is the name of."""
+        return "interface"
+
     def _error(self, what):
         where = f"port {self.name} on {self.device}" + (f", core {self.core}" if self.cores > 1 else "")
         return PortError(f"{where}: {what}")

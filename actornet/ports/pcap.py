@@ -7,12 +7,16 @@ a pipe, or shrink while it is read. Every frame comes out as Ethernet; what was 
 
 from __future__ import annotations
 
+import fcntl
 import gzip
 import os
 import stat
 import sys
+import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from errno import ENOSPC
 from math import gcd
 from pathlib import Path
 from struct import Struct
@@ -518,3 +522,98 @@ class CaptureWriter:
             self.close()
         else:
             self.discard()
+
+
+class CaptureAppender:
+    """Appends Ethernet frames, as they stand in a pcap file (nanoseconds, little-endian), to the file at `path`, to which
+    other cores and nodes append as well. One who is killed while it writes leaves part of a record: the next one removes it.
+
+    Raises CaptureError if the file is there, and no such one, and if it cannot be written.
+    """
+
+    HEADER = Struct("<IHHiIII").pack(0xA1B23C4D, 2, 4, 0, 0, CAPTURE_RECORD_BYTES_MAX, ETHERNET)
+    _LOCK_TRIES, _LOCK_PAUSE_S = 50, 0.0001
+
+    def __init__(self, path: str) -> None:
+        self.name = path
+        self._whole = len(self.HEADER)  # up to there the file is known to be whole
+        if path.endswith(".gz"):
+            raise CaptureError(f"{path}: what is appended to cannot be compressed; name a file without .gz")
+        try:
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise self._failed(error) from None
+        try:
+            self._begin()
+        except BaseException:
+            self.close()
+            raise
+
+    def append(self, records: bytes) -> None:
+        """Write whole records; all of them, or none."""
+        if not records:
+            return
+        alone = self._exclude()
+        try:
+            if alone:
+                self._repair()
+            written = os.write(self._file, records)
+            if written < len(records):
+                os.ftruncate(self._file, os.fstat(self._file).st_size - written)
+                raise OSError(ENOSPC, os.strerror(ENOSPC))
+            self._whole += len(records) if alone else 0
+        except OSError as error:
+            raise self._failed(error) from None
+        finally:
+            if alone:
+                fcntl.flock(self._file, fcntl.LOCK_UN)
+
+    def close(self) -> None:
+        """Idempotent."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    def _begin(self) -> None:
+        try:
+            if not stat.S_ISREG(os.fstat(self._file).st_mode):
+                raise CaptureError(f"{self.name}: no regular file, which several cores could append to; name another")
+            fcntl.flock(self._file, fcntl.LOCK_EX)
+            try:
+                if os.fstat(self._file).st_size == 0:
+                    os.write(self._file, self.HEADER)
+                if os.pread(self._file, len(self.HEADER), 0) != self.HEADER:
+                    raise CaptureError(f"{self.name}: a file that is no capture of a port's is there; name another")
+                self._repair()
+            finally:
+                fcntl.flock(self._file, fcntl.LOCK_UN)
+        except OSError as error:
+            raise self._failed(error) from None
+
+    def _exclude(self) -> bool:
+        """Wait until nobody else writes; not for ever: who does may be stopped."""
+        for _ in range(self._LOCK_TRIES):
+            with suppress(BlockingIOError):
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            time.sleep(self._LOCK_PAUSE_S)
+        return False
+
+    def _repair(self) -> None:
+        """Look through what others have written, and cut off what is not whole at the end."""
+        size = os.fstat(self._file).st_size
+        length = Struct("<8xI4x").unpack_from
+        while self._whole < size:
+            data = os.pread(self._file, CHUNK_BYTES + CAPTURE_RECORD_BYTES_MAX, self._whole)
+            at, end = 0, len(data)
+            while at + 16 <= end and (following := at + 16 + length(data, at)[0]) <= end:
+                at = following
+            if at + 16 <= end and length(data, at)[0] > CAPTURE_RECORD_BYTES_MAX:
+                raise CaptureError(f"{self.name}: damaged at byte {self._whole + at}; name another file")
+            if at == 0:
+                os.ftruncate(self._file, self._whole)
+                return
+            self._whole += at
+
+    def _failed(self, error: OSError) -> CaptureError:
+        return CaptureError(f"{self.name}: cannot be written: {error.strerror or error}; free space or write elsewhere")

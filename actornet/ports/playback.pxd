@@ -30,3 +30,4 @@ cdef class Playback:
     cdef bint is_inside(self, const an_packet *p) noexcept
     cdef int arrive(self, an_packet *p) except -1
     cdef int depart(self, const an_packet *p) except -1
+    cdef int learn(self, const an_key *asked, const an_key *emitted) except -1

@@ -22,7 +22,9 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy, memset
 
 from actornet.engine.types cimport *
+from actornet.engine.wire cimport key_of
 
+from actornet.engine.five_tuple import FiveTuple
 from actornet.errors import UsageError
 from actornet.limits import PLAYBACK_FLOWS_MAX
 
@@ -140,9 +142,6 @@ cdef class Playback:
     cdef int depart(self, const an_packet *p) except -1:
         """A packet leaves by `wan`: its key is still the one that it arrived with, its frame shows the tuple outside."""
         cdef an_packet emitted
-        cdef an_key reply
-        cdef Readdressing answer
-        cdef an_rewrite *r
         if self.as_is or p.port == self.wan or p.reason != AN_OK or p.flags & AN_ICMP_ERROR:
             return 0
         emitted = p[0]
@@ -150,29 +149,43 @@ cdef class Playback:
         if emitted.reason != AN_OK or emitted.flags & AN_ICMP_ERROR or emitted.key.version != p.key.version \
                 or emitted.key.protocol != p.key.protocol:
             return 0
-        reply = opposite(&p.key)
+        return self.learn(&p.key, &emitted.key)
+
+    def remember(self, flow: FiveTuple, answer: FiveTuple) -> None:
+        """Answers to `flow`, a tuple inside, are to arrive as `answer`: another node has seen how it left."""
+        cdef an_key asked, reply, emitted
+        key_of(flow, self.lan, &asked)
+        key_of(answer, self.wan, &reply)
+        emitted = opposite(&reply)
+        self.learn(&asked, &emitted)
+
+    cdef int learn(self, const an_key *asked, const an_key *emitted) except -1:
+        """What came in as `asked` has left as `emitted`."""
+        cdef an_key reply = opposite(asked)
+        cdef Readdressing answer
+        cdef an_rewrite *r
         tuple = identity(&reply)
         self.outstanding.discard(tuple)
         answer = self.replies.get(tuple)
-        if answer is not None and memcmp(&answer.emitted, &emitted.key, sizeof(an_key)) == 0:
+        if answer is not None and memcmp(&answer.emitted, emitted, sizeof(an_key)) == 0:
             return 0
         answer = Readdressing.__new__(Readdressing)
-        answer.emitted = emitted.key
+        answer.emitted = emitted[0]
         r = &answer.rewrite
         memset(r, 0, sizeof(an_rewrite))
-        memcpy(answer.addresses, emitted.key.destination, 16)
-        memcpy(answer.addresses + 16, emitted.key.source, 16)
-        memcpy(&r.source, emitted.key.destination, 4)
-        memcpy(&r.destination, emitted.key.source, 4)
-        r.source_port = emitted.key.destination_port
-        r.destination_port = emitted.key.source_port
-        if memcmp(emitted.key.destination, p.key.destination, 16) != 0:
+        memcpy(answer.addresses, emitted.destination, 16)
+        memcpy(answer.addresses + 16, emitted.source, 16)
+        memcpy(&r.source, emitted.destination, 4)
+        memcpy(&r.destination, emitted.source, 4)
+        r.source_port = emitted.destination_port
+        r.destination_port = emitted.source_port
+        if memcmp(emitted.destination, asked.destination, 16) != 0:
             r.fields |= AN_SET_SOURCE
-        if memcmp(emitted.key.source, p.key.source, 16) != 0:
+        if memcmp(emitted.source, asked.source, 16) != 0:
             r.fields |= AN_SET_DESTINATION
-        if r.source_port != p.key.destination_port:
+        if r.source_port != asked.destination_port:
             r.fields |= AN_SET_SOURCE_PORT
-        if r.destination_port != p.key.source_port:
+        if r.destination_port != asked.source_port:
             r.fields |= AN_SET_DESTINATION_PORT
         answer.identical = r.fields == 0
         an_rewrite_prepare(r, &reply, answer.addresses)
