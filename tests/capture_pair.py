@@ -28,7 +28,8 @@ address = "203.0.113.1"
 [ports.wan]
 {wan}
 [replication]
-witness = "file:{directory}/witness"
+witness = "file:witness"
+lease_ms = 3000
 [primary]
 log = "log-a"
 link = "127.0.0.1:{link}"
@@ -69,7 +70,7 @@ class CapturePair(Pair):
     def __init__(self, directory: Path, lan: str, wan: str, cores: int = 1) -> None:
         super().__init__(directory, cores=cores)
         ports = {name: free_port() for name in ("link", "listen", "control_a", "control_b")}
-        text = _DEPLOYMENT.format(directory=directory, lan=lan, wan=wan, cores=cores, **ports)
+        text = _DEPLOYMENT.format(lan=lan, wan=wan, cores=cores, **ports)
         self.file("a").write_text(text)
 
     @staticmethod
