@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 
 from actornet.cli.main import COMMANDS, main
 from actornet.cli.progress import Progress
+from actornet.cli.run import HANDLERS_RAISED
 from actornet.cli.summary import DROPS as MEANINGS
 from actornet.engine.counters import DROPS
 from actornet.ports.pcap import CaptureWriter, read_capture
@@ -236,11 +238,42 @@ def test_a_handler_that_raises_is_told_of_once(here, capsys):
         "    def on_packet(self, packet):\n"
         "        return 1 // 0\n"
     )
-    assert main(["run", "bad.py:Bad", "--read", SIP, "--json"]) == 0
+    assert main(["run", "bad.py:Bad", "--read", SIP, "--json"]) == HANDLERS_RAISED == 3
     out, err = capsys.readouterr()
-    assert json.loads(out)["drops"]["handler_error"] > 1
+    report = json.loads(out)
+    assert report["handlers_raised"] == report["drops"]["handler_error"] > 1
     assert err.count("ZeroDivisionError") == err.count("\n") == 1
     assert "bad.py, line 4" in err
+    assert main(["run", "bad.py:Bad", "--read", SIP, "--write", "out.pcap", "--log", "log"]) == HANDLERS_RAISED
+    assert re.search(r"FAILED +handlers raised \d+ times", capsys.readouterr().out)
+    assert Path("out.pcap").exists(), "what could be done is done"
+
+
+def test_a_run_on_ports_says_so_too(here):
+    """A capture is played in real time until it ends; the ports stay, until the user has enough."""
+    Path("bad.py").write_text(
+        "from actornet import FORWARD, FlowActor\n"
+        "class Bad(FlowActor):\n"
+        "    def on_packet(self, packet):\n"
+        "        return FORWARD if len(packet.payload) % 2 else 1 // 0\n"
+    )
+    ports = ["-i", f"lan={SIP}:pcap,speed=0", "-i", "wan=:pcap,write=out.pcap"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "actornet.cli.main", "run", "bad.py:Bad", *ports],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    told = [process.stderr.readline()]
+    while "has ended" not in told[-1] and told[-1]:
+        told.append(process.stderr.readline())
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=20)
+    assert process.returncode == HANDLERS_RAISED
+    assert told[-1] == f"actornet: warning: port lan: capture {SIP} has ended\n"
+    assert re.search(r"FAILED +handlers raised \d+ times", out)
+    with read_capture("out.pcap") as written:
+        assert sum(1 for _ in written) > 10
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,7 @@ OWNER: dict[str, Any] = {
         }
         for name, lag in (("backup", 10), ("c", None))
     ],
+    "ports_without_link": 1,
     "upkeep": {"audited_lsn": 999_000, "snapshot_lsn": None, "pruned_records": 7, "too_large": True, "misfit": None},
     "link": {"address": "10.9.0.1:7400", "peer": "10.9.0.2:5000", "accepted": 2},
     "witness": {"at": "file:/w", "holds_epoch": 200_001, "problem": None},
@@ -85,6 +86,7 @@ def test_a_primary_and_its_backups() -> None:
         r"backup +in sync, 10 records behind; sent 1 000 010, received 1 000 005, durable 0, applied 1 000 000",
         r"backup c +in sync, - records behind",
         r"link +listens at 10.9.0.1:7400, with 10.9.0.2:5000; accepted=2",
+        r"no link +1 of the ports' interfaces absent, down, or without a link$",
         r"witness +at=file:/w holds_epoch=200001 problem=",
         r"took over +silent: epoch 200000 from LSN 500 on, 3 flows, 0 records replayed, in 1.5 ms",
     ):
@@ -92,8 +94,12 @@ def test_a_primary_and_its_backups() -> None:
 
 
 def test_a_backup_says_how_far_behind_it_is() -> None:
-    said = page(worker("owner-system", OWNER | {"role": "backup", "state": "following", "witness": None}))
-    assert "edge backup: running" in said and "committed" not in said
+    said = page(
+        worker(
+            "owner-system", OWNER | {"role": "backup", "state": "following", "witness": None, "ports_without_link": 0}
+        )
+    )
+    assert "edge backup: running" in said and "committed" not in said and "no link" not in said
     assert re.search(r"behind +10 records, 0.5 ms; received 1 000 005, applied 1 000 000; 1 resyncs", said)
     assert re.search(r"epoch +200001: following", said) and re.search(r"witness +none", said)
 

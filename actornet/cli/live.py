@@ -11,19 +11,21 @@ import json
 import select
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from actornet.cli import summary
 from actornet.embedded import Embedded
-from actornet.engine.five_tuple import FiveTuple
 from actornet.errors import UsageError
 from actornet.flow import FlowActor
 from actornet.ports.drivers import open_ports
 from actornet.ports.live import LivePort
 from actornet.ports.recorded import RecordedPort
 from actornet.ports.table import DRIVERS, RECORDED, PortTable, problem_of, table_values
+
+if TYPE_CHECKING:
+    from actornet.cli.run import HandlerErrors
 
 IDLE_S = 0.1
 """Longest sleep: timers of flows need a turn now and then."""
@@ -37,7 +39,7 @@ def run(
     nf: type[FlowActor],
     settings: dict[str, Any],
     stop: Sequence[int],
-    on_error: Callable[[FiveTuple | None, str, BaseException], None],
+    errors: HandlerErrors,
 ) -> int:
     """Forward until `stop` holds something; returns the exit code. Raises UsageError and PortError before it begins."""
     tables = {}
@@ -55,7 +57,7 @@ def run(
             stack.callback(port.close)
             port.on_link = _tell
         epoll = stack.enter_context(select.epoll())
-        embedded = Embedded(nf, ports, settings, args.log, flows_max=args.flows_max, on_error=on_error)
+        embedded = Embedded(nf, ports, settings, args.log, flows_max=args.flows_max, on_error=errors)
         stack.callback(embedded.finish)
         for port in ports:
             if isinstance(port, RecordedPort):
@@ -84,13 +86,15 @@ def run(
         elapsed_s = time.perf_counter() - begun
     if not args.quiet:
         found = {name: count for name, count in counters.items() if count}
-        report = {"nf": args.nf, "elapsed_s": elapsed_s, "counters": found}
+        report = {"nf": args.nf, "elapsed_s": elapsed_s, "counters": found, "handlers_raised": errors.count}
         if args.json:
             print(json.dumps(report, indent=2))
         else:
             print(f"{args.nf}, {elapsed_s:.1f} s")
+            if errors.count:
+                print(summary.raised(errors.count))
             print("\n".join(f"  {name:<24} {count:>16,}" for name, count in found.items()))
-    return 0
+    return errors.exit_code
 
 
 def _tell(port: LivePort, what: str) -> None:

@@ -31,6 +31,7 @@ from actornet.ports.playback import INSIDE_DEFAULT, Playback
 
 LAN, WAN = "lan", "wan"
 INTERRUPTED = 130
+HANDLERS_RAISED = 3
 PAUSE_S = 0.0002
 HANDLER_ERRORS_TOLD_MAX = 5
 _PORT_FILE = re.compile(r"(?:([A-Za-z_][\w-]*)=)?(.+)", re.DOTALL)
@@ -48,6 +49,9 @@ packet that it answers, as the real network would have done. --as-is turns that 
 With a port name for each, captures are merged by time and delivered unchanged.
 
 A file whose name holds "=" is written with its directory: ./a=b.pcap
+
+Exit code: 0; {HANDLERS_RAISED} if handlers of the function raised (all else is done, and written, all the same); 1 if it
+could not be run, 2 if what was asked for is wrong, {INTERRUPTED} if captures were not read to their end.
 """
 
 
@@ -108,6 +112,7 @@ def run(args: argparse.Namespace) -> int:
         for name in names:
             CapturePort(name, feed, [outlets[path].frames for port, path in writes if port in (None, name)])
         progress = Progress(_total_bytes(captures), wanted=not args.quiet)
+        errors = HandlerErrors(nf, progress)
         embedded = Embedded(
             nf,
             feed.ports,
@@ -115,7 +120,7 @@ def run(args: argparse.Namespace) -> int:
             args.log,
             flows_max=args.flows_max,
             virtual_time=True,
-            on_error=HandlerErrors(nf, progress),
+            on_error=errors,
         )
         stack.callback(embedded.finish)
         summary.warn_of_settings(embedded.owners_kept)
@@ -135,9 +140,10 @@ def run(args: argparse.Namespace) -> int:
         report = {"nf": args.nf, "interrupted": interrupted} | _report(embedded.counters(), at_end, feed, elapsed_s)
         report["outputs"] = [{"file": path, "packets": outlet.writer.packets} for path, outlet in outlets.items()]
         report["log"] = {"directory": args.log, "lsn": embedded.journal.lsn} if args.log else None
+        report["handlers_raised"] = errors.count
         stream = sys.stderr if "-" in outlets else sys.stdout
         print(json.dumps(report, indent=2) if args.json else summary.text(report), file=stream)
-    return INTERRUPTED if interrupted else 0
+    return INTERRUPTED if interrupted else errors.exit_code
 
 
 def _run_live(args: argparse.Namespace) -> int:
@@ -173,14 +179,16 @@ class Outlet:
 
 
 class HandlerErrors:
-    """Tells of each kind of exception in a handler once, on standard error."""
+    """Tells of each kind of exception in a handler once, on standard error; `count` is how many there were."""
 
     def __init__(self, nf: type[FlowActor], progress: Progress) -> None:
+        self.count = 0
         self._nf = nf
         self._progress = progress
         self._told: set[tuple[str, str]] = set()
 
     def __call__(self, flow: FiveTuple | None, handler: str, error: BaseException) -> None:
+        self.count += 1
         where = place_of(self._nf, handler, error)
         text = " ".join(f"{type(error).__name__}: {error}".split())
         if len(self._told) < HANDLER_ERRORS_TOLD_MAX and (where, type(error).__name__) not in self._told:
@@ -188,6 +196,11 @@ class HandlerErrors:
             self._progress.clear()
             of = f"{handler} of flow {flow}" if flow is not None else handler
             print(f"actornet: warning: {of} raised {text} ({where})", file=sys.stderr)
+
+    @property
+    def exit_code(self) -> int:
+        """Of a run to its end."""
+        return HANDLERS_RAISED if self.count else 0
 
 
 def _port_file(text: str) -> PortFile:

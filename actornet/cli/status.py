@@ -82,6 +82,8 @@ def _replication(owner: Part) -> Iterator[tuple[str, str]]:
             "link",
             f"{'listens at' if leads else 'to'} {link['address']}{peer}{'; ' if counts else ''}{in_line(counts)}",
         )
+    if missing := owner["ports_without_link"]:
+        yield "no link", f"{count(missing)} of the ports' interfaces absent, down, or without a link"
     yield "witness", in_line(owner["witness"]) or "none"
     if (takeover := owner["takeover"]) is not None:
         became = f"{takeover['reason']}: epoch {takeover['epoch']} from LSN {count(takeover['lsn'])} on"

@@ -56,6 +56,8 @@ def text(report: Report) -> str:
         lines.append(line("answered", f"{count(report['answered'])} packets by the network function"))
     lines.append(line("offloaded", f"{_percent(report['offloaded'], packets)} of {count(packets)} packets"))
     lines += drops(report["drops"])
+    if report["handlers_raised"]:
+        lines.append(raised(report["handlers_raised"]))
     lines.append("")
     capture = report["capture"]
     if capture["first_ns"] is not None:
@@ -69,6 +71,11 @@ def text(report: Report) -> str:
     if report["log"]:
         lines.append(line("log", f"LSN {report['log']['lsn']} in {report['log']['directory']}"))
     return "\n".join(lines)
+
+
+def raised(times: int) -> str:
+    """That handlers failed: the run has, too."""
+    return line("FAILED", f"handlers raised {count(times)} times: see the warnings")
 
 
 def _instant(time_ns: int) -> str:
