@@ -58,6 +58,14 @@ The time is long because packets of offloaded flows are not looked at; to announ
 STATIONS_PER_TURN = 64
 """Of these, what a core announces at once: packets go first."""
 
+UNSENT_PACKETS_MAX = 8192
+UNSENT_S = 10
+"""Packets that wait in the primary's cores, of which a backup keeps a copy (`unsent_evicted` beyond it), to go on with them
+after a takeover, and how old they may be then, in seconds. Those above PACKET_KEPT_BYTES_MAX are not among them."""
+
+UNSENT_TOLD_BYTES = 1 << 15
+"""A core tells of so many bytes of such packets in one message."""
+
 NEIGHBOR_PACKETS_MAX = 64
 """Packets that wait for one neighbour's MAC address; beyond it `neighbor_full`."""
 

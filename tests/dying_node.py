@@ -29,6 +29,7 @@ FILE = os.environ.get("ACTORNET_TEST_POINT", "")
 
 
 HESITATES_S = 0.8
+WAITS_S = 0.4
 
 
 class SourceNAT(actors.nat.SourceNAT):
@@ -42,6 +43,14 @@ class HesitatingNAT(actors.nat.SourceNAT):
         verdict = await super().on_open(packet)
         await asyncio.sleep(HESITATES_S)
         return verdict
+
+
+class WaitingNAT(actors.nat.SourceNAT):
+    """What it decides it decides late."""
+
+    async def on_open(self, packet: Packet) -> Verdict | None:
+        await asyncio.sleep(WAITS_S)
+        return await super().on_open(packet)
 
 
 def here(point: str) -> None:

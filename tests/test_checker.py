@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from actornet.replay import History
-from actornet.testing.checker import LATE_NS, UDP, Checker, Endpoint, Mapped, mappings, overlaps
+from actornet.testing.checker import AGAIN_NS, LATE_NS, UDP, Checker, Endpoint, Mapped, mappings, overlaps
 from actornet.testing.pair import Pair
 from actornet.testing.traffic import SERVER, Churn, TcpTransfer, UdpStream
 from actornet.testing.wiretap import Frame, Wiretap
@@ -97,6 +97,15 @@ def test_what_was_sent_before_a_takeover_may_be_seen_a_little_later() -> None:
     assert "by turns" in problems([*taken_over, after, late], takeovers=1)[0]
     too_late = msgspec.structs.replace(late, time_ns=40 + LATE_NS + 1)
     assert "by turns" in problems([taken_over[0], sent, *taken_over[1:], too_late], takeovers=1)[0]
+
+
+def test_the_node_that_takes_over_may_send_again_what_the_other_sent_last() -> None:
+    again = frame(30, "b", "wan", OUTSIDE, REMOTE)
+    assert problems([*OUT, again], takeovers=1) == []
+    (found,) = problems([*OUT, again, again], takeovers=1)
+    assert "it was sent once" in found
+    (found,) = problems([*OUT, msgspec.structs.replace(again, time_ns=20 + AGAIN_NS + 1)], takeovers=1)
+    assert "it was sent once" in found
 
 
 def test_what_two_hosts_sent_alike_may_be_of_either() -> None:

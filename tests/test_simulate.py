@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -29,6 +30,7 @@ from actornet.replication.lease import Lease
 from actornet.replication.primary import Primary
 from actornet.replication.protocol import Fenced, Match, Position, State
 from actornet.replication.replica import Replica
+from actornet.replication.unsent import Unsent
 from actornet.testing.simulate import explain, fails, main, quiet, shrink, simulate
 from actornet.testing.simulation.network import MS
 from actornet.testing.simulation.node import Node, frame
@@ -62,6 +64,7 @@ def test_guarantees_hold_in_every_life_of_a_pair(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(cores, "FLOWS_PER_FEED", 3)
     monkeypatch.setattr(catch_up, "SNAPSHOT_SLICES", 1)
     takeovers = emitted = 0
+    went_on: Counter[str] = Counter()
     for seed in range(SIMULATIONS):
         try:
             world = simulate(draw(seed))
@@ -69,7 +72,9 @@ def test_guarantees_hold_in_every_life_of_a_pair(monkeypatch: pytest.MonkeyPatch
             raise AssertionError(f"python -m actornet.testing.simulate --seed {seed} --shrink: {error}") from error
         takeovers += world.takeovers
         emitted += world.emitted
+        went_on += world.went_on
     assert takeovers > SIMULATIONS / 4 and emitted > 20 * SIMULATIONS, "the simulation exercises what it should"
+    assert min(went_on["resent"], went_on["resumed"]) > SIMULATIONS / 20, went_on
 
 
 @pytest.mark.parametrize("seed", FAILED_ONCE)
@@ -352,6 +357,20 @@ def claim_of_the_old_epoch_alone(patch: Patch) -> None:
     patch(Backup, "_accept", accept)
 
 
+def resent_before_its_records_are_here(patch: Patch) -> None:
+    original = Unsent.left
+    patch(Unsent, "left", lambda self, lsn, asked, now_ns: original(self, 1 << 62, asked, now_ns))
+
+
+def treated_before_what_was_decided_is_sent(patch: Patch) -> None:
+    def left(self: Unsent, lsn: int, asked: Any, now_ns: int) -> Any:
+        made, taken = original(self, lsn, asked, now_ns)
+        return list(reversed(made)), taken
+
+    original = Unsent.left
+    patch(Unsent, "left", left)
+
+
 THREE = [
     one_acknowledgement_is_enough,
     lost_backup_left_out_in_the_same_epoch,
@@ -393,6 +412,8 @@ MUTATIONS = [
     restored_core_does_not_wait,
     goes_on_alone_in_the_same_epoch,
     refusal_tells_no_epoch,
+    resent_before_its_records_are_here,
+    treated_before_what_was_decided_is_sent,
 ]
 
 

@@ -48,7 +48,15 @@ OWNER: dict[str, Any] = {
     "upkeep": {"audited_lsn": 999_000, "snapshot_lsn": None, "pruned_records": 7, "too_large": True, "misfit": None},
     "link": {"address": "10.9.0.1:7400", "peer": "10.9.0.2:5000", "accepted": 2},
     "witness": {"at": "file:/w", "holds_epoch": 200_001, "problem": None},
-    "takeover": {"reason": "silent", "epoch": 200_000, "lsn": 500, "flows": 3, "records_replayed": 0, "took_us": 1500},
+    "takeover": {
+        "reason": "silent",
+        "epoch": 200_000,
+        "lsn": 500,
+        "flows": 3,
+        "records_replayed": 0,
+        "packets": {"resent": 2, "resumed": 1},
+        "took_us": 1500,
+    },
 }
 
 
@@ -88,7 +96,7 @@ def test_a_primary_and_its_backups() -> None:
         r"link +listens at 10.9.0.1:7400, with 10.9.0.2:5000; accepted=2",
         r"no link +1 of the ports' interfaces absent, down, or without a link$",
         r"witness +at=file:/w holds_epoch=200001 problem=",
-        r"took over +silent: epoch 200000 from LSN 500 on, 3 flows, 0 records replayed, in 1.5 ms",
+        r"took over +silent: epoch 200000 from LSN 500 on, 3 flows, 0 records replayed, 3 packets gone on with, in 1.5 ms",
     ):
         assert re.search(f"^  {line}", said, re.M), (line, said)
 

@@ -87,7 +87,8 @@ def _replication(owner: Part) -> Iterator[tuple[str, str]]:
     yield "witness", in_line(owner["witness"]) or "none"
     if (takeover := owner["takeover"]) is not None:
         became = f"{takeover['reason']}: epoch {takeover['epoch']} from LSN {count(takeover['lsn'])} on"
-        had = f"{count(takeover['flows'])} flows, {takeover['records_replayed']} records replayed"
+        replayed, packets = takeover["records_replayed"], count(sum(takeover["packets"].values()))
+        had = f"{count(takeover['flows'])} flows, {replayed} records replayed, {packets} packets gone on with"
         yield "took over", f"{became}, {had}, in {takeover['took_us'] / 1e3:.1f} ms"
 
 

@@ -29,6 +29,7 @@ struct an_control_page {
     /* Owner system: seldom written and read by every core at every burst, so apart from what changes. */
     _Alignas(AN_LINE) uint64_t role; /* enum an_role */
     uint64_t epoch;
+    uint64_t followed; /* whether a backup counts, so that cores tell what waits in them; see unsent.pyx */
     uint64_t lease_until_ns; /* of CLOCK_BOOTTIME: no packet may leave from then on; AN_NO_LEASE: no witness limits it */
     _Alignas(AN_LINE) uint64_t watermark; /* owner system: the LSN that the durability mode asks for */
     uint64_t lsn_logged, lsn_applied;

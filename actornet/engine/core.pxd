@@ -13,6 +13,7 @@ from actornet.engine.parked cimport an_parked
 from actornet.engine.ring cimport AN_CORE_COUNTERS, ControlPage, Ring
 from actornet.engine.sightings cimport Sightings
 from actornet.engine.types cimport an_entry, an_key, an_link, an_packet
+from actornet.engine.unsent cimport Unsent
 from actornet.engine.verdict cimport Emit, Rewrite
 from actornet.engine.wire cimport an_table
 
@@ -64,6 +65,7 @@ cdef class Core:
     cdef Held output             # that waits for the watermark
     cdef Moves moves
     cdef Sightings sightings
+    cdef Unsent unsent           # what a backup is told of
     cdef readonly uint64_t now_ns
     cdef uint64_t *counters
     cdef an_packet burst[BURST]
@@ -131,6 +133,7 @@ cdef class Core:
     cdef int _mirrored(self, FlowBase flow, an_packet *p) except -1
     cdef int carry_out(self, an_entry *e, an_packet *p) except -1
     cdef int drop(self, an_packet *p, int counter) except -1
+    cdef int discard(self, an_packet *p) except -1
     cdef int handle(self, FlowBase flow, an_packet *p, int phase) except -1
     cdef int completed(self, FlowBase flow, an_packet *p, int phase, object verdict) except -1
     cdef int report(self, FlowBase flow, object error, an_packet *p, int phase) except -1

@@ -7,8 +7,8 @@ packets wait in the flow's mailbox (suspension.pyx; G1). What a flow sends while
 committed is parked in one queue per core (held.pyx) and leaves when the watermark has passed (G3): execution never
 waits, output does.
 
-A packet belongs to the function that it was given to. Whoever is done with one that is parked (AN_COPIED) frees it:
-`drop`, `_flush_port` after the transmission, `_hand_off` after the copy.
+A packet belongs to the function that it was given to. Whoever is done with one calls `discard`, which frees it if it is
+parked (AN_COPIED): `drop`, `_flush_port` after the transmission, `_hand_off` after the copy.
 """
 
 import asyncio
@@ -31,6 +31,7 @@ from actornet.engine.port cimport Port
 from actornet.engine.ring cimport AN_CORE_COUNTERS, AN_NO_LEASE, an_lease_holds, an_word_load
 from actornet.engine.suspension cimport Suspension, stop
 from actornet.engine.types cimport *
+from actornet.engine.unsent cimport packet_from
 from actornet.engine.verdict cimport (
     VERDICT_ANSWER, VERDICT_DROP, VERDICT_OFFLOADED, VERDICT_REJECT, VERDICT_EMIT, VERDICT_REWRITE, Answer, Emit, Forward, Made, Verdict,
 )
@@ -121,6 +122,8 @@ cdef class Core:
         self.moves.core = <void *>self
         self.sightings = Sightings()
         self.sightings.core = <void *>self
+        self.unsent = Unsent()
+        self.unsent.core = <void *>self
         self.nf = nf
         self.flows.open(flows_max)
         self.idle_ns_default = <uint64_t>(nf.idle_default_s * 1e9)
@@ -280,6 +283,9 @@ cdef class Core:
     cdef int exhale(self) except -1:
         """Commit, and send what may leave."""
         cdef int i
+        if self.unsent.waits:
+            self.unsent.flush()
+            self.submitted = True
         if self.submitted:
             self.submitted = False
             self.link.flush()
@@ -291,6 +297,9 @@ cdef class Core:
                     (<Handoff>self.siblings[i]).outgoing.wake()
             self.handed = 0
         self._flush()
+        if self.unsent.done:
+            self.unsent.flush()
+            self.link.flush()
         if self.output.ended:
             self.output.end_flows()
             return self.exhale()
@@ -375,18 +384,12 @@ cdef class Core:
         return n
 
     def resume(self, int port, bytes packet not None) -> None:
-        """Treat again what an ask kept of a packet that arrived at the port with this index; see `actornet.engine.asks`."""
+        """Treat a packet that arrived at the port with this index at a core that is no more; see `actornet.engine.unsent`."""
         cdef an_packet p
-        cdef const uint8_t *kept = <const uint8_t *>PyBytes_AS_STRING(packet)
-        cdef Py_ssize_t head = 1 + sizeof(p.vnet), length = PyBytes_GET_SIZE(packet) - head
-        assert 0 <= port < self.port_count and length >= 0
-        memset(&p, 0, sizeof(p))
-        p.data = <uint8_t *>kept + head
-        p.length = <uint32_t>length
+        assert 0 <= port < self.port_count
+        packet_from(&p, packet)
         p.port = <uint8_t>port
-        p.flags = kept[0] & AN_CSUM_PARTIAL
         p.time_ns = self.now_ns
-        memcpy(p.vnet, kept + 1, sizeof(p.vnet))
         self.parse(&p)
         p.hash = <uint32_t>an_hash(&p.key, self.flows.table.seed)
         self.counters[<int>C_RESUMED] += 1
@@ -399,6 +402,19 @@ cdef class Core:
         finally:
             if alone:
                 asyncio_tasks._leave_task(self.loop, self.task)
+
+    def resend(self, int out, bytes packet not None) -> None:
+        """Send a packet that another node had decided upon and has not sent; what it depends on is committed (G3)."""
+        cdef an_packet p
+        assert 0 <= out < self.port_count
+        packet_from(&p, packet)
+        p.port = <uint8_t>out
+        p.time_ns = self.now_ns
+        if self.routed >> out & 1:
+            memcpy(p.data + 6, self.macs[out], 6)
+        self.counters[<int>C_RESENT] += 1
+        self.transmit(&self.park(&p).p, out)
+        self._flush()
 
     cdef int parse(self, an_packet *p) except -1:
         an_parse(p)
@@ -595,9 +611,7 @@ cdef class Core:
         """To the sibling core that holds the flow (a NIC's or the kernel's choice must not change the result)."""
         if not self._push(p, core):
             return self.drop(p, C_HANDOFF_FULL)
-        if p.flags & AN_COPIED:
-            free(p)
-        return 0
+        return self.discard(p)
 
     cdef bint _push(self, an_packet *p, int core) except -1:
         """Copy the packet to a sibling core; False when it cannot take it."""
@@ -610,7 +624,16 @@ cdef class Core:
 
     cdef int drop(self, an_packet *p, int counter) except -1:
         self.counters[counter] += 1
+        if counter == C_HELD_FENCED and p.flags & AN_COPIED:
+            free(p)  # and not settled: whoever leads now may send it
+            return 0
+        return self.discard(p)
+
+    cdef int discard(self, an_packet *p) except -1:
+        """Be done with a packet."""
         if p.flags & AN_COPIED:
+            if (<an_parked *>p).told:
+                self.unsent.settle(<an_parked *>p)
             free(p)
         return 0
 
@@ -960,8 +983,7 @@ cdef class Core:
         """The datagram with another payload, and done with the one that it was."""
         cdef an_packet *q = &datagram(p, payload, False).p
         q.hash, q.entry = p.hash, p.entry
-        if p.flags & AN_COPIED:
-            free(p)
+        self.discard(p)
         return q
 
     cdef int _answer(self, FlowBase flow, an_packet *p, bytes payload) except -1:
@@ -971,8 +993,7 @@ cdef class Core:
         q.entry = AN_NONE
         adjacency = self.neighbors.adjacency(out, &q.key, NULL, NULL)
         self.counters[<int>C_ANSWERED_BY_NF] += 1
-        if p.flags & AN_COPIED:
-            free(p)
+        self.discard(p)
         if adjacency < 0:
             return self.drop(q, C_NO_ROUTE)
         if adjacency:
@@ -1000,9 +1021,7 @@ cdef class Core:
         if emit.counter >= 0:
             return self.drop(p, emit.counter)
         self.counters[<int>C_STREAM_REPLACED] += 1
-        if p.flags & AN_COPIED:
-            free(p)
-        return 0
+        return self.discard(p)
 
     cdef int _prepare(self, Rewrite verdict, an_packet *p) except -1:
         """Resolve port, next hop and checksum deltas for this packet's key, unless they are this key's already."""
@@ -1081,8 +1100,7 @@ cdef class Core:
             self.counters[<int>C_TX_FAILED] += count_failed - sent
             if flags & AN_COPIED:
                 for i in range(count):
-                    if self.tx[out][i].flags & AN_COPIED:
-                        free(self.tx[out][i])
+                    self.discard(self.tx[out][i])
         return 0
 
     cdef int _flush(self) except -1:
@@ -1206,6 +1224,7 @@ cdef class Core:
         self.page = page
         self.committed = page.committed_pointer(self.index)
         self.lease = page.lease_pointer()
+        self.unsent.followed = page.followed_pointer()
         self.counters = page.counter_pointer(self.index, 0)
         memset(self.counters, 0, C_COUNT * sizeof(uint64_t))
         self.counters[<int>PID_COUNTER] = os.getpid()

@@ -20,6 +20,7 @@ COUNTERS = (
     "answered",
     "answered_by_nf",
     "resumed",
+    "resent",
     "ip_options",
     "reassembled",
     "fragments_joined",

@@ -84,9 +84,7 @@ cdef class Fragments:
         core.counters[<int>C_FRAGMENTS_MADE] += made
         if cut.at < cut.end:
             core.counters[<int>C_TX_FAILED] += 1  # no memory: an incomplete datagram, which its receiver gives up
-        if p.flags & AN_COPIED:
-            free(p)
-        return 0
+        return core.discard(p)
 
     cdef uint32_t _identification(self, const an_packet *p, const an_cut *cut) noexcept:
         """The sender's, unless the packet has a new source: datagrams of many senders that now share an address must not

@@ -229,9 +229,7 @@ cdef class Neighbors:
             mac = core.host.resolve(core.ports[out], address)
             if mac is not None:
                 self._resolved(index, <const uint8_t *><const char *>mac)
-        if p.flags & AN_COPIED:
-            free(p)
-        return 0
+        return core.discard(p)
 
     cdef int send(self, int out, bytes frame, uint16_t fragment_bytes=0) except -1:
         """Send a frame that the node itself made; in fragments if it answers to such."""

@@ -18,6 +18,7 @@ struct an_parked {
     void *flow;         /* owned reference, or NULL */
     uint64_t need;      /* committed sequence number that lets it go */
     uint64_t since_ns;  /* waits for it */
+    uint64_t told;      /* number under which a backup knows of it; 0: it does not */
     int32_t out;        /* port to leave by; -1: a marker without a frame */
     uint8_t frame[];
 };

@@ -10,6 +10,7 @@ cdef extern from "parked.h" nogil:
         void *flow
         uint64_t need
         uint64_t since_ns
+        uint64_t told
         int32_t out
 
     struct an_queue:

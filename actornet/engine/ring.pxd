@@ -50,6 +50,7 @@ cdef extern from "control_page.h" nogil:
         uint64_t cores
         uint64_t role
         uint64_t epoch
+        uint64_t followed
         uint64_t lease_until_ns
         uint64_t watermark
         uint64_t lsn_logged
@@ -96,5 +97,6 @@ cdef class ControlPage:
     cdef uint64_t *counter_pointer(self, int core, int index) except NULL
     cdef uint64_t *owner_counter_pointer(self, int index) except NULL
     cdef uint64_t *lease_pointer(self) noexcept
+    cdef const uint64_t *followed_pointer(self) noexcept
 
     cdef an_core_words *_core(self, int core) except NULL

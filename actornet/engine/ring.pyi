@@ -38,6 +38,7 @@ class ControlPage:
     lsn_logged: int
     lsn_applied: int
     epoch: int
+    followed: bool
     lease_until_ns: int
     role: int
     owner_beat: int

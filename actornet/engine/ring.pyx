@@ -208,7 +208,7 @@ cdef class Ring:
 cdef class ControlPage:
     """What a node's processes tell each other continually, one 64-bit word each, every word with one writer.
 
-    The owner system writes `committed` of each core, `watermark`, `lsn_logged`, `lsn_applied`, `epoch`, `lease_until_ns`, `role`
+    The owner system writes `committed` of each core, `watermark`, `lsn_logged`, `lsn_applied`, `epoch`, `followed`, `lease_until_ns`, `role`
     (PASSIVE, ACTIVE or FENCED), `owner_beat` and OWNER_COUNTERS counters; a core writes its `core_beat` and CORE_COUNTERS
     counters. What a counter's index means is for its writer to say. Raises IndexError for a core or counter that is not
     there.
@@ -288,6 +288,15 @@ cdef class ControlPage:
         an_word_store(&self.page.watermark, lsn)
 
     @property
+    def followed(self):
+        """Whether a backup is to know what waits in the cores; see `actornet.engine.unsent`."""
+        return an_word_load(&self.page.followed) != 0
+
+    @followed.setter
+    def followed(self, bint counts):
+        an_word_store(&self.page.followed, counts)
+
+    @property
     def lsn_logged(self):
         """The last LSN in this node's log."""
         return an_word_load(&self.page.lsn_logged)
@@ -360,6 +369,9 @@ cdef class ControlPage:
 
     cdef uint64_t *lease_pointer(self) noexcept:
         return &self.page.lease_until_ns
+
+    cdef const uint64_t *followed_pointer(self) noexcept:
+        return &self.page.followed
 
     cdef an_core_words *_core(self, int core) except NULL:
         if not 0 <= core < self.cores:

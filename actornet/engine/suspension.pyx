@@ -51,6 +51,8 @@ cdef class Suspension:
         self.view, core.view = core.view, core.new_view()
         self.packet = core.park(p) if p != NULL else NULL
         self.view.p = &self.packet.p if p != NULL else NULL
+        if p != NULL:
+            core.unsent.tell(self.packet, -1)
         self.reply = core.reply if phase == PHASE_MESSAGE else None
         if core.loop is not None:
             self.task, core.task = core.task, FlowTask(core.loop)
@@ -117,10 +119,12 @@ cdef class Suspension:
     cdef int receive(self, an_packet *p) except -1:
         """A packet for the mailbox."""
         cdef Core core = <Core>self.flow.core
+        cdef an_parked *item
         if self.mailbox.length >= mailbox_max:
             return core.drop(p, C_MAILBOX_FULL)
-        an_queue_push(&self.mailbox, core.park(p))
-        return 0
+        item = core.park(p)
+        an_queue_push(&self.mailbox, item)
+        return core.unsent.tell(item, -1)
 
     def cancel(self) -> bool:
         """Throw CancelledError into the handler (a time-out has passed)."""

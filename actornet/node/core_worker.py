@@ -54,6 +54,7 @@ from actornet.node.exchange import (
     GiveAway,
     Leaving,
     Redirect,
+    Resend,
     Restore,
     Resume,
     Revoked,
@@ -113,8 +114,8 @@ class RingLink(OwnerLink):
     def __init__(self, requests: Ring, replies: Ring, nf: type[FlowActor]) -> None:
         self.nf = nf
         self.core: Core | None = None
-        self.resumed: list[Resume] = []
-        """Packets to be treated again as soon as the core is active."""
+        self.resumed: list[Resume | Resend] = []
+        """Packets to be treated, or sent, as soon as the core is active."""
         self.pid = os.getpid()
         self.announces: list[tuple[int, int]] = []
         """Stations, each with the port that it is behind, of which the switches are to be told."""
@@ -136,6 +137,16 @@ class RingLink(OwnerLink):
         assert self.core is not None
         self.core.incarnation_next = max(self.core.incarnation_next, exchange.first_incarnation(lsn))
 
+    def go_on(self) -> None:
+        """This core is active: with the packets of cores that are no more, before any that arrive (G1)."""
+        resumed, self.resumed = self.resumed, []
+        assert self.core is not None
+        for message in resumed:
+            if isinstance(message, Resend):
+                self.core.resend(message.out, message.packet)
+            else:
+                self.core.resume(message.port, message.packet)
+
     def detach(self) -> None:
         self.push(exchange.encode(Detach()), counted=False)
         self.flush()
@@ -145,6 +156,10 @@ class RingLink(OwnerLink):
 
     def close(self, actor: FlowActor, reason: str) -> int:
         return self.push(exchange.encode(CloseRequest(actor.flow, actor.port_index, actor.incarnation, reason)))
+
+    def unsent(self, waits: list[tuple[int, int, int, bytes]], done: list[int]) -> None:
+        """What waits in this core, and what no longer does; see `Told`."""
+        self.push(exchange.UNSENT + exchange.encode((waits, done)), counted=False)
 
     def leaving(self, actor: FlowActor, to: int) -> None:
         """A flow is ready to live on core `to`."""
@@ -173,7 +188,7 @@ class RingLink(OwnerLink):
                 core.forget(message.flow, core.ports[message.port].name)
             case GiveAway() if self.attached:
                 core.give_away(message.share, message.to)
-            case Resume() if self.attached:
+            case Resume() | Resend() if self.attached:
                 self.resumed.append(message)
             case Announce():
                 self.announces += message.stations
@@ -368,7 +383,7 @@ class CoreWorker:
         if self._stations_due:
             self._announce_stations()
         if self.link.resumed and self._role == ACTIVE:
-            self._resume()
+            self.link.go_on()
         taken: int = self.core.breathe()
         return taken
 
@@ -377,12 +392,6 @@ class CoreWorker:
         due = self._stations_due
         some = [due.popleft() for _ in range(min(len(due), STATIONS_PER_TURN))]
         self.core.send([(1 - port, announcement(station)) for port, station in some])
-
-    def _resume(self) -> None:
-        """Treat the packets of flows that had asked when their core died, before any that arrive (G1)."""
-        resumed, self.link.resumed = self.link.resumed, []
-        for message in resumed:
-            self.core.resume(message.port, message.packet)
 
     def _role_due(self) -> int:
         """The owner system's, but nothing is treated before it has said that what this core was restored from is

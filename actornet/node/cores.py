@@ -29,12 +29,14 @@ from actornet.node.exchange import (
     GiveAway,
     Leaving,
     Request,
+    Resend,
     Resume,
     Revoked,
     Seen,
 )
 from actornet.node.placement import Placement
 from actornet.replication.stations import Stations
+from actornet.replication.unsent import VOID, Unsent
 
 _log = structlog.get_logger()
 
@@ -53,6 +55,8 @@ class Cores:
         self.hold_flows = False
         """They have taken all flows that the state began with."""
         self.stations = Stations()
+        self.unsent: list[tuple[int, int, bytes]] = []
+        """What the cores have told of packets that wait in them: core, last LSN by then, encoded `Told`."""
         self._page = environment.page
         self._environment = environment
         self._balance = Balance(environment.monotonic_ns()) if len(self.lines) > 1 and nf.moves() else None
@@ -65,7 +69,7 @@ class Cores:
     # -- requests ---------------------------------------------------------------------------------------------------
 
     def serve(self, core: int, messages: list[bytes]) -> bool:
-        """Execute a core's requests; whether all were asks."""
+        """Execute a core's requests; whether none was there but asks, and word of what waits."""
         line, ask, now_ns = self.lines[core], self.journal.ask, self._environment.time_ns()
         asks = 0
         for message in messages:
@@ -75,6 +79,9 @@ class Cores:
             elif message.startswith(exchange.SAVE):
                 self.placement.redirect(self.journal.save(core, message[len(exchange.SAVE) :], now_ns))
                 line.sequence += 1
+            elif message.startswith(exchange.UNSENT):
+                self.unsent.append((core, self.journal.lsn, message[len(exchange.UNSENT) :]))
+                asks += 1
             else:
                 self._request(core, line, exchange.decode_request(message), now_ns)
         if core not in self._feeds:
@@ -124,6 +131,25 @@ class Cores:
         for first in range(0, len(stations), STATIONS_PER_MESSAGE):
             self.lines[0].send(Announce(stations[first : first + STATIONS_PER_MESSAGE]))
 
+    def go_on(self, unsent: Unsent, lsn: int) -> dict[str, int]:
+        """Have the cores go on with what those of the old primary, whose log came to `lsn`, had taken and not sent.
+
+        Returns how many packets that is. First of each flow goes what was decided upon, then what was not (G1).
+        """
+        orphans = [(port, packet) for _, port, packet in self.journal.replica.orphans()]
+        leaving, taken = unsent.left(lsn, orphans, self._environment.monotonic_ns())
+        for made in leaving:
+            self._line_like(made.core).send(Resend(made.out, made.packet))
+        for core in range(len(self.lines)):
+            self.resume(core)
+        for packet in taken:
+            self._line_like(packet.core).send(Resume(packet.port, packet.packet))
+        return {"resent": len(leaving), "resumed": len(taken) + len(orphans)}
+
+    def _line_like(self, core: int) -> CoreLine:
+        """Of the core that goes on for one of the old primary: it hands on what is another's."""
+        return self.lines[core % len(self.lines)]
+
     def resume(self, core: int) -> None:
         """Have this core's flows that asked and were not saved begin anew."""
         for flow, port, packet in self.journal.replica.orphans():
@@ -170,6 +196,7 @@ class Cores:
         """A core has (re)started: send its flows."""
         line.restart()
         line.sequence = 1
+        self.unsent.append((core, self.journal.lsn, VOID))
         self._page.set_committed(core, 0)
         line.send(Revoked(self.journal.replica.revocations))
         self.placement.begin_attach()

@@ -20,6 +20,7 @@ class Page(Protocol):
     watermark: int
     lsn_logged: int
     lsn_applied: int
+    followed: bool
     epoch: int
     role: int
     lease_until_ns: int

@@ -27,6 +27,10 @@ SAVE = b"\x92\x02"
 """A flow's state to log: the encoded `FlowBody` follows, as `flow_body` writes it. So this is `[2, FlowBody]`."""
 
 
+UNSENT = b"\x92\x07"
+"""What waits in the core (`actornet.replication.unsent`): an encoded `Told` follows. So this is `[7, Told]`."""
+
+
 class CloseRequest(msgspec.Struct, array_like=True, tag=3, gc=False):
     """A flow has closed."""
 
@@ -74,9 +78,17 @@ class Restore(msgspec.Struct, array_like=True, tag=12, gc=False):
 
 
 class Resume(msgspec.Struct, array_like=True, tag=15, gc=False):
-    """A flow of this core asked and was not saved: its first packet, to be treated again; see `asks`."""
+    """A packet to be treated that a core took which is no more: the first of a flow that asked and was not saved (see `asks`),
+    or one that waited there (see `unsent`)."""
 
     port: int
+    packet: bytes
+
+
+class Resend(msgspec.Struct, array_like=True, tag=19, gc=False):
+    """A packet that the old primary had decided upon, to be sent out of the port with this index."""
+
+    out: int
     packet: bytes
 
 
@@ -115,7 +127,7 @@ class Announce(msgspec.Struct, array_like=True, tag=18):
 
 
 Request = Attach | CloseRequest | Detach | Leaving | Seen
-Answer = Attached | Restore | Resume | Forget | Redirect | Revoked | GiveAway | Announce
+Answer = Attached | Restore | Resume | Resend | Forget | Redirect | Revoked | GiveAway | Announce
 
 encode = msgspec.msgpack.Encoder().encode
 _decode_request: Callable[[bytes], Request] = msgspec.msgpack.Decoder(Request).decode

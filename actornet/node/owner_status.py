@@ -33,6 +33,8 @@ def owner_status(system: OwnerSystem) -> dict[str, Any]:
         "ports_without_link": machine.links_down,
         "stations": len(system.cores.stations),
         "stations_evicted": system.cores.stations.evicted,
+        "unsent": len(system.unsent),
+        "unsent_evicted": system.unsent.evicted,
         "takeover": system.takeover,
         **_replication(system),
         "lag_ms": round(lag_ns / 1e6, 3) if lag is not None else None,

@@ -63,6 +63,7 @@ from actornet.replication.protocol import (
     Fenced,
     Identity,
     InstallSnapshot,
+    Keep,
     Learn,
     Leave,
     NewEpoch,
@@ -81,6 +82,7 @@ from actornet.replication.protocol import (
     WithoutBackup,
     match,
 )
+from actornet.replication.unsent import Unsent
 
 _log = structlog.get_logger()
 
@@ -138,6 +140,7 @@ class OwnerSystem:
         self.catch_up = CatchUp(self)
         self.operators = Operators(self)
         self.resyncs: deque[int] = deque()
+        self.unsent = Unsent()
         self.identity = Identity(
             spec.name,
             path_of(self.nf),
@@ -195,6 +198,7 @@ class OwnerSystem:
                     self._served = True
                 line.flush()
             self.lingers = self._served and only_asked and not self.lingers
+            self._tell_unsent()
             if self.lingers:
                 return
             self.commit()
@@ -346,13 +350,25 @@ class OwnerSystem:
             if self.link is not None:
                 self.link.flush()
 
+    def _tell_unsent(self) -> None:
+        """To the backups, at once: before the records that it depends on."""
+        unsent, self.cores.unsent = self.cores.unsent, []
+        if not unsent or not isinstance(self.machine, Primary):
+            return
+        for core, lsn, told in unsent:
+            self.act(self.machine.unsent(core, lsn, msgspec.Raw(told)))
+        if self.lingers and self.link is not None:
+            self.link.flush()
+
     def _publish(self) -> None:
         """Tell the cores how far the watermark has come."""
         page = self.page
         page.lsn_logged = self.log.last_lsn
         page.lsn_applied = self.journal.lsn
         if not isinstance(self.machine, Primary) or page.role != ACTIVE:
+            page.followed = False
             return
+        page.followed = self.machine.is_followed
         page.watermark = watermark = self.machine.watermark
         self.cores.publish(watermark)
 
@@ -389,8 +405,9 @@ class OwnerSystem:
         self.lead(epoch, "started", takeover=False)
         self.link = self.environment.listen()
 
-    def lead(self, epoch: int, reason: str, *, takeover: bool, complete: bool = False) -> None:
-        """Become the primary of `epoch`."""
+    def lead(self, epoch: int, reason: str, *, takeover: bool, complete: bool = False) -> dict[str, int]:
+        """Become the primary of `epoch`; returns with how many of the old one's packets it goes on."""
+        lsn = self.journal.lsn
         if not self.identity.history:
             self._adopt(self.log.identity)
         self.machine = Primary(
@@ -408,12 +425,14 @@ class OwnerSystem:
         self.page.lsn_applied = self.journal.lsn
         if takeover:
             self.cores.announce()
+        went_on = self.cores.go_on(self.unsent, lsn)
+        for line in self.cores.lines:
+            line.flush()
         self.page.role = ACTIVE
         self._publish()
-        for core, line in enumerate(self.cores.lines):
-            self.cores.resume(core)
-            line.flush()
+        for line in self.cores.lines:
             line.wake()
+        return went_on
 
     def _adopt(self, history: str) -> None:
         self.log.adopt(history)
@@ -449,13 +468,14 @@ class OwnerSystem:
         """Take over: the flows are in the cores' tables and the owners' states are current (G6)."""
         began_ns = self.now_ns()
         waiting = sum(line.waiting for line in self.cores.lines)
-        self.lead(action.epoch, action.reason, takeover=True, complete=action.complete)
+        went_on = self.lead(action.epoch, action.reason, takeover=True, complete=action.complete)
         self.takeover = {
             "reason": action.reason,
             "epoch": action.epoch,
             "lsn": self.journal.lsn,
             "flows": len(self.journal.replica.flows),
             "records_replayed": 0,
+            "packets": went_on,
             "flows_waiting_for_cores": waiting,
             "took_us": (self.now_ns() - began_ns) // 1000,
         }
@@ -478,6 +498,7 @@ class OwnerSystem:
         for event in link.events(self.now_ns()):
             now_ns = self.now_ns()
             if event.kind == "connected":
+                self.unsent.forget()
                 self.act(
                     self.machine.connected(now_ns, event.number)
                     if isinstance(self.machine, Primary)
@@ -585,6 +606,8 @@ class OwnerSystem:
                 self._adopt(action.history)
             case Promote():
                 self._promote(action)
+            case Keep():
+                self.unsent.hear(action.core, action.lsn, action.told, self.now_ns())
             case Learn():
                 for port, station in reversed(action.stations):
                     self.cores.stations.learn(port, station, self.now_ns())

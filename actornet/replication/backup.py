@@ -28,6 +28,7 @@ from actornet.replication.messages import (
     Snapshot,
     Stop,
     Sync,
+    Unsent,
     Welcome,
     Yield,
 )
@@ -42,6 +43,7 @@ from actornet.replication.protocol import (
     Event,
     Identity,
     InstallSnapshot,
+    Keep,
     Learn,
     Note,
     Position,
@@ -319,6 +321,8 @@ class Backup:
                 return [Close("the primary stops"), Note("link lost", "the primary stops, and another takes over")]
             case Seen() if self.state in _WELCOMED:
                 return [Learn(message.stations)]
+            case Unsent() if self.state in _WELCOMED:
+                return [Keep(message.core, message.lsn, message.told)]
             case Fence():
                 return []
             case _:

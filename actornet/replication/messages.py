@@ -8,6 +8,7 @@ import msgspec
 
 from actornet.errors import LinkError
 from actornet.limits import STATIONS_MAX
+from actornet.replication.unsent import Told
 
 VERSION = 1
 """Version of these messages and of the link that carries them; peers of different versions refuse each other."""
@@ -146,7 +147,17 @@ class Seen(Message, frozen=True, tag=12):
     stations: Annotated[list[tuple[Port, Station]], msgspec.Meta(max_length=STATIONS_MAX)]
 
 
-AnyMessage = Hello | Welcome | Refuse | Snapshot | Records | Ack | Heartbeat | Sync | Stop | Fence | Yield | Seen
+class Unsent(Message, frozen=True, tag=13):
+    """What waits in a core of the primary, from when `lsn` was its last; None: the core is no more. See `unsent`."""
+
+    core: Count
+    lsn: Lsn
+    told: Told | None
+
+
+AnyMessage = (
+    Hello | Welcome | Refuse | Snapshot | Records | Ack | Heartbeat | Sync | Stop | Fence | Yield | Seen | Unsent
+)
 
 encode = msgspec.msgpack.Encoder().encode
 _decoder: msgspec.msgpack.Decoder[AnyMessage] = msgspec.msgpack.Decoder(AnyMessage)

@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from actornet.errors import FencedError
 from actornet.limits import BACKUPS_MAX, SILENCE_MS
 from actornet.replication.feed import Feed
-from actornet.replication.messages import VERSION, Ack, AnyMessage, Fence, Hello, Seen, Stop, Sync, Yield
+from actornet.replication.messages import VERSION, Ack, AnyMessage, Fence, Hello, Seen, Stop, Sync, Unsent, Yield
 from actornet.replication.protocol import (
     Claim,
     Close,
@@ -236,6 +238,15 @@ class Primary:
                 actions.append(Send(Seen(self.epoch, stations.since(feed.stations_told, now_ns)), feed.peer))
                 feed.stations_told = stations.number
         return actions
+
+    @property
+    def is_followed(self) -> bool:
+        """Whether a backup may take over."""
+        return any(feed.counts for feed in self.feeds.values())
+
+    def unsent(self, core: int, lsn: int, told: Any) -> list[PrimaryAction]:
+        """For those that may take over: what waits in a core (an encoded Told, as Raw), from when `lsn` was the last."""
+        return [Send(Unsent(self.epoch, core, lsn, told), feed.peer) for feed in self.feeds.values() if feed.counts]
 
     def stop(self, now_ns: int) -> list[PrimaryAction]:
         """Stop cleanly; nothing is logged any more. A backup in sync takes over once it has everything (handover)."""

@@ -66,6 +66,7 @@ import msgspec
 from actornet.errors import FencedError, LogDamagedError
 from actornet.limits import PAUSE_MARGIN, PAUSE_MS_MAX, PAUSE_TOLD_MS, TERM_EPOCHS
 from actornet.replication.messages import AnyMessage
+from actornet.replication.unsent import Told
 
 Role = Literal["primary", "backup"]
 
@@ -400,6 +401,14 @@ class Learn(msgspec.Struct, frozen=True):
     stations: list[tuple[int, int]]
 
 
+class Keep(msgspec.Struct, frozen=True):
+    """What waits in a core of the primary; see `unsent`."""
+
+    core: int
+    lsn: int
+    told: Told | None
+
+
 class Promote(msgspec.Struct, frozen=True):
     """Become the primary of `epoch`: log its EPOCH record and sync the log. Nothing is to be replayed (G6).
 
@@ -426,4 +435,5 @@ BackupAction = (
     | Claim
     | Unclaim
     | Learn
+    | Keep
 )

@@ -6,6 +6,7 @@ learns which inside endpoint was behind an external one at that time, and compar
 
 Found are (G3, G6, G7): a packet with a translation that the survivor does not know, a mapping of two inside endpoints at
 once, a packet that nobody sent, sent twice or to somebody else, a wrong checksum, and two nodes that send at the same time.
+Only the node that takes over may send again what waited in the other, which may have sent it before it died.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ WAITS_S = 15.0
 LATE_NS = 20_000_000
 """What a node sent before the other took over may be seen that much after the other's first frame: a frame waits in the
 queue of the CPU that sent it, and each CPU empties its own when it comes to that."""
+AGAIN_NS = SECOND
+"""What a node sent last the other may send again, so much later at most: it was frozen before it could say that it had."""
 EVER_NS = 1 << 62
 PROBLEMS_MAX = 1000
 
@@ -69,10 +72,17 @@ class Seen(msgspec.Struct):
 
 
 class Inputs(msgspec.Struct):
-    """Frames of hosts with the same content: time and inside endpoint of each, and how many have come out."""
+    """Frames of hosts with the same content: time and inside endpoint of each, how many have come out, by whom when at last,
+    and who has sent one again."""
 
     came: deque[tuple[int, Endpoint]]
     left: int = 0
+    sent_ns: dict[str, int] = {}
+    again: str = ""
+
+    def may_be_again(self, frame: Frame) -> bool:
+        others = [sent_ns for node, sent_ns in self.sent_ns.items() if node != frame.sender]
+        return self.again != frame.sender and bool(others) and frame.time_ns - max(others) <= AGAIN_NS
 
 
 class Sender(msgspec.Struct):
@@ -90,7 +100,7 @@ class Checker:
         self.external = external
         self.problems: list[str] = []
         self.senders: list[Sender] = []
-        self.frames = {"host": 0, "node": 0, "translated": 0, "late": 0}
+        self.frames = {"host": 0, "node": 0, "translated": 0, "late": 0, "again": 0}
         self._inputs: dict[tuple[str, Endpoint, int], Inputs] = {}
         self._seen: dict[Endpoint, list[Seen]] = defaultdict(list)
         self._swept_ns = 0
@@ -172,11 +182,16 @@ class Checker:
             self._problem(frame, f"leaves with the address of {near}")
             return 0
         inputs = self._inputs.get((frame.side, remote, content))
+        if inputs and 0 < inputs.left == len(inputs.came) and inputs.may_be_again(frame):
+            inputs.left -= 1
+            inputs.again = frame.sender
+            self.frames["again"] += 1
         if inputs is None or inputs.left == len(inputs.came):
             self._problem(frame, f"{source} > {target}: " + ("it was sent once" if inputs else "nobody sent that"))
             return 0
         came_ns = inputs.came[inputs.left][0]
         inputs.left += 1
+        inputs.sent_ns[frame.sender] = frame.time_ns
         self.frames["translated"] += 1
         others = {endpoint for _, endpoint in inputs.came}
         if frame.side == "wan":

@@ -190,9 +190,7 @@ class SimulatedCore:
                 self.core.drop_held()
             self._role = role
         if self.link.resumed and self._role == ACTIVE:
-            resumed, self.link.resumed = self.link.resumed, []
-            for message in resumed:
-                self.core.resume(message.port, message.packet)
+            self.link.go_on()
         if frames and self._role == ACTIVE:
             self.lan.feed([(self.node.network.clock(), frame) for frame in frames])
         self.core.breathe()
@@ -303,6 +301,7 @@ class Node:
         page = self.page
         page.watermark = page.lsn_logged = page.lsn_applied = page.epoch = 0
         page.role = PASSIVE
+        page.followed = False
         self.lease_until_ns = NO_LEASE
         for ring in (*self.fabric.requests, *self.fabric.replies, *self.fabric.handoffs.values()):
             ring.clear()

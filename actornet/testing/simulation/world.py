@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from random import Random
 from typing import Any
 
@@ -76,6 +77,7 @@ class World:
         self.wiped = False  # a disk has lost what was safe on it as the mode understands that
         self.sent = self.emitted = self.takeovers = self.rewinds = self.promotions = 0
         self.reached: set[str] = set()
+        self.went_on: Counter[str] = Counter()  # packets of old primaries, resent or resumed
         self._watermarks: dict[str, tuple[Any, int]] = {}
         self._takeover: dict[str, Any] = {}
         self._sync_rate = (0.02, 0.2)[schedule.seed % 2]
@@ -187,6 +189,7 @@ class World:
             self._watermarks[node.name] = (machine, machine.watermark)
             if system.takeover is not None and system.takeover is not self._takeover.get(node.name):
                 self._takeover[node.name] = system.takeover
+                self.went_on.update(system.takeover["packets"])
                 self._taken_over(node)
         for peer in self._peers(node):
             if peer.system is not None and self.random.random() < 0.3:

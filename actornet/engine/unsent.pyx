@@ -1,0 +1,80 @@
+"""Packets that this core has taken and not sent yet: a backup in sync is told of them, and goes on with them after a takeover.
+
+Theory of operation. A packet that waits (with its handler, in a mailbox, for the watermark) has a number from the first time that
+the backup is told of it: as it came, later perhaps as it is to leave. It is settled where the core is done with it (`Core.discard`),
+that is after it was sent. So what a primary was about to send when it died leaves its backup once more at worst.
+What goes through without waiting is told to nobody.
+"""
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from libc.stdint cimport uint8_t
+from libc.string cimport memcpy, memset
+
+from actornet.engine.core cimport Core
+from actornet.engine.ring cimport an_word_load
+from actornet.engine.types cimport AN_CSUM_PARTIAL, AN_REASSEMBLED
+
+from actornet.limits import PACKET_KEPT_BYTES_MAX, UNSENT_TOLD_BYTES
+
+cdef uint32_t packet_kept_max = PACKET_KEPT_BYTES_MAX
+cdef uint32_t told_bytes = UNSENT_TOLD_BYTES
+
+cdef enum:
+    HEAD = 1 + 12  # flags, virtio header
+
+
+cdef class Unsent:
+
+    def __cinit__(self):
+        self.waits, self.done = [], []
+        self.followed = &self.followed_own
+
+    cdef int tell(self, an_parked *item, int out) except -1:
+        """The packet waits to leave by port `out`, or, -1, to be treated. What is too large, or is to be cut, is not told."""
+        if not an_word_load(self.followed) or item.p.length > packet_kept_max or (
+                out >= 0 and item.p.flags & AN_REASSEMBLED):
+            return 0
+        if item.told == 0:
+            self.last += 1
+            item.told = self.last
+        self.waits.append((item.told, out, item.p.port, packet_bytes(&item.p)))
+        self.bytes += HEAD + item.p.length
+        if self.bytes >= told_bytes:
+            self.flush()
+        return 0
+
+    cdef int settle(self, an_parked *item) except -1:
+        """The core is done with the packet."""
+        if an_word_load(self.followed):
+            self.done.append(item.told)
+        return 0
+
+    cdef int flush(self) except -1:
+        """Tell what is to be told."""
+        cdef list waits = self.waits
+        cdef list done = self.done
+        self.waits, self.done, self.bytes = [], [], 0
+        (<Core>self.core).link.unsent(waits, done)
+        return 0
+
+
+cdef bytes packet_bytes(const an_packet *p):
+    """What it takes to treat or send a packet elsewhere: a byte of flags, the virtio header, and the frame."""
+    cdef bytes kept = PyBytes_FromStringAndSize(NULL, HEAD + <Py_ssize_t>p.length)
+    cdef uint8_t *out = <uint8_t *>PyBytes_AS_STRING(kept)
+    out[0] = p.flags & AN_CSUM_PARTIAL
+    memcpy(out + 1, p.vnet, HEAD - 1)
+    memcpy(out + HEAD, p.data, p.length)
+    return kept
+
+
+cdef int packet_from(an_packet *p, bytes kept) except -1:
+    """The packet in `kept`, whose bytes it borrows."""
+    cdef const uint8_t *begin = <const uint8_t *>PyBytes_AS_STRING(kept)
+    assert PyBytes_GET_SIZE(kept) >= HEAD
+    memset(p, 0, sizeof(an_packet))
+    p.data = <uint8_t *>begin + HEAD
+    p.length = <uint32_t>(PyBytes_GET_SIZE(kept) - HEAD)
+    p.flags = begin[0] & AN_CSUM_PARTIAL
+    memcpy(p.vnet, begin + 1, HEAD - 1)
+    return 0
