@@ -69,8 +69,8 @@ def test_memory_ports_put_load_on_every_core(tmp_path: Path) -> None:
         assert pair.worker("b", "owner-system")["status"]["flows"] == FLOWS
 
 
-def test_without_a_place_for_frames_no_privilege_is_asked_for(tmp_path: Path) -> None:
-    """What only takes packets away needs nothing; that it is one line when a capture is wrong."""
+def test_a_capture_that_is_none_is_named_in_one_line(tmp_path: Path) -> None:
+    """Before any process of the node has begun."""
     (tmp_path / "in.pcap").write_bytes(b"no capture at all")
     with CapturePair(tmp_path, PCAP.format("lan"), 'driver = "memory"') as pair:
         process = pair.begin("a", "primary")

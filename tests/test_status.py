@@ -11,6 +11,7 @@ import pytest
 
 from actornet.cli.status import in_line, text
 from actornet.engine.counters import COUNTERS
+from actornet.node.core_worker import Rate
 from actornet.testing.pair import Pair
 from actornet.testing.traffic import SERVER
 from tests.processes import wait_until
@@ -62,6 +63,7 @@ OWNER: dict[str, Any] = {
 
 def core(number: int, counters: dict[str, int], port: dict[str, Any], **gauges: Any) -> dict[str, Any]:
     status = {"counters": dict.fromkeys(COUNTERS, 0) | counters, "ports": {"lan": port}, "waiting": 0, "held": 0}
+    status["rate"] = {"seconds": 2.0, "rx_packets_per_s": 0, "tx_packets_per_s": 0}
     status["hold"] = {"oldest_ms": 0.0, "mean_ms": 0.0, "max_ms": 0.0}
     return worker(f"core-{number}", status | gauges)
 
@@ -121,6 +123,18 @@ def test_cores_are_counted_together_and_noughts_are_left_out() -> None:
     assert re.search(r"held +for 0.375 ms on average, 2.000 ms at most; now for 1.000 ms", said)
     assert re.search(r"dropped +5 packets\n +5  no_route", said)
     assert re.search(r"port lan +core-0=up core-1=down; tx_full 4$", said, re.M)
+    assert "packets/s" not in said
+    rate = {"seconds": 2.0, "rx_packets_per_s": 1500, "tx_packets_per_s": 10}
+    said = page(core(0, {}, {"state": "up"}, rate=rate), core(1, {}, {"state": "up"}, rate=rate))
+    assert re.search(r"rate +3 000 packets/s in, 20 out, over 2\.0 s$", said, re.M)
+
+
+def test_a_rate_is_of_the_time_since_the_last_question() -> None:
+    rate = Rate(100.0)
+    assert rate.of(102.0, 400, 200) == {"seconds": 2.0, "rx_packets_per_s": 200, "tx_packets_per_s": 100}
+    assert rate.of(102.5, 400, 200)["seconds"] == 2.5, "too soon: since the question before"
+    assert rate.of(104.0, 1400, 200) == {"seconds": 2.0, "rx_packets_per_s": 500, "tx_packets_per_s": 0}
+    assert rate.of(104.0, 1400, 200)["rx_packets_per_s"] == 500
 
 
 def test_who_does_not_answer_is_named() -> None:

@@ -135,6 +135,11 @@ def _counted(cores: list[Part]) -> Iterator[str]:
         if name not in ELSEWHERE and (number or name in ALWAYS)
     ]
     yield line("counted", ", ".join(told))
+    rates = [core["rate"] for core in cores]
+    received, sent = (sum(rate[f"{way}_packets_per_s"] for rate in rates) for way in ("rx", "tx"))
+    if received or sent:
+        over = duration(max(rate["seconds"] for rate in rates))
+        yield line("rate", f"{count(received)} packets/s in, {count(sent)} out, over {over}")
     if sums["held"]:
         hold = [core["hold"] for core in cores]
         mean_ms = (

@@ -87,6 +87,8 @@ ANNOUNCE_SLEEP_S = 0.005
 """After a core became active, it announces its addresses again and again: a switch may have learned them from the old
 primary's last frames since, and would go on sending there."""
 
+RATE_S = 1.0
+
 HANDLERS_END_S = 0.02
 HELD_END_S = 0.5
 """A core that stops waits so long for handlers that wait, then for the watermark to let out what it holds."""
@@ -221,6 +223,22 @@ class RingLink(OwnerLink):
             core.redirect_end(message.flow, port)
 
 
+class Rate:
+    """Packets per second, between two questions that are RATE_S apart at least; at first since the start."""
+
+    def __init__(self, now_s: float) -> None:
+        self._since = self._last = (now_s, 0, 0)
+
+    def of(self, now_s: float, received: int, sent: int) -> dict[str, float]:
+        """`seconds` until now, and packets per second in them."""
+        if now_s - self._last[0] >= RATE_S:
+            self._since, self._last = self._last, (now_s, received, sent)
+        began_s, *before = self._since
+        seconds = max(now_s - began_s, 0.001)
+        received_per_s, sent_per_s = (round((n - b) / seconds) for n, b in zip((received, sent), before, strict=True))
+        return {"seconds": round(seconds, 1), "rx_packets_per_s": received_per_s, "tx_packets_per_s": sent_per_s}
+
+
 class CoreWorker:
     """One core's loop."""
 
@@ -268,6 +286,7 @@ class CoreWorker:
         self._committed = 0  # as it was when this turn began
         self._first = True  # runs before all that is not real-time
         self._first_until_ns = 0
+        self._rate = Rate(time.monotonic())
         self._rested_ns = time.monotonic_ns()
         self._answer_until_ns = 0  # how long to look for the owner system's answer before sleeping
         self._turns = 0
@@ -307,6 +326,7 @@ class CoreWorker:
             "held": core.held,
             "hold": core.hold_ms,
             "stations_untold": core.stations_untold,
+            "rate": self._rate.of(time.monotonic(), counts["rx_packets"], counts["tx_packets"]),
         }
 
     def interrupt(self) -> None:
