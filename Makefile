@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # Programs that only tests, benchmarks or the demonstration use: the command, and Debian's package of it.
-PACKAGES := iperf3:iperf3 curl:curl nft:nftables redis-server:redis-server etcd:etcd-server spin:spin keepalived:keepalived conntrackd:conntrackd
+PACKAGES := iperf3:iperf3 curl:curl nft:nftables redis-server:redis-server etcd:etcd-server openssl:openssl spin:spin keepalived:keepalived conntrackd:conntrackd
 
 # Where `$$missing` has packages of Debian's: install them, or fail, which says nothing yet.
 INSTALL := [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null && echo "installing$$missing" && apt-get -qq update && \

@@ -9,6 +9,7 @@ from actornet.cli.main import main
 from actornet.errors import UsageError
 from actornet.limits import CORES_MAX, FLOWS_MAX
 from actornet.node.deployment import ReplicationTable, load_deployment, nodes_of, read_key
+from actornet.node.witness import EtcdAccess
 from actornet.ports.table import PortTable
 
 WHOLE = """
@@ -106,7 +107,8 @@ def test_flags_alone_are_enough():
 FLAGS = """
 --name n --nf a:B+c:D --cores 2 --cpus 1,0 --flows-max 9 --poll busy --port
 lan=x0,address=10.1.0.1/8,gateway=10.1.0.9 --port lan=x1,driver=tap,mac=02:00:00:00:00:01 --set
-first=1 --set A.last=2 --durability solo --without-backup stop --witness file:/w --lease-ms 400
+first=1 --set A.last=2 --durability solo --without-backup stop --witness etcd:h:1 --lease-ms 400
+--etcd-ca ca --etcd-cert cert --etcd-key key --etcd-user me --etcd-password-file word
 --keep-records 5000 --key-file k --log l --link 127.0.0.1:1 --listen 127.0.0.1:2 --control
 127.0.0.1:3
 """
@@ -118,13 +120,16 @@ def test_every_key_of_the_file_has_a_flag(file, monkeypatch):
     monkeypatch.setattr("actornet.node.launcher.launch", lambda control, key, start, ready: read.append(start.argument))
     monkeypatch.setattr("actornet.node.deployment.read_key", lambda file: b"key")
     monkeypatch.setattr("actornet.node.events.configure", lambda **fields: None)
+    monkeypatch.setattr(EtcdAccess, "context", lambda self: None)
+    monkeypatch.setattr(EtcdAccess, "password", lambda self: "")
     words = FLAGS.split()
     assert main(["launch", "primary", str(file), *words]) == 0
     (d,) = read
     assert (d.name, d.nf, d.cores, d.cpus, d.flows_max, d.poll) == ("n", "a:B+c:D", 2, [1, 0], 9, "busy")
     assert d.ports["lan"] == PortTable("x1", "tap", "10.1.0.1/8", "10.1.0.9", "02:00:00:00:00:01")
     assert d.settings == {"address": "203.0.113.1", "first": "1", "A.last": "2"}
-    assert (d.durability, d.without_backup, d.witness, d.lease_ms) == ("solo", "stop", "file:/w", 400)
+    assert (d.durability, d.without_backup, d.witness, d.lease_ms) == ("solo", "stop", "etcd:h:1", 400)
+    assert d.etcd == EtcdAccess("ca", "cert", "key", "me", "word").within(Path.cwd())
     assert (d.keep_records, d.links, d.listen, d.control) == (5000, ["127.0.0.1:1"], "127.0.0.1:2", "127.0.0.1:3")
     assert (d.key_file, d.log) == (Path("k").resolve(), Path("l").resolve())
 

@@ -8,21 +8,31 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from actornet.errors import UsageError, WitnessError
-from actornet.node.witness import EtcdWitness, FileWitness, Witness, WitnessThread, check_directory, witness_at
+from actornet.node.witness import (
+    OPEN,
+    EtcdAccess,
+    EtcdWitness,
+    FileWitness,
+    Witness,
+    WitnessThread,
+    check_directory,
+    witness_at,
+)
 from actornet.replication.lease import Entry, Look, Swap
 
 FIRST = Entry(1, 100_000, "primary/1", "p", 250)
 
 
-@pytest.fixture(scope="module")
-def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+@contextmanager
+def run_etcd(directory: Path, scheme: str, flags: Sequence[str] = (), access: EtcdAccess = OPEN) -> Iterator[int]:
     """The client port of an etcd of its own."""
     if shutil.which("etcd") is None:
         pytest.skip("etcd is not installed (Debian: etcd-server)")
@@ -30,9 +40,9 @@ def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
         one.bind(("127.0.0.1", 0))
         two.bind(("127.0.0.1", 0))
         client, peer = one.getsockname()[1], two.getsockname()[1]
-    urls = [f"--{kind}-client-urls=http://127.0.0.1:{client}" for kind in ("listen", "advertise")]
+    urls = [f"--{kind}-client-urls={scheme}://127.0.0.1:{client}" for kind in ("listen", "advertise")]
     process = subprocess.Popen(
-        ["etcd", "--data-dir", str(tmp_path_factory.mktemp("etcd")), *urls, "--unsafe-no-fsync",
+        ["etcd", "--data-dir", str(directory), *urls, "--unsafe-no-fsync", *flags,
          f"--listen-peer-urls=http://127.0.0.1:{peer}", "--log-level=error"],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -40,7 +50,7 @@ def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     try:
         for _ in range(200):
             try:
-                EtcdWitness("127.0.0.1", client, "ready").look()
+                EtcdWitness("127.0.0.1", client, "ready", access).look()
                 break
             except WitnessError:
                 time.sleep(0.05)
@@ -48,6 +58,12 @@ def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.fixture(scope="module")
+def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    with run_etcd(tmp_path_factory.mktemp("etcd"), "http") as port:
+        yield port
 
 
 @pytest.fixture(params=["file", "etcd"])
@@ -102,6 +118,96 @@ def test_one_of_many_wins(witness: Witness) -> None:
     serials = [serial for serial, _ in won]
     assert len(set(serials)) == len(serials) > 20
     assert max(serials) <= witness.look().serial <= 200
+
+
+@pytest.fixture(scope="module")
+def access(tmp_path_factory: pytest.TempPathFactory) -> EtcdAccess:
+    """What an etcd asks for that is open to nobody else: a certificate, and a user's password."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed (Debian: openssl)")
+    directory = tmp_path_factory.mktemp("access")
+
+    def openssl(*arguments: str) -> None:
+        subprocess.run(["openssl", *arguments], cwd=directory, check=True, capture_output=True)
+
+    (directory / "names").write_text("subjectAltName=IP:127.0.0.1")
+    curve = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+    for name in ("ca", "other"):
+        openssl(
+            "req",
+            "-x509",
+            *curve,
+            "-keyout",
+            f"{name}.key",
+            "-out",
+            f"{name}.pem",
+            "-days",
+            "1",
+            "-subj",
+            f"/CN={name}",
+        )
+    for name in ("server", "node"):
+        # etcd's gateway refuses a certificate with a common name, lest it be taken for a user's.
+        openssl("req", *curve, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/O={name}")
+        ca = ("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-extfile", "names")
+        openssl("x509", "-req", "-in", f"{name}.csr", *ca, "-out", f"{name}.pem", "-days", "1")
+    (directory / "password").write_text("secret\n")
+    (directory / "password").chmod(0o600)
+    return EtcdAccess("ca.pem", "node.pem", "node.key", "root", "password").within(directory)
+
+
+@pytest.fixture(scope="module")
+def closed_etcd(access: EtcdAccess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """The client port of such an etcd."""
+    directory = Path(access.ca or "").parent
+    flags = [f"--cert-file={directory}/server.pem", f"--key-file={directory}/server.key"]
+    flags += ["--client-cert-auth", f"--trusted-ca-file={access.ca}"]
+    open_to_me = msgspec.structs.replace(access, user=None, password_file=None)
+    with run_etcd(tmp_path_factory.mktemp("closed"), "https", flags, open_to_me) as port:
+        me = EtcdWitness("127.0.0.1", port, "k", open_to_me)
+        me._post("/v3/auth/user/add", {"name": "root", "password": "secret"})
+        me._post("/v3/auth/role/add", {"name": "root"})
+        me._post("/v3/auth/user/grant", {"user": "root", "role": "root"})
+        me._post("/v3/auth/enable", {})
+        yield port
+
+
+def test_an_etcd_that_asks_who_one_is(closed_etcd: int, access: EtcdAccess) -> None:
+    """G7, G10: by TLS, with a certificate, as a user; again when its token is no longer good; and nobody else."""
+    witness = EtcdWitness("127.0.0.1", closed_etcd, "mine", access)
+    assert witness.look() == Entry() and witness.swap(Entry(), FIRST) and witness.look() == FIRST
+    witness._token = "expired"
+    assert witness.look() == FIRST and witness._token != "expired"
+    directory = Path(access.ca or "").parent
+    (directory / "wrong").write_text("guess")
+    (directory / "wrong").chmod(0o600)
+    for wrong, said in (
+        (msgspec.structs.replace(access, user=None, password_file=None), "permission denied"),
+        (msgspec.structs.replace(access, password_file=str(directory / "wrong")), "answers 400"),
+        (msgspec.structs.replace(access, ca=str(directory / "other.pem")), "certificate verify failed"),
+        (msgspec.structs.replace(access, cert=None, key=None), "etcd:127.0.0.1"),
+        (OPEN, "etcd:127.0.0.1"),
+    ):
+        with pytest.raises(WitnessError, match=said):
+            EtcdWitness("127.0.0.1", closed_etcd, "mine", wrong).look()
+
+
+def test_an_access_that_will_not_do(access: EtcdAccess) -> None:
+    directory = Path(access.ca or "").parent
+    (directory / "open").write_text("x")
+    (directory / "open").chmod(0o644)
+    for wrong, said in (
+        (EtcdAccess(cert="c"), "goes with `etcd.key`"),
+        (EtcdAccess(cert="c", key="k"), "both with `etcd.ca`"),
+        (EtcdAccess(ca="/nowhere"), "No such file"),
+        (EtcdAccess(ca=access.key), "/"),
+        (EtcdAccess(ca=access.ca, cert=access.cert, key=access.ca), "/"),
+        (EtcdAccess(user="u"), "goes with `etcd.password_file`"),
+        (EtcdAccess(user="u", password_file="/nowhere"), "cannot be read"),
+        (EtcdAccess(user="u", password_file=str(directory / "open")), "chmod 600"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            witness_at("etcd:127.0.0.1:1", "edge", wrong)
 
 
 def _again(witness: Witness) -> Witness:

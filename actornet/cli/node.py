@@ -51,6 +51,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add("--durability", metavar="MODE", help="what output waits for: solo, received, durable or applied")
     add("--without-backup", metavar="POLICY", help="while no backup is connected: wait, solo or stop")
     add("--witness", metavar="PLACE", help="who says which node may emit: none, file:DIRECTORY or etcd:HOST:PORT")
+    add("--etcd-ca", metavar="FILE", help="who has signed etcd's certificate: asks it by TLS")
+    add("--etcd-cert", metavar="FILE", help="this node's certificate for etcd")
+    add("--etcd-key", metavar="FILE", help="and its key")
+    add("--etcd-user", metavar="NAME", help="one of etcd's users")
+    add("--etcd-password-file", metavar="FILE", help="file with that user's password")
     add("--lease-ms", type=int, metavar="MS", help="a primary that has not renewed its lease for so long emits nothing")
     add("--keep-records", type=int, metavar="N", help="records that stay in the log for replay")
     add("--key-file", metavar="FILE", help="file with the deployment's key")
@@ -116,13 +121,18 @@ def _overrides(args: argparse.Namespace) -> dict[str, Any]:
         "cpus": _cpus(args.cpus) if args.cpus else None,
         "poll": args.poll,
         "flows_max": args.flows_max,
-        "key_file": str(Path(args.key_file).resolve()) if args.key_file else None,
+        "key_file": _absolute(args.key_file),
         "replication.durability": args.durability,
         "replication.without_backup": args.without_backup,
         "replication.witness": _witness(args.witness),
+        "etcd.ca": _absolute(args.etcd_ca),
+        "etcd.cert": _absolute(args.etcd_cert),
+        "etcd.key": _absolute(args.etcd_key),
+        "etcd.user": args.etcd_user,
+        "etcd.password_file": _absolute(args.etcd_password_file),
         "replication.lease_ms": args.lease_ms,
         "replication.keep_records": args.keep_records,
-        f"{node}.log": str(Path(args.log).resolve()) if args.log else None,
+        f"{node}.log": _absolute(args.log),
         f"{node}.link": args.link,
         f"{node}.listen": args.listen,
         f"{node}.control": args.control,
@@ -145,6 +155,10 @@ def _witness(place: str | None) -> str | None:
     """A directory is relative to where we are, not to the file."""
     kind, _, where = (place or "").partition(":")
     return f"file:{Path(where).resolve()}" if kind == "file" and where else place
+
+
+def _absolute(path: str | None) -> str | None:
+    return str(Path(path).resolve()) if path else None
 
 
 def _assignment(flag: str, text: str, dots: int = 0) -> tuple[str, str]:

@@ -44,6 +44,7 @@ def assemble(deployment: Deployment) -> NodePlan:
         fabric=fabric.spec,
         peers=deployment.peers,
         witness=deployment.witness,
+        etcd=deployment.etcd,
         lease_ms=deployment.lease_ms,
         keep_records=deployment.keep_records,
         spins=bool(spare),

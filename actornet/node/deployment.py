@@ -31,7 +31,7 @@ from actornet.limits import (
     PORTS_MAX,
 )
 from actornet.node.thespian_base import split_address
-from actornet.node.witness import witness_at
+from actornet.node.witness import OPEN, EtcdAccess, witness_at
 from actornet.ports.table import PortTable, problem_of
 
 Role = Literal["primary", "backup"]
@@ -81,6 +81,7 @@ class DeploymentFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     flows_max: int = FLOWS_MAX_DEFAULT
     settings: dict[str, Any] = {}
     replication: ReplicationTable = ReplicationTable()
+    etcd: EtcdAccess = OPEN
     primary: RoleTable | None = None
     backup: RoleTable | None = None
     backups: dict[str, RoleTable] = {}
@@ -120,6 +121,7 @@ class Deployment(msgspec.Struct, frozen=True):
     listen: str | None
     peers: list[str]
     witness: str | None
+    etcd: EtcdAccess
     lease_ms: int
     keep_records: int
     control: str
@@ -165,6 +167,11 @@ def load_deployment(
     links = [address for address in dict.fromkeys(links) if address is not None]
     if role == "backup" and not links:
         raise UsageError(f"{where}: [{node}] cannot be a backup: the other node's table says no `listen` and no `link`")
+    etcd = whole.etcd.within(directory)
+    try:
+        etcd.check()
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from None
     control = table.control or CONTROL_DEFAULT.get(node) or _no_control(where, node)
     try:
         split_address(control)
@@ -189,6 +196,7 @@ def load_deployment(
         listen=listen,
         peers=peers,
         witness=whole.replication.witness if whole.replication.witness != "none" else None,
+        etcd=etcd,
         lease_ms=whole.replication.lease_ms,
         keep_records=whole.replication.keep_records,
         control=control,
@@ -257,6 +265,7 @@ def _convert(content: dict[str, Any], where: str) -> DeploymentFile:
     """The file, each of its tables checked by itself, so that what is wrong is named by its whole place."""
     structs: dict[str, type[msgspec.Struct]] = {
         "replication": ReplicationTable,
+        "etcd": EtcdAccess,
         "primary": RoleTable,
         "backup": RoleTable,
         "backups": RoleTable,
@@ -339,6 +348,8 @@ def _problem(whole: DeploymentFile, node: str, table: RoleTable) -> str | None:
             f'`replication.witness` = "none": of {len(nodes)} nodes two could take over at once; name a witness, '
             'say "file:/DIRECTORY" on one machine or "etcd:HOST:PORT"'
         )
+    if whole.etcd != OPEN and not whole.replication.witness.startswith("etcd:"):
+        return '`etcd`: that goes with `replication.witness` = "etcd:HOST:PORT"'
     problem = _replication_problem(whole.replication)
     if problem:
         return f"`replication.{problem}"

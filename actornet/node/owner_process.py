@@ -95,7 +95,7 @@ class Machine:
     def open_witness(self) -> WitnessThread | None:
         if self._spec.witness is None:
             return None
-        return WitnessThread(witness_at(self._spec.witness, self._spec.name), self.witness_fd)
+        return WitnessThread(witness_at(self._spec.witness, self._spec.name, self._spec.etcd), self.witness_fd)
 
     def dial_peers(self) -> list[LinkClient]:
         return [LinkClient(peer, self._key, self.epoll) for peer in self._spec.peers]

@@ -50,6 +50,7 @@ from actornet.node.network_function import load_nf
 from actornet.node.operators import Operators
 from actornet.node.owner_status import owner_status
 from actornet.node.upkeep import Upkeep
+from actornet.node.witness import OPEN, EtcdAccess
 from actornet.replication.backup import Backup
 from actornet.replication.messages import Fence
 from actornet.replication.primary import Primary
@@ -98,7 +99,7 @@ _NOT_LOGGED = 1 << 62
 class OwnerSpec(msgspec.Struct, frozen=True):
     """What the owner system needs to know. A backup connects to one of `links`; whoever is primary listens at `listen`.
 
-    `node` says which of the deployment's this is, `peers` where the others listen when they lead. `witness` and
+    `node` says which of the deployment's this is, `peers` where the others listen when they lead. `witness`, `etcd` and
     `keep_records` as in the deployment file. `spins`: there are CPUs on which it takes nothing from a core when it looks for
     what is about to come. `keys_max`: how many flow keys its cores hold (0: not known). `interfaces`: those of the ports.
     """
@@ -117,6 +118,7 @@ class OwnerSpec(msgspec.Struct, frozen=True):
     fabric: FabricSpec
     peers: list[str] = []
     witness: str | None = None
+    etcd: EtcdAccess = OPEN
     lease_ms: int = LEASE_MS_DEFAULT
     keep_records: int = LOG_KEEP_RECORDS_DEFAULT
     spins: bool = True

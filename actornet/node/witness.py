@@ -2,7 +2,7 @@
 
 `file:DIRECTORY` is for two nodes on one machine, or on a file system that both mount and whose `link` is atomic. Entry n is
 the file n: made whole under another name, then linked, which fails if the number is taken. So there is no lock that a
-frozen process could hold. `etcd:HOST:PORT` asks etcd 3 by its JSON gateway over HTTP.
+frozen process could hold. `etcd:HOST:PORT` asks etcd 3 by its JSON gateway over HTTP, or HTTPS where it asks who one is.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import base64
 import http.client
 import json
 import os
+import ssl
+import stat
 import threading
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,6 +28,65 @@ _decode = msgspec.json.Decoder(Entry).decode
 _encode = msgspec.json.Encoder().encode
 
 
+class EtcdAccess(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An `[etcd]` table: how to reach an etcd that is not open to all; paths are of PEM files.
+
+    With `ca`, who has signed etcd's certificate, the connection is TLS; `cert` and `key` are this node's own. `user` is one of
+    etcd's, with the password in `password_file`.
+    """
+
+    ca: str | None = None
+    cert: str | None = None
+    key: str | None = None
+    user: str | None = None
+    password_file: str | None = None
+
+    def within(self, directory: Path) -> EtcdAccess:
+        """The same, with paths that are relative to a directory."""
+        ca, cert, key, password = (
+            str(directory / path) if path is not None else None
+            for path in (self.ca, self.cert, self.key, self.password_file)
+        )
+        return EtcdAccess(ca, cert, key, self.user, password)
+
+    def check(self) -> None:
+        """UsageError: it will not do."""
+        self.context()
+        self.password()
+
+    def context(self) -> ssl.SSLContext | None:
+        """Of TLS, None for plain HTTP. UsageError: what is missing or does not fit."""
+        if (self.cert is None) != (self.key is None) or (self.cert is not None and self.ca is None):
+            raise UsageError("`etcd.cert`: it goes with `etcd.key`, and both with `etcd.ca`")
+        if self.ca is None:
+            return None
+        try:
+            context = ssl.create_default_context(cafile=self.ca)
+            if self.cert is not None:
+                context.load_cert_chain(self.cert, self.key)
+        except OSError as error:  # an SSLError is one
+            raise UsageError(f"`etcd`: {self.ca}, {self.cert}, {self.key}: {error.strerror or error}") from None
+        return context
+
+    def password(self) -> str:
+        """UsageError: it cannot be read."""
+        if (self.user is None) != (self.password_file is None):
+            raise UsageError("`etcd.user`: it goes with `etcd.password_file`")
+        if self.password_file is None:
+            return ""
+        file = Path(self.password_file)
+        try:
+            if file.stat().st_mode & (stat.S_IROTH | stat.S_IWOTH):
+                raise UsageError(f"`etcd.password_file` = {self.password_file!r} is open to every user: chmod 600 it")
+            return file.read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"`etcd.password_file` = {self.password_file!r} cannot be read: {error}") from None
+
+
+OPEN = EtcdAccess()
+"""To an etcd that asks nobody who one is, by plain HTTP."""
+
+
 class Witness(Protocol):
     """One register. Both methods raise WitnessError when it cannot be asked, or when it is unknown what it has done."""
 
@@ -35,15 +96,16 @@ class Witness(Protocol):
         """Whether `new` is there now; if not, it did not replace `old`, or has been replaced in turn."""
 
 
-def witness_at(place: str, deployment: str) -> Witness:
-    """The witness of a deployment at "file:DIRECTORY" or "etcd:HOST:PORT". UsageError for any other place."""
+def witness_at(place: str, deployment: str, access: EtcdAccess = OPEN) -> Witness:
+    """The witness of a deployment at "file:DIRECTORY" or "etcd:HOST:PORT". UsageError for any other place, or for an etcd's
+    `access` that will not do."""
     kind, _, where = place.partition(":")
     if kind == "file" and where.startswith("/"):
         return FileWitness(Path(where) / deployment)
     if kind == "etcd":
         host, _, port = where.rpartition(":")
         if host and port.isdecimal() and 0 < int(port) < 65536:
-            return EtcdWitness(host.strip("[]"), int(port), f"actornet/{deployment}/lease")
+            return EtcdWitness(host.strip("[]"), int(port), f"actornet/{deployment}/lease", access)
     raise UsageError(f'witness {place!r}: write "none", "file:DIRECTORY" or "etcd:HOST:PORT"')
 
 
@@ -122,16 +184,19 @@ class FileWitness:
 
 
 class EtcdWitness:
-    """A key of etcd 3, compared and put in one transaction. Plain HTTP, without etcd's own users: use a trusted network."""
+    """A key of etcd 3, compared and put in one transaction."""
 
-    def __init__(self, host: str, port: int, key: str) -> None:
+    def __init__(self, host: str, port: int, key: str, access: EtcdAccess = OPEN) -> None:
         self.place = f"{host}:{port}"
         self._host, self._port = host, port
         self._key = _base64(key.encode())
         self._connection: http.client.HTTPConnection | None = None
+        self._context = access.context()
+        self._login = {"name": access.user, "password": access.password()}
+        self._token: str | None = None
 
     def look(self) -> Entry:
-        found = self._post("/v3/kv/range", {"key": self._key}).get("kvs")
+        found = self._ask("/v3/kv/range", {"key": self._key}).get("kvs")
         if not found:
             return Entry()
         try:
@@ -144,15 +209,39 @@ class EtcdWitness:
         if not old.serial:
             compare = {"key": self._key, "target": "CREATE", "create_revision": "0"}
         put = {"request_put": {"key": self._key, "value": _base64(_encode(new))}}
-        return bool(self._post("/v3/kv/txn", {"compare": [compare], "success": [put]}).get("succeeded", False))
+        return bool(self._ask("/v3/kv/txn", {"compare": [compare], "success": [put]}).get("succeeded", False))
+
+    def _ask(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """As the user, if there is one: etcd knows it by a token, which lasts a while."""
+        if self._login["name"] is None:
+            return self._post(path, body)
+        if self._token is not None:
+            try:
+                return self._post(path, body)
+            except WitnessError:
+                if self._token is not None:
+                    raise
+        self._token = self._post("/v3/auth/authenticate", self._login).get("token")
+        return self._post(path, body)
+
+    def _connect(self) -> http.client.HTTPConnection:
+        timeout_s = WITNESS_TIMEOUT_MS / 1000
+        if self._context is None:
+            return http.client.HTTPConnection(self._host, self._port, timeout=timeout_s)
+        return http.client.HTTPSConnection(self._host, self._port, timeout=timeout_s, context=self._context)
 
     def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        headers = {"Content-Type": "application/json"}
+        if self._token is not None:
+            headers["Authorization"] = self._token
         try:
             if self._connection is None:
-                self._connection = http.client.HTTPConnection(self._host, self._port, timeout=WITNESS_TIMEOUT_MS / 1000)
-            self._connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+                self._connection = self._connect()
+            self._connection.request("POST", path, json.dumps(body), headers)
             answer = self._connection.getresponse()
             text = answer.read()
+            if answer.status == 401:
+                self._token = None
             if answer.status != 200:
                 raise WitnessError(f"witness etcd:{self.place} answers {answer.status}: {text[:200]!r}")
             content = json.loads(text)
