@@ -257,6 +257,9 @@ class ChainActor(FlowActor):
     def held_packets(self) -> int:
         return sum(member.held_packets() for member in self._members or ())
 
+    def parts(self) -> list[Any]:
+        return self._members or [self]
+
     # -- a packet's way ---------------------------------------------------------------------------------------------
 
     async def _through(self, packet: Packet) -> Verdict:
@@ -490,6 +493,7 @@ def _chain(functions: tuple[type[FlowActor], ...]) -> type[ChainActor]:
         "sees_icmp_errors": any(function.sees_icmp_errors for function in functions),
         "shards_by": sharded[0] if sharded else (),
         "deadline_s": min(function.deadline_s for function in functions),
+        "keeps_bytes_max": sum(function.keeps_bytes_max for function in functions),
         "fail": FORWARD if all(function.fail.name == "FORWARD" for function in functions) else DROP,
     }
     named: dict[str, OwnerReference] = {}

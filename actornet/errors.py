@@ -33,6 +33,10 @@ class HandlerStalled(BaseException):
         return "the handler did not return, and every other flow of its core had to wait"
 
 
+class FlowTooLargeError(ActornetError):
+    """A flow's actor keeps more memory than it may; names class, field and bytes."""
+
+
 class StateError(ActornetError):
     """A value in an owner's state, or a flow's field, would not come back from the log by its type, or is too large for it;
     names owner or class, field, expected and actual."""

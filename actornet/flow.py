@@ -22,7 +22,7 @@ from actornet.engine.packet import Packet
 from actornet.engine.verdict import DROP, FORWARD, Forward, Verdict
 from actornet.engine.wire import TUNNELS
 from actornet.errors import StateError, UsageError
-from actornet.limits import AWAIT_DEADLINE_S, MESSAGE_BYTES_MAX
+from actornet.limits import AWAIT_DEADLINE_S, FLOW_KEEPS_BYTES_MAX, MESSAGE_BYTES_MAX
 from actornet.misfit import holds, misfit, shown
 from actornet.owner import Owner, how_to_refer
 from actornet.setting import Setting
@@ -113,11 +113,16 @@ class FlowActor(FlowBase, metaclass=FlowMeta):
     A packet waits by itself for what it depends on (G3), a call does not: a handler that calls the outside world by asyncio
     with what owners have told it awaits `self.committed()` before.
 
+    asyncio tasks that handlers begin and do not wait for, FLOW_TASKS_MAX at most, are cancelled when the flow ends.
+
     With `connection`, the actor gets both directions from the first packet on: the reply tuple is bound before `on_open`;
     `packet.direction` tells which one a packet has. A handler that waits longer than `deadline_s` for one thing gets a
     TimeoutError at that `await` (counted as `deadline_passed`); on a live node one that keeps its core busy for
     HANDLER_INTERRUPT_S gets a HandlerStalled (`handler_stalled`). When a handler raises, its packet is dropped, or forwarded
-    as it is if `fail` is FORWARD (`failed_open`), and the flow closes; its next packet opens it anew.
+    as it is if `fail` is FORWARD (`failed_open`), and the flow closes; its next packet opens it anew. So it goes, too, when the
+    actor's fields are found to keep more than `keeps_bytes_max` bytes that nobody else has (`flow_too_large`); one of some
+    thousand handlers is looked at for that. On a live node a handler that is the end of its core's process, as it waits in
+    compiled code or crashes in it, has its flow closed and shunned: packets go as `fail` says until none has come for 10 min.
 
     `untracked` is the verdict, DROP or FORWARD, for frames on transparent ports that belong to no flow (other protocols than
     IP, protocols without ports). ARP and IPv6 neighbour discovery, without which hosts do not find each other, have one of
@@ -150,6 +155,7 @@ class FlowActor(FlowBase, metaclass=FlowMeta):
     connection: ClassVar[bool] = False
     deadline_s: ClassVar[float] = AWAIT_DEADLINE_S
     fail: ClassVar[Verdict] = DROP
+    keeps_bytes_max: ClassVar[int] = FLOW_KEEPS_BYTES_MAX
     volatile: ClassVar[bool] = False
     holds: ClassVar[bool] = False
     _needs: ClassVar[str] = "on_packet, or an on_open that offloads"
@@ -178,6 +184,8 @@ class FlowActor(FlowBase, metaclass=FlowMeta):
         if not isinstance(cls.fail, (Forward, Verdict)) or cls.fail.name not in ("DROP", "FORWARD"):
             raise UsageError(f"{cls.__name__}.fail must be DROP (fail-closed) or FORWARD (fail-open)")
         _check_seconds(f"{cls.__name__}.deadline_s", cls.deadline_s)
+        if type(cls.keeps_bytes_max) is not int or cls.keeps_bytes_max <= 0:
+            raise UsageError(f"{cls.__name__}.keeps_bytes_max must be a number of bytes, not {cls.keeps_bytes_max!r}")
         for name in cls._switches:
             if not isinstance(getattr(cls, name), bool | Setting):
                 raise UsageError(f"{cls.__name__}.{name} must be True or False, not {getattr(cls, name)!r}")

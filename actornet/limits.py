@@ -98,6 +98,24 @@ core, or an owner system, that still does not turn after the second time is kill
 HANDLER_SURE_S = 0.05
 """Apart in time, two looks must find the same handler before it is interrupted."""
 
+SHUNNED_MAX = 64
+SHUNNED_S = 600.0
+"""Keys per core of flows whose handler was the end of its process, and for how long after their last packet they are shunned
+(`shunned`, or `failed_open`); beyond it, the one that was silent for the longest time gives way."""
+
+FLOW_KEEPS_BYTES_MAX = 1 << 24
+"""What a flow's actor may keep unless its class sets `keeps_bytes_max`; beyond it `flow_too_large`, and the flow closes."""
+
+FLOW_TASKS_MAX = 64
+"""asyncio tasks that a flow's handlers have begun and that run; one more is an error of the handler. They end with the flow."""
+
+KEEPS_LOOK_HANDLERS = 2048
+"""Of so many handlers, one's actor is looked at for what it keeps, by chance."""
+
+KEEPS_TRIES_MAX = 1 << 18
+"""References that such a look follows to find out whether objects are held by a circle alone; beyond it they count as
+shared."""
+
 CAPTURE_RECORD_BYTES_MAX = 262_144
 """Largest record of a capture file (tcpdump's largest snap length): anything above is damage."""
 
@@ -207,6 +225,16 @@ WORKER_STOP_S = 5.0
 
 BEAT_CHECK_S = 0.1
 """Interval at which the monitor compares the workers' beats."""
+
+MEMORY_CHECK_S = 1.0
+CORES_MEMORY_SHARE = 0.5
+MEMORY_TOLD_AGAIN = 1.25
+"""How often a node looks what its cores take; of one that takes more than its part of this share of the host's memory, or than
+`core_memory_mb`, it warns, and again when that has grown by this factor."""
+
+CORE_ENDED_FIRST = 500
+"""Where a host runs out of memory, the kernel ends a core, which comes back with its flows, rather than an owner system, with
+which the node would stop (oom_score_adj)."""
 
 PORT_QUEUE_BYTES = 1 << 23
 """Frames in the kernel that wait for a port's core, and for its interface; beyond it `rx_kernel_dropped` and `tx_full`."""

@@ -1,7 +1,9 @@
-"""A network function for live tests: some handlers do not return, in ways that their packets name by port."""
+"""Network functions for live tests: some handlers do not return, in ways that their packets name by port or number."""
 
 from __future__ import annotations
 
+import ctypes
+import re
 import sys
 import time
 
@@ -10,6 +12,8 @@ from actornet.node import core_worker
 
 LOOPS, LOOPS_IN_ASYNC, SLEEPS, CATCHES, EXITS, BREAKS = 7, 8, 9, 10, 11, 12
 SLEEP_S = 1.4
+MATCHES, HANGS, HANGS_AT_ONCE, CRASHES, EXITS_AT_ONCE = 1, 2, 3, 4, 5
+PATTERN = re.compile(rb"(x+x+)+y")
 
 
 def broken(worker: core_worker.CoreWorker) -> int:
@@ -38,3 +42,23 @@ class Stuck(FlowActor):
             except BaseException:
                 continue
         return FORWARD
+
+
+class Pattern(FlowActor):
+    """Matches, in compiled code that no exception gets into, a pattern that takes ages for some input."""
+
+    matched: int = 0
+
+    def on_packet(self, packet: Packet) -> Verdict:
+        number = int.from_bytes(packet.payload[:2], "big")
+        long = b"x" * (40 if number in (HANGS, HANGS_AT_ONCE) else 4)
+        self.matched += PATTERN.match(long + packet.payload) is not None
+        if number == CRASHES:
+            ctypes.string_at(0)
+        if number == EXITS_AT_ONCE:
+            ctypes.CDLL(None)._exit(3)
+        return FORWARD
+
+
+class PatternOpen(Pattern):
+    fail = FORWARD

@@ -69,7 +69,15 @@ def core(number: int, counters: dict[str, int], port: dict[str, Any], **gauges: 
 
 
 def worker(name: str, status: dict[str, Any] | None) -> dict[str, Any]:
-    return {"name": name, "state": "running", "pid": 7, "cpus": [], "restarts": 0, "status": status}
+    return {
+        "name": name,
+        "state": "running",
+        "pid": 7,
+        "cpus": [],
+        "memory_bytes": 52_400_000,
+        "restarts": 0,
+        "status": status,
+    }
 
 
 def page(*workers: dict[str, Any], load: dict[str, Any] | None = None) -> str:

@@ -17,6 +17,7 @@ from processes import descendants, free_port, is_alive, wait_gone, wait_until
 from actornet.cli import node as node_commands
 from actornet.cli.main import main
 from actornet.errors import NodeError, UsageError
+from actornet.limits import CORE_ENDED_FIRST
 from actornet.node import events, supervisor
 from actornet.node.control import NodeClient, Start
 from actornet.node.launcher import launch
@@ -155,6 +156,20 @@ def test_a_core_that_stalls_is_killed_and_restarted(node):
     assert 0.2 < took_s < 10
     assert worker(status, "monitor")["status"]["stalls"] == 1
     assert not is_alive(pid)
+
+
+def test_a_core_that_takes_much_memory_is_told_of(launched):
+    """What no flow can be blamed for is for a person to look at; the kernel ends a core before its owner system."""
+    node = launched(cores=1, core_bytes_max=1 << 20)
+    assert node.outcome() == ("ready", 2)
+    with node.client() as client:
+        wait_until(lambda: any(event["event"] == "a core takes much memory" for event in node.events()))
+        status = client.status()
+    (event,) = [event for event in node.events() if event["event"] == "a core takes much memory"]
+    assert (event["name"], event["core_memory_mb"]) == ("core-0", 1) and event["memory_mb"] > 1
+    assert all(each["memory_bytes"] > 1 << 20 for each in status["workers"])
+    scores = {each["name"]: Path(f"/proc/{each['pid']}/oom_score_adj").read_text() for each in status["workers"]}
+    assert int(scores["core-0"]) == CORE_ENDED_FIRST > int(scores["owners"])
 
 
 def test_a_core_that_cannot_stay_up_stops_the_node(launched):

@@ -10,6 +10,7 @@ import pytest
 
 from actornet import DROP, FORWARD, FiveTuple, FlowActor, Packet
 from actornet.errors import UsageError
+from actornet.limits import FLOW_TASKS_MAX
 from tests import frames
 from tests.test_core import Bench, packet, payloads
 
@@ -195,3 +196,62 @@ def test_a_connection_sees_both_directions_from_the_first_packet_on() -> None:
     )
     node.lan_in(packet(9, port=4000))
     assert node.count("flows_refused") == 1 and node.core.entries == 2, "a refused connection leaves nothing"
+
+
+class Leaves(FlowActor):
+    """Begins tasks, each of which begins another, and waits for none."""
+
+    ended: ClassVar[list[int]] = []
+
+    def on_packet(self, packet: Packet) -> Any:
+        asyncio.create_task(self.run(packet.source_port, 1))  # noqa: RUF006
+        return FORWARD
+
+    async def run(self, number: int, children: int) -> None:
+        if children:
+            asyncio.create_task(self.run(number, children - 1))  # noqa: RUF006
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            Leaves.ended.append(number)
+            raise
+
+
+class LeavesAsync(Leaves):
+    async def on_packet(self, packet: Packet) -> Any:
+        return super().on_packet(packet)
+
+
+@pytest.mark.parametrize("nf", [Leaves, LeavesAsync])
+def test_tasks_that_handlers_leave_behind_end_with_their_flow(nf: type[Leaves]) -> None:
+    node = Bench(nf)
+    Leaves.ended.clear()
+    node.lan_in(packet(1), packet(2), packet(3, port=2000))
+    node.wait()
+    assert len(asyncio.all_tasks(node.loop)) == 6
+    for _ in range(2):
+        node.lan_in(packet(4, port=2000), after_s=50)
+        node.wait()
+    assert node.count("flows_closed") == 1 and Leaves.ended == [1000] * 4
+    assert len(asyncio.all_tasks(node.loop)) == 6 and node.count("live_flows") == 1
+    node.core.close_all()
+    node.wait()
+    assert not asyncio.all_tasks(node.loop)
+
+
+def test_a_flow_has_so_many_tasks_and_no_more() -> None:
+    node = Bench(Leaves)
+    Leaves.ended.clear()
+    for number in range(FLOW_TASKS_MAX):
+        node.lan_in(packet(number % 256))
+    assert not node.errors
+    node.lan_in(packet(0, port=2000), packet(0))
+    ((flow, _, error),) = node.errors
+    assert (
+        flow is not None and flow.source_port == 1000 and f"{FLOW_TASKS_MAX} asyncio tasks of this flow" in str(error)
+    )
+    node.wait()
+    assert {task for task in asyncio.all_tasks(node.loop) if not task.done()} and node.count("live_flows") == 1
+    node.core.close_all()
+    node.wait()
+    assert not asyncio.all_tasks(node.loop)

@@ -34,13 +34,17 @@ def plan(argument):
         for slot, name in enumerate(names)
     ]
     return NodePlan(
-        workers, "trivial_node:" + argument.get("beats", "read_beats"), (beats, names), argument.get("stall_s", 2.0)
+        workers,
+        "trivial_node:" + argument.get("beats", "read_beats"),
+        (beats, names),
+        stall_s=argument.get("stall_s", 2.0),
+        core_bytes_max=argument.get("core_bytes_max"),
     )
 
 
 def read_beats(spec):
     beats, names = spec
-    return [(name, *SLOT.unpack(os.pread(beats, SLOT.size, slot * SLOT.size))) for slot, name in enumerate(names)]
+    return [(name, *SLOT.unpack(os.pread(beats, SLOT.size, slot * SLOT.size)), 0) for slot, name in enumerate(names)]
 
 
 def beat(spec, stop_event, report):

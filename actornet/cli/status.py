@@ -98,7 +98,20 @@ def _lsn(lsn: int | None) -> str:
 
 def _processes(status: Part, said: dict[str, Part]) -> Iterator[Sequence[str]]:
     shares = {core["core"]: core for core in (status["load"] or {"cores": []})["cores"]}
-    yield "process", "state", "pid", "cpu", "restarts", "packets", "share", "flows", "handed over", "waiting", "held"
+    yield (
+        "process",
+        "state",
+        "pid",
+        "cpu",
+        "memory",
+        "restarts",
+        "packets",
+        "share",
+        "flows",
+        "handed over",
+        "waiting",
+        "held",
+    )
     for worker in status["workers"]:
         name, counters = worker["name"], said[worker["name"]].get("counters")
         cells: tuple[str, ...] = () if worker["status"] is not None else ("no answer",)
@@ -109,7 +122,8 @@ def _processes(status: Part, said: dict[str, Part]) -> Iterator[Sequence[str]]:
             numbers = (counters["live_flows"], handed_over, part["waiting"], part["held"])
             cells = (count(max(0, counters["rx_packets"] - handed_over)), share, *map(count, numbers))
         cpus = ",".join(map(str, worker["cpus"])) or "any"
-        yield name, worker["state"], str(worker["pid"] or "-"), cpus, str(worker["restarts"]), *cells
+        memory = f"{worker['memory_bytes'] / 1e6:.0f} MB" if worker["memory_bytes"] is not None else "-"
+        yield name, worker["state"], str(worker["pid"] or "-"), cpus, memory, str(worker["restarts"]), *cells
 
 
 def _table(rows: Iterator[Sequence[str]]) -> list[str]:

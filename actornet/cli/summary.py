@@ -30,6 +30,7 @@ DROPS = {
     "held_fenced": "waited for the log of a node that is no longer the primary",
     "lease_over": "the node's lease with the witness had run out: it may no longer send",
     "handler_error": "a handler raised an exception",
+    "shunned": "of a flow whose handler was the end of a core's process",
     "no_route": "no port or next hop to leave by; on routed ports also broadcasts and addresses that are no single host's",
     "neighbor_full": "too many packets waited for a next hop's MAC address",
     "neighbor_unresolved": "a next hop did not answer with its MAC address",

@@ -2,10 +2,12 @@ cimport cython
 from cpython.object cimport PyObject
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
+from actornet.engine.black_box cimport BlackBox, an_black_box
 from actornet.engine.flow_base cimport FlowBase
 from actornet.engine.fragments cimport Fragments
 from actornet.engine.flows cimport Flows
 from actornet.engine.held cimport Held
+from actornet.engine.keeps cimport Keeps
 from actornet.engine.moves cimport Moves
 from actornet.engine.neighbors cimport Neighbors, an_adjacency
 from actornet.engine.packet cimport Packet
@@ -80,6 +82,10 @@ cdef class Core:
     cdef uint64_t committed_own
     cdef const uint64_t *lease   # until when packets may leave
     cdef uint64_t lease_own
+    cdef an_black_box *box       # which handler runs
+    cdef an_black_box box_own
+    cdef BlackBox black_box      # holds the memory of `box`
+    cdef Keeps keeps
     cdef uint64_t handed         # bit per sibling that was given packets in this turn
     cdef bint submitted          # something to the owner system, in this turn
     cdef bint virtual_time
@@ -105,6 +111,8 @@ cdef class Core:
     cdef object reply            # who waits for its answer
     cdef object loop
     cdef object task             # asyncio's view of the handler that runs
+    cdef object tasks            # that handlers have begun
+    cdef dict tasks_open
     cdef Packet view             # and the handler's of its packet
     cdef FlowBase driving        # the flow whose `async def` handler runs
     cdef ControlPage page
@@ -154,7 +162,9 @@ cdef class Core:
     cdef int _hear(self, bint all) except -1
     cdef int _pass_time(self, uint64_t until_ns) except -1
     cdef int _end_waits(self) except -1
-    cdef int _fail_packet(self, FlowBase flow, an_packet *p) except -1
+    cdef int _fail_packet(self, FlowBase flow, an_packet *p, int counter) except -1
+    cdef int _close_condemned(self, const an_key *shunned_key, int phase) except -1
+    cdef bint _is_shunned(self, an_packet *p) noexcept
     cdef int _end_offload(self, FlowBase flow, an_entry *e, int counter) except -1
     cdef an_packet *_set_link(self, an_packet *p, const an_link *link) except NULL
     cdef unsigned home(self, const an_key *key) noexcept

@@ -21,11 +21,13 @@ from libc.stdint cimport UINT64_MAX
 from libc.stdlib cimport free
 from libc.string cimport memcmp, memcpy, memset
 
+from actornet.engine.black_box cimport BlackBox, an_black_box_enter, an_black_box_leave, an_shunned, shun, shunned
 from actornet.engine.counters cimport *
 from actornet.engine.datagram cimport datagram
 from actornet.engine.flow_base cimport MARK_CLOSING, MARK_DIRTY, MARK_ENDING, MARK_LEAVING, MARK_SAVED, Ask
 from actornet.engine.flows cimport an_addresses, an_revoked, an_terms_conform, an_terms_expired, an_terms_mirror
 from actornet.engine.handoff cimport Handoff
+from actornet.engine.keeps cimport Keeps
 from actornet.engine.parked cimport an_park
 from actornet.engine.port cimport Port
 from actornet.engine.ring cimport AN_CORE_COUNTERS, AN_NO_LEASE, an_lease_holds, an_word_load
@@ -38,14 +40,14 @@ from actornet.engine.verdict cimport (
 from actornet.engine.wire cimport (
     an_hash, an_is_discovery, an_parse, an_parse_inner, an_rewrite_apply, an_rewrite_prepare, an_rss_core, an_rss_core_keyed,
     an_table_back, an_table_find, an_table_prefetch,
-    an_table_probe,
+    an_table_probe, five_tuple,
 )
 
 from actornet.engine.counters import COUNTERS, PID_COUNTER
-from actornet.engine.task import FlowTask
+from actornet.engine.task import FlowTask, FlowTasks
 from actornet.engine.verdict import DROP, FORWARD, OFFLOADED, REJECT
 from actornet.engine.wire import TUNNELS
-from actornet.errors import HandlerStalled, NoRouteError, StateError, UsageError
+from actornet.errors import FlowTooLargeError, HandlerStalled, NoRouteError, StateError, UsageError
 from actornet.limits import (
     BURST_PACKETS, FIELDS_CHECKED_EVERY, FIELDS_CHECKED_FIRST, FLOWS_MAX_DEFAULT, MAILBOX_PACKETS_MAX, MOVE_SAMPLE_PACKETS, PORT_NAME_BYTES_MAX,
     PORTS_MAX, TURNS_MAX, UNHEARD_MAX,
@@ -85,6 +87,7 @@ cdef class Core:
         self.committed = &self.committed_own
         self.lease_own = AN_NO_LEASE
         self.lease = &self.lease_own
+        self.box = &self.box_own
 
     def __init__(self, nf, list ports not None, *, int index=0, int cores=1, flows_max=FLOWS_MAX_DEFAULT,
                  loop=None, host=None, link=None, bint virtual_time=False, now_ns=0, incarnation_first=1):
@@ -126,6 +129,7 @@ cdef class Core:
         self.unsent.core = <void *>self
         self.nf = nf
         self.flows.open(flows_max)
+        self.keeps = Keeps(nf)
         self.idle_ns_default = <uint64_t>(nf.idle_default_s * 1e9)
         self.incarnation_next = incarnation_first
         self.index = index
@@ -135,6 +139,9 @@ cdef class Core:
         self.host = host
         self.loop = loop
         self.task = FlowTask(loop) if loop is not None else None
+        if loop is not None:
+            self.tasks = FlowTasks(loop, lambda: self.running)
+            self.tasks_open = self.tasks.open
         self.on_open, self.has_open, self.open_async = nf.on_open, nf.handles("on_open"), nf.suspends("on_open")
         self.on_packet, self.has_packet = nf.on_packet, nf.handles("on_packet")
         self.packet_async = nf.suspends("on_packet")
@@ -534,6 +541,8 @@ cdef class Core:
             home = self.home(&p.key)
             if home != self.index:
                 return self.drop(p, C_HANDOFF_STALE) if p.flags & AN_HANDED else self._hand_off(p, home)
+        if self.box.shunned_count and self._is_shunned(p):
+            return self._fail_packet(None, p, C_SHUNNED)
         if self.output.full():  # no new flow's packet could leave: its handlers are not to decide, and log, in vain
             return self.drop(p, C_HELD_FULL)
         if self.evicts:
@@ -648,14 +657,17 @@ cdef class Core:
         view.p = p
         args[0] = <PyObject *>flow
         args[1] = <PyObject *>view
+        an_black_box_enter(self.box, &p.key, PHASE_PACKET)
         result = PyObject_Vectorcall(<PyObject *>self.on_packet, args, 2, NULL)
         if result == NULL:
             return self._failed(flow, p, PHASE_PACKET)
+        an_black_box_leave(self.box)
         view.p = NULL
+        self.keeps.due_in -= 1
         verdict = <object>result
         Py_DECREF(verdict)
         if Py_REFCNT(<PyObject *>view) > 2 or flow.marks & (MARK_DIRTY | MARK_CLOSING) or self.volatile_state or (
-                flow.depends > an_word_load(self.committed)):
+                flow.depends > an_word_load(self.committed)) or self.keeps.due_in <= 0:
             return self.completed(flow, p, PHASE_PACKET, verdict)
         return self._apply(flow, p, verdict)
 
@@ -682,6 +694,7 @@ cdef class Core:
         args[0] = <PyObject *>flow
         args[1] = <PyObject *>self.view if phase != PHASE_MESSAGE else <PyObject *>self.message
         self.driving = flow
+        an_black_box_enter(self.box, &p.key if p != NULL else &self.flows.table.entries[flow.first].key, phase)
         result = PyObject_Vectorcall(handler, args, 1 if phase == PHASE_CLOSE else 2, NULL)
         if result == NULL:
             return self._failed(flow, p, phase)
@@ -701,6 +714,7 @@ cdef class Core:
         Py_DECREF(outcome)
         if status != PYGEN_NEXT:
             return self.completed(flow, p, phase, outcome)
+        an_black_box_leave(self.box)
         self.driving = None
         if flow.suspension is None:
             flow.suspension = Suspension.__new__(Suspension)
@@ -710,6 +724,7 @@ cdef class Core:
 
     cdef int _retire_view(self) except -1:
         """The handler is done with the packet: a view that it kept must not see the next one."""
+        an_black_box_leave(self.box)
         self.driving = None
         self.view.p = NULL
         if Py_REFCNT(<PyObject *>self.view) > 1:
@@ -722,6 +737,11 @@ cdef class Core:
         self._retire_view()
         if phase == PHASE_CLOSE:
             return self._end_close(flow)
+        self.keeps.due_in -= 1
+        if self.keeps.due_in <= 0:
+            error = self.keeps.look(flow)
+            if error is not None:
+                return self.report(flow, error, p, phase)
         if phase == PHASE_OPEN:
             e = &self.flows.table.entries[flow.first]
             if verdict is None:
@@ -758,6 +778,8 @@ cdef class Core:
         """A handler raised: its packet goes as `fail` says, the flow closes, others go on."""
         if isinstance(error, HandlerStalled):
             self.counters[<int>C_HANDLER_STALLED] += 1
+        elif isinstance(error, FlowTooLargeError):
+            self.counters[<int>C_FLOW_TOO_LARGE] += 1
         elif isinstance(error, KeyboardInterrupt):  # the user's, not the handler's
             if p != NULL:
                 self.drop(p, C_HANDLER_ERROR)
@@ -766,7 +788,7 @@ cdef class Core:
             self._no_route(p)
             return self.begin_close(flow, "no route")
         if p != NULL:
-            self._fail_packet(flow, p)
+            self._fail_packet(flow, p, C_HANDLER_ERROR)
         else:
             self.counters[<int>C_HANDLER_ERROR] += 1
         if self.on_error is not None:
@@ -803,22 +825,88 @@ cdef class Core:
             self.unheard = kept
         return 0
 
-    cdef int _fail_packet(self, FlowBase flow, an_packet *p) except -1:
+    cdef int _fail_packet(self, FlowBase flow, an_packet *p, int counter) except -1:
         """The packet whose handler failed: fail-closed, or fail-open where there is a way out without the actor."""
         cdef int out, adjacency
-        if not self.fail_open or flow.core == NULL:
-            return self.drop(p, C_HANDLER_ERROR)
+        if not self.fail_open or flow is not None and flow.core == NULL:
+            return self.drop(p, counter)
         try:
             out = self.resolve_out(None, p.port)
             adjacency = self.neighbors.adjacency(out, &p.key, NULL, NULL)
         except UsageError:
-            return self.drop(p, C_HANDLER_ERROR)
+            return self.drop(p, counter)
         if adjacency < 0:
             return self._no_route(p)
         self.counters[<int>C_FAILED_OPEN] += 1
         if adjacency:
             return self.neighbors.ethernet(flow, p, out, adjacency)
-        return self.emit(flow, p, out)
+        return self.transmit(p, out) if flow is None else self.emit(flow, p, out)
+
+    # -- handlers that were the end of a process ------------------------------------------------------------------------
+
+    def record_in(self, BlackBox box not None) -> None:
+        """Tell there which handler runs, and shun the flows that are to be shunned by what it says."""
+        self.black_box = box
+        self.box = box.box(self.index)
+        self.box.handler = 0
+        self.counters[<int>C_HANDLER_FATAL] = self.box.fatal
+
+    def close_condemned(self) -> list:
+        """Close the flows whose handler was the end of a process: with `on_close`, unless it was that one.
+
+        They are here, from the log, or have never been saved: then the log is told that they have closed, so that nobody
+        begins them anew. Returns (handler, five-tuple) of each.
+        """
+        cdef uint64_t i
+        cdef an_shunned *each
+        closed = []
+        for i in range(self.box.shunned_count):
+            each = &self.box.shunned[i]
+            if each.due:
+                phase, each.due = each.due - 1, 0
+                closed.append((HANDLERS[phase], five_tuple(&each.key)))
+                self._close_condemned(&each.key, phase)
+        self.exhale()
+        return closed
+
+    cdef int _close_condemned(self, const an_key *shunned_key, int phase) except -1:
+        cdef an_key key = shunned_key[0]  # the slots may be given to other keys
+        cdef uint32_t index = self.flows.find(&key)
+        cdef FlowBase flow = None
+        cdef bint alone = self.loop is not None and asyncio_tasks.current_task(self.loop) is None
+        if index != AN_NONE and self.flows.table.entries[index].actor != NULL:
+            flow = <FlowBase>self.flows.table.entries[index].actor
+        else:
+            phase = PHASE_CLOSE
+            flow = self.flows.create(&key)
+            if flow is None:
+                return 0
+            flow.incarnation = self.incarnation_next
+            self.incarnation_next += 1
+            flow.marks |= MARK_SAVED
+            self.counters[<int>C_FLOWS_OPENED] += 1
+            if self.connection:
+                self._bind_reply(flow, &key)
+        index = flow.first
+        for _ in range(flow.keys):
+            shun(self.box, &self.flows.table.entries[index].key, self.now_ns, 0)
+            index = self.flows.table.entries[index].next_key
+        flow.reason = "its handler was the end of a core's process"
+        if phase == PHASE_CLOSE:
+            return self._end_close(flow)
+        if alone:
+            asyncio_tasks._enter_task(self.loop, self.task)
+        try:
+            return self.begin_close(flow, flow.reason)
+        finally:
+            if alone:
+                asyncio_tasks._leave_task(self.loop, self.task)
+
+    cdef bint _is_shunned(self, an_packet *p) noexcept:
+        cdef an_shunned *found = shunned(self.box, &p.key, self.now_ns)
+        if found != NULL:
+            found.seen_ns = self.now_ns
+        return found != NULL
 
     cdef int _answer_message(self, object value) except -1:
         reply, self.reply = self.reply, None

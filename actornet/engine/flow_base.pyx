@@ -139,6 +139,10 @@ cdef class FlowBase:
         """Packets that the actor keeps back, of a class that `holds` some: they are counted as discarded when the flow ends."""
         return 0
 
+    def parts(self) -> list:
+        """The actors that share this flow; a chain's are its members."""
+        return [self]
+
     def _total(self, bint packets):
         cdef uint64_t total = 0
         cdef uint32_t i = self.first

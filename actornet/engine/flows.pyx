@@ -165,6 +165,8 @@ cdef class Flows:
         """Take a flow and its keys out of the table; packets that it holds do not leave any more."""
         if (<Core>self.core).holds:
             (<Core>self.core).discard_held(flow)
+        if (<Core>self.core).tasks_open:
+            (<Core>self.core).tasks.end(flow)
         self._free_keys(flow)
         flow.core = NULL
         PyObject_GC_Track(<PyObject *>flow)

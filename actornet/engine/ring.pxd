@@ -65,6 +65,9 @@ cdef extern from "control_page.h" nogil:
     int an_lease_holds(const uint64_t *lease_until_ns)
 
 
+cdef int shared_file(str name, size_t size_bytes, bytes start) except -1
+
+
 @cython.final
 cdef class Ring:
     cdef an_ring ring

@@ -1,10 +1,13 @@
-"""What asyncio sees as the running task while a handler runs."""
+"""What asyncio sees as the running task while a handler runs, and the tasks that handlers begin."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
+
+from actornet.errors import UsageError
+from actornet.limits import FLOW_TASKS_MAX
 
 
 class FlowTask:
@@ -50,3 +53,46 @@ class FlowTask:
 
     def get_coro(self) -> Coroutine[Any, Any, Any] | None:
         return None
+
+
+class FlowTasks:
+    """The tasks that flows' handlers, and these tasks, have begun and nobody has seen the end of: they end with their flow."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, running: Callable[[], Any]) -> None:
+        """`running()` is the actor whose handler runs, or None."""
+        self.open: dict[int, set[asyncio.Task[Any]]] = {}
+        """By the identity of the flow's actor."""
+        self._flows: dict[asyncio.Task[Any], int] = {}
+        self._running = running
+        loop.set_task_factory(self._begin)  # type: ignore[arg-type]
+
+    def _begin(
+        self, loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any], **keywords: Any
+    ) -> asyncio.Task[Any]:
+        """Raises UsageError, in the handler, for one more than a flow may have."""
+        actor = self._running()
+        flow = id(actor) if actor is not None else None
+        if flow is None and isinstance(parent := asyncio.current_task(loop), asyncio.Task):
+            flow = self._flows.get(parent)
+        if flow is not None and len(self.open.get(flow, ())) >= FLOW_TASKS_MAX:
+            coroutine.close()
+            raise UsageError(f"{FLOW_TASKS_MAX} asyncio tasks of this flow run already, the most that it may have")
+        task = asyncio.Task(coroutine, loop=loop, **keywords)
+        if flow is not None:
+            self.open.setdefault(flow, set()).add(task)
+            self._flows[task] = flow
+            task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        flow = self._flows.pop(task)
+        tasks = self.open.get(flow)
+        if tasks is not None:
+            tasks.discard(task)
+            if not tasks:
+                del self.open[flow]
+
+    def end(self, actor: Any) -> None:
+        """The flow has gone: cancel what it has left behind."""
+        for task in self.open.pop(id(actor), ()):
+            task.cancel()

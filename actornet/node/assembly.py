@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import os
 import zlib
+from typing import Any
 
+import msgspec
+
+from actornet.engine.black_box import BlackBox
+from actornet.engine.core import HANDLERS
 from actornet.engine.counters import PID_COUNTER
 from actornet.engine.ring import ControlPage
+from actornet.limits import CORES_MEMORY_SHARE
 from actornet.node.core_worker import CoreSpec
 from actornet.node.deployment import Deployment
 from actornet.node.fabric import Fabric
@@ -14,8 +20,19 @@ from actornet.node.network_function import load_nf
 from actornet.node.owner_process import OWNER_PID_COUNTER
 from actornet.node.owner_system import OwnerSpec
 from actornet.node.plan import NodePlan, WorkerPlan
+from actornet.node.process import host_bytes
 from actornet.node.witness import check_directory
 from actornet.ports.drivers import check_captures
+
+
+class BeatsSpec(msgspec.Struct, frozen=True):
+    """What it takes to see that a node's workers live, and what a core was at that does not."""
+
+    page: int
+    boxes: int
+    cores: int
+    nf: str
+    ports: list[str]
 
 
 def assemble(deployment: Deployment) -> NodePlan:
@@ -66,13 +83,33 @@ def assemble(deployment: Deployment) -> NodePlan:
             wire=zlib.crc32(str(deployment.key_file).encode()),
         )
         workers.append(WorkerPlan(f"core-{index}", "core", "actornet.node.core_worker:run", core, (cpu,)))
-    return NodePlan(workers, "actornet.node.assembly:beats", (fabric.page.fd, deployment.cores), keep=fabric)
+    spec = BeatsSpec(fabric.page.fd, fabric.boxes.fd, deployment.cores, deployment.nf, list(deployment.ports))
+    core_bytes = deployment.core_memory_mb << 20 or int(host_bytes() * CORES_MEMORY_SHARE) // deployment.cores
+    return NodePlan(
+        workers,
+        "actornet.node.assembly:beats",
+        spec,
+        "actornet.node.assembly:last_handler",
+        core_bytes_max=core_bytes,
+        keep=fabric,
+    )
 
 
-def beats(spec: tuple[int, int]) -> list[tuple[str, int, int]]:
-    """(worker's name, pid, beat) of each worker that has begun to turn, from the control page."""
-    fd, cores = spec
-    page = ControlPage(fd, cores)
-    found = [("owner-system", page.owner_counters()[OWNER_PID_COUNTER], page.owner_beat)]
-    found += [(f"core-{core}", page.core_counters(core)[PID_COUNTER], page.core_beat(core)) for core in range(cores)]
+def beats(spec: BeatsSpec) -> list[tuple[str, int, int, int]]:
+    """(worker's name, pid, beat, work) of each worker that has begun to turn, from the control page."""
+    page = ControlPage(spec.page, spec.cores)
+    counts = page.owner_counters()
+    found = [("owner-system", counts[OWNER_PID_COUNTER], page.owner_beat, sum(counts))]
+    for core in range(spec.cores):
+        counts = page.core_counters(core)
+        found.append((f"core-{core}", counts[PID_COUNTER], page.core_beat(core), sum(counts)))
     return [entry for entry in found if entry[1]]
+
+
+def last_handler(spec: BeatsSpec, name: str) -> dict[str, Any] | None:
+    """The handler that ran when the core of this name ended: its function, flow and port."""
+    last = BlackBox(spec.boxes, spec.cores).last(int(name.removeprefix("core-")))
+    if last is None:
+        return None
+    phase, flow, port = last
+    return {"nf": spec.nf, "handler": HANDLERS[phase], "flow": str(flow), "port": spec.ports[port]}

@@ -65,12 +65,14 @@ class Reply(msgspec.Struct, frozen=True):
 
 
 class StartWorker(msgspec.Struct, frozen=True):
-    """NodeActor to a new worker. `last_words` is a pipe's descriptor, for what it has to say when it fails."""
+    """NodeActor to a new worker. `last_words` is a pipe's descriptor, for what it has to say when it fails; `condemned`: the
+    handler that the process before this one was at was its end."""
 
     node: str
     role: str
     plan: WorkerPlan
     last_words: int
+    condemned: bool = False
 
 
 class StopWorker(msgspec.Struct, frozen=True):
@@ -94,12 +96,16 @@ class WorkerLeaves(msgspec.Struct, frozen=True):
 
 
 class WorkerStalled(msgspec.Struct, frozen=True):
-    """Monitor to NodeActor: the worker's beat has rested for `rest_s`, so that it is to be interrupted, or else killed."""
+    """Monitor to NodeActor: the worker's beat has rested for `rest_s`, so that it is to be interrupted, or else killed.
+
+    `stuck`: it has been at the same handler since it was interrupted.
+    """
 
     name: str
     pid: int
     rest_s: float
     kill: bool
+    stuck: bool = False
 
 
 class Interrupt(msgspec.Struct, frozen=True):

@@ -242,7 +242,10 @@ class Rate:
 class CoreWorker:
     """One core's loop."""
 
-    def __init__(self, spec: CoreSpec, stop: threading.Event, ready: Callable[[], None]) -> None:
+    def __init__(
+        self, spec: CoreSpec, stop: threading.Event, ready: Callable[[], None], condemned: bool = False
+    ) -> None:
+        """`condemned`: what the black box tells of was the end of the process before this one."""
         self.spec = spec
         self.stop = stop
         self.fabric = Fabric.attach(spec.fabric)
@@ -278,6 +281,9 @@ class CoreWorker:
         self._siblings = self.fabric.siblings(spec.index)
         self.core.on_error = self._handler_error
         self.core.share(self.page, self.fabric.replies[spec.index])
+        if condemned:
+            self.fabric.boxes.condemn(spec.index, time.time_ns())
+        self.core.record_in(self.fabric.boxes)
         self.core.look_for_stations()
         self.link.core = self.core
         self._role = PASSIVE
@@ -423,6 +429,7 @@ class CoreWorker:
         if role == ACTIVE:
             self.link.take_up(self.page.lsn_applied)  # every flow that was sent is here before its packets (G6)
             self.core.siblings = self._siblings
+            self._close_condemned()
             for port in self.ports:
                 port.activate()
             begun = time.monotonic()
@@ -436,6 +443,10 @@ class CoreWorker:
                 port.deactivate()
             self.core.drop_held()
         self._role = role
+
+    def _close_condemned(self) -> None:
+        for handler, flow in self.core.close_condemned():
+            _log.error("flow closed and shunned", nf=self.nf.__name__, handler=handler, flow=str(flow))
 
     def _spins(self) -> bool:
         """Whether the core polls without ever sleeping; not while its thread is a real-time one."""
@@ -535,7 +546,7 @@ def _link_event(port: LivePort, what: str) -> None:
 def run(spec: CoreSpec, stop: threading.Event, report: Any) -> None:
     """The core worker's data plane; see `actornet.node.plan.WorkerPlan`."""
     run_first()
-    worker = CoreWorker(spec, stop, report.ready)
+    worker = CoreWorker(spec, stop, report.ready, report.condemned)
     report.on_status(worker.status)
     report.on_interrupt(worker.interrupt)
     worker.run()

@@ -79,6 +79,7 @@ class DeploymentFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cpus: list[int] | None = None
     poll: Poll = "adaptive"
     flows_max: int = FLOWS_MAX_DEFAULT
+    core_memory_mb: int = 0
     settings: dict[str, Any] = {}
     replication: ReplicationTable = ReplicationTable()
     etcd: EtcdAccess = OPEN
@@ -98,9 +99,11 @@ CONTROL_DEFAULT: dict[str, str] = {"primary": "127.0.0.1:7401", "backup": "127.0
 class Deployment(msgspec.Struct, frozen=True):
     """A deployment as one node of it needs it: paths absolute, defaults filled in, everything checked.
 
-    `flows_max` is how many keys a core's flow table may have. `cpus` has one CPU per core, or is None for the supervisor's
-    choice. `listen` is None, and `links` empty, only when nothing is replicated. `node` is the table that is this node's; at
-    one of `links` it finds the primary as a backup; `peers` are where the others listen when they lead, if elsewhere.
+    `flows_max` is how many keys a core's flow table may have. The node warns of a core's process that takes more than
+    `core_memory_mb`; 0: than its part of half of the host's memory. `cpus` has one CPU per core, or is None for the
+    supervisor's choice. `listen` is None, and `links` empty, only when nothing is replicated. `node` is the table that is
+    this node's; at one of `links` it finds the primary as a backup; `peers` are where the others listen when they lead, if
+    elsewhere.
     """
 
     name: str
@@ -111,6 +114,7 @@ class Deployment(msgspec.Struct, frozen=True):
     cpus: list[int] | None
     poll: Poll
     flows_max: int
+    core_memory_mb: int
     key_file: Path
     settings: dict[str, Any]
     ports: dict[str, PortTable]
@@ -186,6 +190,7 @@ def load_deployment(
         cpus=whole.cpus,
         poll=whole.poll,
         flows_max=whole.flows_max,
+        core_memory_mb=whole.core_memory_mb,
         key_file=directory / whole.key_file,
         settings=_flat(whole.settings),
         ports={name: port.within(directory) for name, port in whole.ports.items()},
@@ -322,6 +327,8 @@ def _problem(whole: DeploymentFile, node: str, table: RoleTable) -> str | None:
         return f'`nf` = {whole.nf!r}: write "module:Class", say "actors.nat:SourceNAT"'
     if not 1 <= whole.cores <= CORES_MAX:
         return f"`cores` = {whole.cores}: choose 1 to {CORES_MAX}"
+    if whole.core_memory_mb < 0:
+        return f"`core_memory_mb` = {whole.core_memory_mb}: MiB that a core may take without a warning, or 0"
     if not 1 <= whole.flows_max <= FLOWS_MAX:
         return f"`flows_max` = {whole.flows_max}: a core's flow table has 1 to {FLOWS_MAX} keys"
     if whole.cpus is not None and len(set(whole.cpus)) != whole.cores:

@@ -1,4 +1,5 @@
-"""What the processes of one node share: rings between cores and owner system, between cores, and the control page.
+"""What the processes of one node share: rings between cores and owner system, between cores, the
+control page, and the cores' black boxes.
 
 Made by the node's supervisor before it forks, so a restarted worker finds the same memory. Descriptors travel as numbers.
 """
@@ -7,6 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
+from actornet.engine.black_box import BlackBox
 from actornet.engine.handoff import Handoff
 from actornet.engine.ring import ControlPage, Ring
 
@@ -18,6 +20,7 @@ class FabricSpec(msgspec.Struct, frozen=True):
     """Descriptors of everything shared; `handoffs[a][b]` carries packets from core a to core b."""
 
     page: int
+    boxes: int
     requests: list[RingFds]
     replies: list[RingFds]
     handoffs: list[list[RingFds | None]]
@@ -27,9 +30,15 @@ class Fabric:
     """The shared memory of a node with `cores` cores, created or attached."""
 
     def __init__(
-        self, page: ControlPage, requests: list[Ring], replies: list[Ring], handoffs: list[list[Ring | None]]
+        self,
+        page: ControlPage,
+        boxes: BlackBox,
+        requests: list[Ring],
+        replies: list[Ring],
+        handoffs: list[list[Ring | None]],
     ) -> None:
         self.page = page
+        self.boxes = boxes
         self.requests = requests
         self.replies = replies
         self._handoffs = handoffs
@@ -39,6 +48,7 @@ class Fabric:
         """New memory; the creator keeps the Fabric as long as the node lives."""
         return cls(
             ControlPage.create(cores),
+            BlackBox.create(cores),
             [Ring.create(f"requests-{core}") for core in range(cores)],
             [Ring.create(f"replies-{core}") for core in range(cores)],
             [[Ring.create(f"handoff-{a}-{b}") if a != b else None for b in range(cores)] for a in range(cores)],
@@ -49,6 +59,7 @@ class Fabric:
         """The same memory in another process."""
         return cls(
             ControlPage(spec.page, len(spec.requests)),
+            BlackBox(spec.boxes, len(spec.requests)),
             [Ring(*fds) for fds in spec.requests],
             [Ring(*fds) for fds in spec.replies],
             [[Ring(*fds) if fds else None for fds in row] for row in spec.handoffs],
@@ -58,6 +69,7 @@ class Fabric:
     def spec(self) -> FabricSpec:
         return FabricSpec(
             self.page.fd,
+            self.boxes.fd,
             [(ring.fd, ring.wake_fd) for ring in self.requests],
             [(ring.fd, ring.wake_fd) for ring in self.replies],
             [[(ring.fd, ring.wake_fd) if ring is not None else None for ring in row] for row in self._handoffs],

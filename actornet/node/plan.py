@@ -37,16 +37,19 @@ class WorkerPlan(msgspec.Struct, frozen=True):
 class NodePlan(msgspec.Struct):
     """Workers, and how to see that they live: `beats`, "module:function", called as function(beats_spec).
 
-    It returns [(worker's name, pid, beat)]; a core whose beat, once it is not 0, rests for `interrupt_s` is interrupted
-    (`Report.on_interrupt`); `stall_s` costs any worker the life.
-    `keep` holds what must exist as long as the node does.
+    It returns [(worker's name, pid, beat, work)]; a core whose beat, once it is not 0, rests for `interrupt_s` is interrupted
+    (`Report.on_interrupt`); `stall_s` costs any worker the life. `work` changes from one handler to the next.
+    `last_handler`, "module:function", called as function(beats_spec, name), says which handler ran when a core ended.
+    A core's process that takes more than `core_bytes_max` is warned of. `keep` holds what must exist as long as the node does.
     """
 
     workers: list[WorkerPlan]
     beats: str
     beats_spec: Any = None
+    last_handler: str | None = None
     interrupt_s: float = HANDLER_INTERRUPT_S
     stall_s: float = HANDLER_STALL_S
+    core_bytes_max: int | None = None
     keep: Any = None
 
 

@@ -13,6 +13,9 @@ main thread, which only serves control messages. What happens when a worker ends
     owners    cores are killed and the node stops (fail-stop): only the peer can take over
     any that fails with an operating error before it was ever ready: the node stops with that error
 
+A core that was killed because a handler did not return, or that crashed in one, has left in its black box which one: that is
+named, and the next process closes and shuns its flow.
+
 The monitor compares beats; NodeActor does the killing, because only a parent can be sure whose pid it is.
 """
 
@@ -37,7 +40,16 @@ import structlog
 from thespian.actors import Actor, ActorExitRequest, ChildActorExited, ThespianWatch, WakeupMessage, WatchMessage
 
 from actornet.errors import ActornetError, UsageError
-from actornet.limits import BEAT_CHECK_S, CONTROL_CALL_S, WORKER_RESTARTS_MAX, WORKER_RESTARTS_S, WORKER_STOP_S
+from actornet.limits import (
+    BEAT_CHECK_S,
+    CONTROL_CALL_S,
+    CORE_ENDED_FIRST,
+    MEMORY_CHECK_S,
+    MEMORY_TOLD_AGAIN,
+    WORKER_RESTARTS_MAX,
+    WORKER_RESTARTS_S,
+    WORKER_STOP_S,
+)
 from actornet.node import events
 from actornet.node.control import (
     Call,
@@ -54,6 +66,7 @@ from actornet.node.control import (
     WorkerStalled,
 )
 from actornet.node.plan import NodePlan, WorkerPlan, load
+from actornet.node.process import be_ended_first, is_stopped, resident_bytes
 from actornet.node.thespian_base import process_of
 from actornet.node.thread import push_ahead, run_early
 
@@ -65,6 +78,9 @@ RESTART_DELAY_S = 0.05
 
 LAST_WORDS_BYTES_MAX = 4096
 FAILED_EXIT = 1
+
+CRASHES = {-signal.SIGSEGV, -signal.SIGBUS, -signal.SIGFPE, -signal.SIGILL, -signal.SIGABRT}
+"""Exit codes of a process that its own code has ended."""
 
 log = structlog.get_logger()
 
@@ -111,6 +127,8 @@ class Report:
         """Why `stop_event` was set."""
         self.is_ready = False
         self.leave_reason = ""
+        self.condemned = False
+        """The handler that the process before this one was at was its end."""
         self._wake = wake
         self._status: Callable[[], dict[str, Any]] = dict
         self._command: Callable[[str, dict[str, Any]], Any] | None = None
@@ -180,11 +198,14 @@ class WorkerActor(SteadyActor):
         events.configure(node=message.node, role=message.role, worker=plan.name)
         Path("/proc/self/comm").write_text(plan.name)  # what `top` shows
         faulthandler.enable(file=2)  # a crash in compiled code shows where Python was, then takes its default course
+        if plan.kind == "core":
+            be_ended_first(CORE_ENDED_FIRST)
         if plan.cpus:
             _pin(plan.name, plan.cpus)
         self.signal = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.watch = ThespianWatch([self.signal])
         self.report = Report(self._myRef.transport.key, lambda: os.eventfd_write(self.signal, 1))
+        self.report.condemned = message.condemned
         self.thread = threading.Thread(target=self._run, name=plan.name, daemon=True)
         self.thread.start()
 
@@ -240,6 +261,7 @@ class Beat:
     pid: int
     beat: int
     since: float
+    work: int
     interrupted: bool = False
     reported: bool = False
 
@@ -250,6 +272,8 @@ class MonitorActor(SteadyActor):
     def __init__(self) -> None:
         self.beats: dict[str, Beat] = {}
         self.stalls = 0
+        self.memory_due = 0.0
+        self.memory_told: dict[int, float] = {}
 
     def handle(self, message: Any, sender: Any) -> None:
         match message:
@@ -259,12 +283,13 @@ class MonitorActor(SteadyActor):
                 events.configure(node=message.node, role=message.role, worker=message.plan.name)
                 Path("/proc/self/comm").write_text(message.plan.name)
                 self.read = load(message.plan.run)
-                self.spec, self.interrupt_s, self.stall_s = message.plan.spec
+                self.spec, self.interrupt_s, self.stall_s, self.core_bytes_max = message.plan.spec
                 self.send(self.node, WorkerReady(message.plan.name, os.getpid()))
                 self.wakeupAfter(timedelta(0))
             case WakeupMessage():
                 self.wakeupAfter(timedelta(seconds=BEAT_CHECK_S))
                 self._compare(time.monotonic())
+                self._weigh(time.monotonic())
             case Call():
                 now = time.monotonic()
                 rests = {name: round(now - beat.since, 3) for name, beat in self.beats.items()}
@@ -274,17 +299,42 @@ class MonitorActor(SteadyActor):
         _die(error, self.last_words)  # a monitor that cannot see is none
 
     def _compare(self, now: float) -> None:
-        for name, pid, beat in self.read(self.spec):
+        for name, pid, beat, work in self.read(self.spec):
             seen = self.beats.get(name)
             if seen is None or (seen.pid, seen.beat) != (pid, beat):
-                self.beats[name] = Beat(pid, beat, now)
+                self.beats[name] = Beat(pid, beat, now, work)
             elif beat and not seen.reported and now - seen.since >= self.stall_s:
                 seen.reported = True
                 self.stalls += 1
-                self.send(self.node, WorkerStalled(name, pid, now - seen.since, kill=True))
+                stuck = seen.interrupted and seen.work == work
+                self.send(self.node, WorkerStalled(name, pid, now - seen.since, kill=True, stuck=stuck))
             elif beat and not seen.interrupted and now - seen.since >= self.interrupt_s:
-                seen.interrupted = True
+                seen.interrupted, seen.work = True, work
                 self.send(self.node, WorkerStalled(name, pid, now - seen.since, kill=False))
+
+    def _weigh(self, now: float) -> None:
+        """What a core takes that no flow can be blamed for (a table of the module's, say) is for a person to look at."""
+        if now < self.memory_due:
+            return
+        self.memory_due = now + MEMORY_CHECK_S
+        told, self.memory_told = self.memory_told, {}
+        for name, beat in self.beats.items():
+            if not name.startswith("core-"):
+                continue
+            size = resident_bytes(beat.pid)
+            limit = told.get(beat.pid, float(self.core_bytes_max or 0))
+            if limit and size > limit:
+                log.warning(
+                    "a core takes much memory",
+                    name=name,
+                    pid=beat.pid,
+                    memory_mb=size >> 20,
+                    core_memory_mb=self.core_bytes_max >> 20,
+                    advice="flows that keep too much are closed by themselves: look at the module's own tables; `promote` "
+                    "the backup, or kill this process, which comes back with its flows; or raise core_memory_mb",
+                )
+                limit = size * MEMORY_TOLD_AGAIN
+            self.memory_told[beat.pid] = limit
 
 
 @dataclass
@@ -299,10 +349,16 @@ class Worker:
     restarts: int = 0
     restarted_at: deque[float] = field(default_factory=deque)
     was_ready: bool = False
+    stuck: bool = False
+    condemned: bool = False
 
     @property
     def has_process(self) -> bool:
         return self.state in ("starting", "running", "stopping")
+
+    @property
+    def pid(self) -> int | None:
+        return self.process.pid if self.process and self.has_process else None
 
 
 @dataclass
@@ -381,7 +437,8 @@ class NodeActor(SteadyActor):
         except Exception as error:
             log.exception("the node's plan failed", factory=self.start.factory)
             return self._stop(f"{self.start.factory} failed: {type(error).__name__}: {error}")
-        beats_spec = (self.plan.beats_spec, self.plan.interrupt_s, self.plan.stall_s)
+        plan = self.plan
+        beats_spec = (plan.beats_spec, plan.interrupt_s, plan.stall_s, plan.core_bytes_max)
         monitor = WorkerPlan("monitor", "monitor", self.plan.beats, beats_spec)
         for plan in (*self.plan.workers, monitor):
             assert plan.name not in self.workers, plan.name
@@ -398,7 +455,10 @@ class NodeActor(SteadyActor):
         worker.process = process_of(self, worker.address)
         os.close(write_end)  # the forked child has its own
         worker.state = "starting"
-        self.send(worker.address, StartWorker(self.start.name, self.start.role, worker.plan, write_end))
+        self.send(
+            worker.address, StartWorker(self.start.name, self.start.role, worker.plan, write_end, worker.condemned)
+        )
+        worker.stuck = worker.condemned = False
 
     def _worker_ready(self, message: WorkerReady) -> None:
         worker = self.workers[message.name]
@@ -423,6 +483,7 @@ class NodeActor(SteadyActor):
                 self.send(worker.address, Interrupt())
             return
         log.error("worker stalled: killed", name=message.name, pid=message.pid, rest_s=round(message.rest_s, 3))
+        worker.stuck = message.stuck and not is_stopped(message.pid)
         worker.process.kill()
 
     def _child_exited(self, address: Any) -> None:
@@ -441,6 +502,9 @@ class NodeActor(SteadyActor):
         gives_up = words is not None and words.operating and worker.plan.kind == "owner"
         if not told and not cannot_begin and not gives_up:
             log.error("worker ended", name=worker.plan.name, pid=worker.process.pid, how=how, restarts=worker.restarts)
+            code = worker.process.exitcode
+            if worker.plan.kind == "core" and (worker.stuck or code in CRASHES or (code >= 0 and words is None)):
+                self._condemn(worker)
         if self.state in ("stopping", "ended"):
             self._stop_next()
         elif words is not None and cannot_begin:
@@ -451,6 +515,15 @@ class NodeActor(SteadyActor):
             self._stop(f"the owner system {worker.plan.name} ended ({how})", kill_cores=True)
         else:
             self._restart_later(worker, how)
+
+    def _condemn(self, worker: Worker) -> None:
+        """Say which handler was the end of a core; the next process is to close that flow."""
+        find = self.plan.last_handler
+        last = load(find)(self.plan.beats_spec, worker.plan.name) if find is not None else None
+        if last is not None:
+            why = "it did not return, and could not be interrupted" if worker.stuck else "it crashed"
+            worker.condemned = True
+            log.error("a handler was the end of a core", name=worker.plan.name, why=why, **last)
 
     def _read_last_words(self, worker: Worker) -> LastWords | None:
         try:
@@ -552,9 +625,10 @@ class NodeActor(SteadyActor):
                     "name": worker.plan.name,
                     "kind": worker.plan.kind,
                     "state": worker.state,
-                    "pid": worker.process.pid if worker.process and worker.has_process else None,
+                    "pid": worker.pid,
                     "cpus": worker.plan.cpus,
                     "restarts": worker.restarts,
+                    "memory_bytes": resident_bytes(worker.pid) if worker.pid is not None else None,
                     "status": values.get(worker.plan.name),
                 }
                 for worker in self.workers.values()

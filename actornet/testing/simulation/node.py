@@ -323,7 +323,7 @@ class Node:
             peers=list(self.peer_names),
             durability=self.durability,
             without_backup=self.without_backup,
-            fabric=FabricSpec(-1, [], [], []),
+            fabric=FabricSpec(-1, -1, [], [], []),
             witness="simulated" if self.register is not None else None,
             lease_ms=LEASE_MS,
         )

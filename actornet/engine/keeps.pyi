@@ -1,0 +1,6 @@
+from typing import Any
+
+class Keeps:
+    visits: int
+    def __init__(self, nf: Any) -> None: ...
+    def measure(self, flow: Any) -> tuple[int, dict[str, int]]: ...
