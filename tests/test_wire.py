@@ -2,6 +2,7 @@
 
 import ipaddress
 import random
+import socket
 import struct
 from pathlib import Path
 
@@ -588,6 +589,28 @@ def test_address_texts_are_those_of_ipaddress():
         assert table.flow(table.insert(flow, port)) == flow
         assert table.find(flow, port) is not None
         assert table.find(flow, port + 1) is None
+
+
+def test_ipv4_addresses_are_those_of_inet_pton():
+    """What is nearly an address, too."""
+    rng = random.Random(3)
+    taken = 0
+    for _ in range(20_000):
+        text = ".".join(str(rng.randrange(300)) for _ in range(4))
+        for _ in range(rng.randrange(3)):
+            at = rng.randrange(len(text) + 1)
+            text = text[:at] + rng.choice(["", ".", "0", "00", "7", "a", "-", " "]) + text[at + rng.randrange(2) :]
+        flow = changed(FLOW, source=text, destination=text)
+        try:
+            expected = socket.inet_ntoa(socket.inet_pton(socket.AF_INET, text))
+        except OSError:
+            with pytest.raises(UsageError, match="is not an IPv4 or IPv6 address"):
+                rss_hash(flow)
+        else:
+            table = Table(16)
+            assert table.flow(table.insert(flow)).source == expected == text
+            taken += 1
+    assert taken > 1000
 
 
 @pytest.mark.parametrize(

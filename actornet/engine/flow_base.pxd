@@ -25,6 +25,7 @@ cdef class Ask:
     cdef readonly object error
     cdef object future           # of the asyncio task that waits
 
+    cdef object _next(self)
     cpdef int answer(self, bytes reply) except -1
     cdef int _finish(self, object value, object error) except -1
 

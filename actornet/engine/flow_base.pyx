@@ -4,11 +4,12 @@ import asyncio
 
 from msgspec import ValidationError
 
-from cpython.object cimport PyObject_GenericSetAttr
+from cpython.object cimport PyObject, PyObject_GenericSetAttr
+from cpython.ref cimport Py_INCREF
 
 from libc.string cimport memcmp
 
-from actornet.engine.core cimport Core
+from actornet.engine.core cimport PYGEN_ERROR, PYGEN_NEXT, PYGEN_RETURN, Core, PySendResult
 from actornet.engine.counters cimport C_ASKS, C_FLOW_TABLE_FULL, C_STREAM_GAPS
 from actornet.engine.types cimport AN_NONE, AN_PUNT_TCP, AN_TERMS, an_entry, an_key, an_terms
 from actornet.engine.flows cimport make_terms
@@ -18,6 +19,13 @@ from actornet.engine.wire cimport an_timer_arm, five_tuple, key_of
 from actornet.engine.terms import Meter, Mirror
 from actornet.errors import OwnerError, UsageError
 from actornet.limits import ASKS_OPEN_PER_FLOW_MAX, KEYS_PER_FLOW_MAX
+
+cdef extern from "Python.h":
+    ctypedef PySendResult (*sendfunc)(PyObject *self, PyObject *value, PyObject **result) except PYGEN_ERROR
+    ctypedef struct PyAsyncMethods:
+        sendfunc am_send
+    ctypedef struct PyTypeObject:
+        PyAsyncMethods *tp_as_async
 
 cdef int keys_max = KEYS_PER_FLOW_MAX
 cdef uint32_t asks_per_save = ASKS_OPEN_PER_FLOW_MAX // 2
@@ -36,11 +44,18 @@ cdef class Ask:
         return self
 
     def __next__(self):
+        waited = self._next()
+        if self.done:
+            raise StopIteration(waited)
+        return waited
+
+    cdef object _next(self):
+        """The reply's value if it is there, else what to wait for. Raises what the owner's handler raised."""
         if self.done:
             if self.error is not None:
                 self.heard = True
                 raise self.error
-            raise StopIteration(self.value)
+            return self.value
         if self.flow.core != NULL and (<Core>self.flow.core).driving is self.flow:
             return self
         # Awaited inside a real asyncio task (gather, wait_for): be a future there.
@@ -75,6 +90,19 @@ cdef class Ask:
         elif self.waited and self.flow.suspension is not None:
             self.flow.suspension.wake(self)
         return 0
+
+
+cdef PySendResult send_to_ask(PyObject *self, PyObject *value, PyObject **result) except PYGEN_ERROR:
+    """`__next__` without a StopIteration around the value, which takes 0.2 us to make and to catch (PEP 380, PyIter_Send)."""
+    cdef Ask ask = <Ask>self
+    result[0] = NULL
+    waited = ask._next()
+    Py_INCREF(waited)
+    result[0] = <PyObject *>waited
+    return PYGEN_RETURN if ask.done else PYGEN_NEXT
+
+
+(<PyTypeObject *>Ask).tp_as_async.am_send = send_to_ask
 
 
 cdef class FlowBase:

@@ -1,7 +1,6 @@
 """The flows of one core: which actor has which keys, what the core carries out for them, and their way from the log."""
 
 import os
-from types import MemberDescriptorType
 
 from cpython.object cimport PyObject, PyObject_GenericSetAttr
 from cpython.ref cimport Py_DECREF, Py_INCREF
@@ -27,15 +26,11 @@ from actornet.engine.verdict import decode_verdict
 from actornet.errors import NoRouteError, UsageError
 from actornet.limits import EVICTION_CANDIDATES, EVICTION_WALK, KEYS_PER_FLOW_MAX
 
+from actornet.engine.wire cimport slot_offset as offset_of
+
 cdef extern from "Python.h":
     void PyObject_GC_Track(PyObject *o)
     void PyObject_GC_UnTrack(PyObject *o)
-
-cdef extern from "structmember.h":
-    ctypedef struct PyMemberDef:
-        Py_ssize_t offset
-    ctypedef struct PyMemberDescrObject:
-        PyMemberDef *d_member
 
 DEF DUE_MAX = 64
 DEF EVICTIONS_PER_OPEN = 2
@@ -73,9 +68,7 @@ cdef bint make_terms(an_terms *out, uint64_t until_ns, object meter, object mirr
 
 cdef Py_ssize_t slot_offset(object slot) except -1:
     """Where objects of a class have what this member descriptor, made of `__slots__`, names."""
-    if type(slot) is not MemberDescriptorType:
-        raise TypeError(f"{slot!r} is no slot")
-    return (<PyMemberDescrObject *>slot).d_member.offset
+    return offset_of(slot)
 
 
 cdef class Flows:

@@ -1,5 +1,6 @@
 """Verdicts: what a handler decides for a packet, or offloads for a flow."""
 
+from cpython.long cimport PyLong_AsLongAndOverflow
 from libc.string cimport memcpy, memset
 
 from actornet.engine.types cimport (
@@ -216,9 +217,13 @@ cdef bytes _payload(object value):
 
 
 cdef int _bounded(str name, object value, int largest) except -1:
-    if not isinstance(value, int) or not 0 <= value <= largest:
-        raise UsageError(f"rewrite: {name} must be 0..{largest}, not {value!r}")
-    return value
+    cdef int overflow
+    cdef long number
+    if isinstance(value, int):
+        number = PyLong_AsLongAndOverflow(value, &overflow)
+        if overflow == 0 and 0 <= number <= largest:
+            return <int>number
+    raise UsageError(f"rewrite: {name} must be 0..{largest}, not {value!r}")
 
 
 cdef Verdict _constant(str name, int kind):
