@@ -101,8 +101,10 @@ class Journal(JournalBase):
         """Log what happened: a flow saved or closed, something for the operator."""
         self._enqueue(self.replica.execute(body, core, max(time_ns, self.replica.time_ns)))
 
-    def apply(self, records: Iterable[bytes]) -> list[Body]:
-        """Apply the primary's records, in order; they are queued as they are. Returns the bodies of all but asks.
+    def apply(self, records: Iterable[bytes]) -> list[Body | bytes]:
+        """Apply the primary's records, in order; they are queued as they are.
+
+        Returns the bodies of all but asks; those of saved flows as the replica keeps them, encoded.
 
         Raises LogDamagedError for a record that does not continue the log, DivergenceError if it decides otherwise here.
         """

@@ -11,4 +11,4 @@ cdef class JournalBase:
 
     cdef int _enqueue_sealed(self, uint8_t kind, uint16_t core, bytes body) except -1
     cpdef bytes ask(self, uint16_t core, bytes request, uint64_t time_ns)
-    cpdef object save(self, uint16_t core, bytes body, uint64_t time_ns)
+    cpdef int save(self, uint16_t core, bytes body, uint64_t time_ns) except -1

@@ -1,4 +1,3 @@
-from actornet.log.record import FlowBody
 from actornet.log.store import Log
 from actornet.replication.replica import Replica
 
@@ -8,4 +7,4 @@ class JournalBase:
     chain: int
     _queue: list[tuple[int, bytes]]
     def ask(self, core: int, request: bytes, time_ns: int) -> bytes: ...
-    def save(self, core: int, body: bytes, time_ns: int) -> FlowBody: ...
+    def save(self, core: int, body: bytes, time_ns: int) -> None: ...

@@ -21,12 +21,10 @@ cdef class JournalBase:
             self._enqueue_sealed(ASK, core, body)
         return reply
 
-    cpdef object save(self, uint16_t core, bytes body, uint64_t time_ns):
-        """Log that a flow is saved; `body` is an encoded `FlowBody`, which is returned decoded. RingError if it is none."""
-        saved = self.replica.execute_save(body, time_ns)
-        if self.log is not None:
-            self._enqueue_sealed(FLOW, core, body)
-        return saved
+    cpdef int save(self, uint16_t core, bytes body, uint64_t time_ns) except -1:
+        """Log that a flow is saved; `body` is an encoded `FlowBody`. RingError if it is none."""
+        self.replica.execute_save(body, time_ns)
+        return self._enqueue_sealed(FLOW, core, body) if self.log is not None else 0
 
     cdef int _enqueue_sealed(self, uint8_t kind, uint16_t core, bytes body) except -1:
         cdef ReplicaBase replica = self.replica

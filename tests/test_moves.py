@@ -10,6 +10,7 @@ import pytest
 
 from actornet.engine.ring import ACTIVE
 from actornet.errors import UsageError
+from actornet.log.record import FlowBody
 from actornet.node import cores
 from actornet.node.exchange import Revoked
 from actornet.testing.simulation.network import Network
@@ -129,7 +130,7 @@ def test_cores_that_die_leave_every_flow_in_one_place(seed: int, monkeypatch: py
     system = world.node.system
     assert system is not None
     places = sorted(str(actor.flow) for core in world.cores for actor in core.core.actors())
-    assert places == sorted(str(body.flow) for body in system.journal.replica.flows.values())
+    assert places == sorted(str(FlowBody.decode(body).flow) for body in system.journal.replica.flows.values())
 
 
 def test_a_flow_that_moved_and_closed_opens_at_home_again() -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from actornet import journal
 from actornet.engine.ring import NO_LEASE
-from actornet.log.record import chain_of
+from actornet.log.record import FlowBody, chain_of
 from actornet.log.store import Log
 from actornet.node import catch_up, cores, leadership
 from actornet.node.cores import Cores
@@ -557,7 +557,9 @@ def test_a_flow_that_begins_again_on_the_other_node_is_newer() -> None:
             world.go()
         assert b.system is not None
         replica = b.system.journal.replica
-        assert not list(replica.orphans()) and 100 in [body.flow.source_port for body in replica.flows.values()]
+        assert not list(replica.orphans()) and 100 in [
+            body.flow.source_port for body in map(FlowBody.decode, replica.flows.values())
+        ]
 
 
 def test_command(capsys: pytest.CaptureFixture[str]) -> None:

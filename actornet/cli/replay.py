@@ -243,7 +243,7 @@ def _state(history: History, args: argparse.Namespace) -> int:
 def _flows(replica: Replica, names: tuple[str, ...]) -> tuple[dict[str, Any], list[str]]:
     flows = []
     lines = [f"{_amount(len(replica.flows), 'flow')} at LSN {replica.lsn}"]
-    for body in replica.flows.values():
+    for body in map(FlowBody.decode, replica.flows.values()):
         flows.append(
             {"flow": str(body.flow), "port": body.port, "incarnation": body.incarnation, "asks": body.asks}
             | {"state": plain(unpack(body.state))}

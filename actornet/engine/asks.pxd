@@ -19,7 +19,9 @@ cdef extern from "msgpack.h" nogil:
     uint8_t *an_mp_bin(uint8_t *out, const void *bytes, uint32_t length)
     uint8_t *an_mp_bin_head(uint8_t *out, uint32_t length)
     uint64_t an_mp_take(an_mp *mp, int bytes)
+    uint8_t *an_mp_content_head(uint8_t *out, uint8_t first, uint32_t length)
     uint64_t an_mp_read_uint(an_mp *mp)
+    const uint8_t *an_mp_read_content(an_mp *mp, uint8_t kind, size_t *length)
     const uint8_t *an_mp_read_str(an_mp *mp, size_t *length)
     const uint8_t *an_mp_read_bin(an_mp *mp, size_t *length)
 
@@ -45,10 +47,12 @@ cdef uint8_t *write_key(uint8_t *out, const an_key *key) noexcept
 cdef uint8_t *write_five_tuple(uint8_t *out, const an_key *key) noexcept
 cdef uint8_t *write_address(uint8_t *out, const uint8_t *address, int version) noexcept
 cdef bint skip_flow(an_mp *mp) noexcept
+cdef uint64_t take_number(an_mp *mp) noexcept
+cdef const uint8_t *take_content(an_mp *mp, uint8_t kind, size_t *length) noexcept
 cdef bytes encoded_args(Ask ask, tuple args)
 cpdef bytes ask_request(FlowBase flow, str owner, str message, bytes args)
 cpdef tuple read_ask(bytes request)
 cpdef bytes ask_body(bytes request, uint64_t reply_hash)
-cdef bytes flow_key_of(bytes record, size_t offset)
+cdef bytes read_flow_body(bytes record, size_t offset, uint64_t *incarnation, uint64_t *asks)
 cdef tuple read_ask_body(bytes record, size_t offset, uint64_t *reply_hash)
 cdef tuple take_ask(an_mp *mp)

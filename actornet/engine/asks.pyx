@@ -115,7 +115,7 @@ cdef tuple take_ask(an_mp *mp):
     cdef uint64_t incarnation, number
     cdef bytes key
     if skip_flow(mp):
-        an_mp_read_uint(mp)
+        take_number(mp)
         key = PyBytes_FromStringAndSize(<const char *>begin, mp.at - begin) if mp.at != NULL else b""
     else:
         an_mp_read_uint(mp)
@@ -152,20 +152,29 @@ cpdef bytes ask_body(bytes request, uint64_t reply_hash):
     return body
 
 
-cdef bytes flow_key_of(bytes record, size_t offset):
-    """`flow_key` of the flow in an encoded `FlowBody`, which begins at `offset`. RingError for other bytes."""
+cdef bytes read_flow_body(bytes record, size_t offset, uint64_t *incarnation, uint64_t *asks):
+    """Of an encoded `FlowBody`, which begins at `offset`: the `flow_key`, and two of its numbers.
+
+    None for other bytes, and for those that msgspec would not write: equal bodies are equal bytes.
+    """
     cdef an_mp mp
     cdef const uint8_t *begin
+    cdef const uint8_t *end
+    cdef size_t length
     assert <size_t>PyBytes_GET_SIZE(record) >= offset
     mp.at = <const uint8_t *>PyBytes_AS_STRING(record) + offset
     mp.end = <const uint8_t *>PyBytes_AS_STRING(record) + PyBytes_GET_SIZE(record)
     begin = mp.at + 1
     if an_mp_take(&mp, 1) != AN_MP_ARRAY + 5 or not skip_flow(&mp):
         mp.at = NULL
-    an_mp_read_uint(&mp)
-    if mp.at == NULL:
-        raise RingError("request ring: a flow's record cannot be read; the node's processes differ in version")
-    return PyBytes_FromStringAndSize(<const char *>begin, mp.at - begin)
+    take_number(&mp)
+    end = mp.at
+    incarnation[0] = take_number(&mp)
+    asks[0] = take_number(&mp)
+    take_content(&mp, 0xc4, &length)
+    if mp.at == NULL or mp.at != mp.end:
+        return None
+    return PyBytes_FromStringAndSize(<const char *>begin, end - begin)
 
 
 def ask_reply(uint64_t sequence, bytes reply) -> bytes:
@@ -354,19 +363,40 @@ cdef bint skip_flow(an_mp *mp) noexcept:
         if first != AN_MP_NIL:
             mp.at = NULL
         return False
-    an_mp_read_uint(mp)
+    take_number(mp)
     skip_address(mp)
-    an_mp_read_uint(mp)
+    take_number(mp)
     skip_address(mp)
-    an_mp_read_uint(mp)
+    take_number(mp)
     return True
 
 
 cdef int skip_address(an_mp *mp) noexcept:
     """An address is ASCII: what is not may be no text at all, and msgspec has to say so."""
     cdef size_t length, i
-    cdef const uint8_t *text = an_mp_read_str(mp, &length)
+    cdef const uint8_t *text = take_content(mp, 0xd9, &length)
     for i in range(length if text != NULL else 0):
         if text[i] >= 0x80:
             mp.at = NULL
     return 0
+
+
+cdef uint64_t take_number(an_mp *mp) noexcept:
+    """A number in its shortest form: bytes that are looked up, compared and hashed have no other."""
+    cdef uint8_t room[AN_MP_HEAD_MAX]
+    cdef const uint8_t *begin = mp.at
+    cdef uint64_t value = an_mp_read_uint(mp)
+    if mp.at != NULL and mp.at - begin != an_mp_uint(room, value) - room:
+        mp.at = NULL
+    return value
+
+
+cdef const uint8_t *take_content(an_mp *mp, uint8_t kind, size_t *length) noexcept:
+    """The content of a string (0xd9) or of bytes (0xc4), likewise."""
+    cdef uint8_t room[AN_MP_HEAD_MAX]
+    cdef const uint8_t *begin = mp.at
+    cdef const uint8_t *content = an_mp_read_content(mp, kind, length)
+    if content != NULL and content - begin != an_mp_content_head(room, kind, <uint32_t>length[0]) - room:
+        mp.at = NULL
+        return NULL
+    return content

@@ -96,6 +96,11 @@ class FlowBody(msgspec.Struct, array_like=True, gc=False):
     asks: Count
     state: bytes
 
+    @classmethod
+    def decode(cls, data: bytes) -> FlowBody:
+        """From a body's bytes, as a replica keeps them. Raises msgspec.MsgspecError if they are none."""
+        return _decode_flow(data)
+
 
 class CloseBody(msgspec.Struct, array_like=True, gc=False):
     """A flow is closed."""
@@ -143,6 +148,7 @@ _LSN_AT = 8
 _CHAIN_AT = 24
 
 _encode_body = msgspec.msgpack.Encoder().encode
+_decode_flow = msgspec.msgpack.Decoder(FlowBody).decode
 _KINDS: dict[int, tuple[Kind, msgspec.msgpack.Decoder[Any]]] = {
     kind.value: (kind, msgspec.msgpack.Decoder(body))
     for kind, body in (

@@ -63,8 +63,8 @@ class Cores:
         self._revocations = journal.replica.revocations
         self._attached: set[int] = set()
         self._feeds: dict[int, Iterator[None]] = {}
-        for body in journal.replica.flows.values():
-            self.placement.redirect(body)
+        for body in journal.replica.flows.values() if len(self.lines) > 1 else ():
+            self.placement.redirect(FlowBody.decode(body))
 
     # -- requests ---------------------------------------------------------------------------------------------------
 
@@ -77,7 +77,10 @@ class Cores:
                 line.reply(ask(core, message, now_ns))
                 asks += 1
             elif message.startswith(exchange.SAVE):
-                self.placement.redirect(self.journal.save(core, message[len(exchange.SAVE) :], now_ns))
+                body = message[len(exchange.SAVE) :]
+                self.journal.save(core, body, now_ns)
+                if len(self.lines) > 1:
+                    self.placement.redirect(FlowBody.decode(body))
                 line.sequence += 1
             elif message.startswith(exchange.UNSENT):
                 self.unsent.append((core, self.journal.lsn, message[len(exchange.UNSENT) :]))
@@ -164,14 +167,16 @@ class Cores:
         flows = self.journal.replica.flows
         for body in bodies:
             match body:
-                case FlowBody() if flows.get(flow_key(body.flow, body.port)) is body:
-                    self.placement.restore(body)
+                case bytes():
+                    saved = FlowBody.decode(body)
+                    if flows.get(flow_key(saved.flow, saved.port)) == body:
+                        self.placement.restore(saved)
                 case CloseBody() if flow_key(body.flow, body.port) not in flows:
                     self.placement.forget(body.flow, body.port)
 
     def forget_flows(self) -> None:
         """The state that the cores have flows of is no more."""
-        for body in self.journal.replica.flows.values():
+        for body in map(FlowBody.decode, self.journal.replica.flows.values()):
             self.placement.forget(body.flow, body.port)
 
     def restore_flows(self, journal: Journal) -> None:
@@ -231,7 +236,7 @@ class Cores:
         for number, key in enumerate(list(self.journal.replica.flows), 1):
             body = self.journal.replica.flows.get(key)
             if body is not None:
-                yield body
+                yield FlowBody.decode(body)
             if number % FLOWS_PER_FEED == 0:
                 yield None
 
@@ -262,4 +267,4 @@ class Cores:
         if body is None:  # never, unless the log has closed it without the core
             line.send(Forget(leaving.flow, leaving.port))
         else:
-            self.placement.move(body, leaving.to)
+            self.placement.move(FlowBody.decode(body), leaving.to)

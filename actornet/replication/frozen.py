@@ -1,9 +1,8 @@
 """A replica's content at one LSN, held still while the replica goes on, to be encoded or hashed a slice at a time.
 
 `snapshot` and `state_hash` hold it when they are called, by copies: of owners' states as `copying` makes them, of the flows'
-records, which are never changed in place, a list (5 ns each). `pause_ns` estimates how long that takes. Each step after that is
-a slice of SLICE_ITEMS entries, or FREED_ITEMS that are let go again; it is larger only where one entry is that is neither dict
-nor list.
+encoded records, a list (5 ns each). `pause_ns` estimates how long that takes. Each step after that is a slice of SLICE_ITEMS
+entries, or FREED_ITEMS that are let go again; it is larger only where one entry is that is neither dict nor list.
 
 What is hashed and encoded is decoded, too: a value that would not come back by its type is a StateError here, so that
 there is neither a snapshot that nobody can read nor a hash that only one of two replicas could give.
@@ -24,7 +23,7 @@ from actornet.replication.canonical import canonical
 from actornet.replication.copying import CODED_NS, GUESS_NS, SHARED_NS, NotCopiedError, copier, copy_ns
 
 if TYPE_CHECKING:
-    from actornet.log.record import FlowBody, OwnerBody
+    from actornet.log.record import OwnerBody
     from actornet.replication.replica import Replica
     from actornet.replication.replica_base import Recorded
 
@@ -113,7 +112,7 @@ def _place(created: OwnerBody, field: str) -> str:
     return f"owner {created.name} ({created.path}): state.{field}"
 
 
-def _records(replica: Replica) -> tuple[list[FlowBody], list[_Asks]]:
+def _records(replica: Replica) -> tuple[list[bytes], list[_Asks]]:
     asks = [(key, asks.newest, asks.packet, list(asks)) for key, asks in replica.asks.items()]
     return list(replica.flows.values()), asks
 
@@ -129,7 +128,7 @@ def _with_hash(pieces: Iterator[bytes]) -> Iterator[bytes]:
 def _packed(
     head: tuple[Any, ...],
     states: list[_State],
-    flows: list[FlowBody],
+    flows: list[bytes],
     asks: list[_Asks],
     revocations: int,
 ) -> Iterator[bytes]:
@@ -144,10 +143,12 @@ def _packed(
             yield b""
         yield b"\x92" + _encode(created) + _BIN + sum(map(len, pieces)).to_bytes(4, "big")
         yield from pieces
-    for entries in (flows, asks):
-        yield _ARRAY + len(entries).to_bytes(4, "big")
-        for some in _slices(entries):
-            yield b"".join(map(_encode, some))
+    yield _ARRAY + len(flows).to_bytes(4, "big")
+    for bodies in _slices(flows):
+        yield b"".join(bodies)
+    yield _ARRAY + len(asks).to_bytes(4, "big")
+    for some in _slices(asks):
+        yield b"".join(map(_encode, some))
     yield _encode(revocations)
 
 
@@ -223,7 +224,7 @@ def _unfit(hint: Any, value: Any, place: str, first: int, error: Exception) -> S
 def _hashed(
     ids: tuple[int, int, int],
     states: list[_State],
-    flows: list[FlowBody],
+    flows: list[bytes],
     asks: list[_Asks],
 ) -> Generator[None, None, int]:
     lsn, epoch, revocations = ids
@@ -237,7 +238,7 @@ def _hashed(
             digest.update(_encode((len(value) if isinstance(value, dict | list) else 0, part)))
         yield from _let_go(state_type, state)
         owners.append((created.name, created.path, canonical(created.settings), digest.intdigest()))
-    flow_sum = yield from _sum(map(_encode, some) for some in _slices(flows))
+    flow_sum = yield from _sum(_slices(flows))
     ask_sum = yield from _sum(map(_encode, some) for some in _slices(asks))
     return xxh3_64_intdigest(_encode((lsn, epoch, owners, flow_sum, ask_sum, revocations)))
 

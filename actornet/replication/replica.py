@@ -123,7 +123,7 @@ class Snapshot(msgspec.Struct, array_like=True):
     time_ns: int
     term: EpochBody | None
     owners: list[tuple[OwnerBody, bytes]]
-    flows: list[FlowBody]
+    flows: list[msgspec.Raw]
     asks: list[tuple[bytes, int, bytes, list[Recorded]]]
     revocations: int = 0
 
@@ -133,8 +133,8 @@ class Replica(ReplicaBase):
 
     `load` finds an owner class by its path. `term` is the current epoch's first record. `time_ns` is the last record's
     time: a primary makes no earlier one, so that owners never see time run backwards when a clock is set, or another
-    node's goes on. `flows` and `asks` (recorded replies that no saved state covers, oldest first) are keyed by
-    `flow_key`. `created` has the owners' OWNER records, by name.
+    node's goes on. `flows` (each an encoded `FlowBody`) and `asks` (recorded replies that no saved state covers, oldest
+    first) are keyed by `flow_key`. `created` has the owners' OWNER records, by name.
 
     `audit` is the hash of the state at the last mark, in the making; see `Audit`. A replica that is not `patient` finishes
     it when the log says what it has to be. `before_pause` is told how many ns, by estimate, the replica will be busy, before it
@@ -297,6 +297,7 @@ class Replica(ReplicaBase):
             raise LogDamagedError(f"snapshot of {len(data)} bytes is damaged: take an older one, or the other node's")
         try:
             snapshot = msgspec.msgpack.decode(content, type=Snapshot)
+            flows = {_key_of(body): body for body in map(bytes, snapshot.flows)}
         except msgspec.DecodeError as error:
             raise LogDamagedError(f"snapshot is of another version: {error}") from error
         if snapshot.version != frozen.SNAPSHOT_VERSION:
@@ -313,7 +314,7 @@ class Replica(ReplicaBase):
             owner = owner_type(replica._moment)
             owner.state = decode_state(owner_type, state)
             replica._add(created, owner)
-        replica.flows = {flow_key(body.flow, body.port): body for body in snapshot.flows}
+        replica.flows = flows
         for key, newest, packet, entries in snapshot.asks:
             replica.asks[key] = OpenAsks(newest, entries[0], packet)
             for entry in entries[1:]:
@@ -407,18 +408,19 @@ class Replica(ReplicaBase):
     def _known_reply(
         self,
         recorded: OpenAsks | None,
-        saved: FlowBody | None,
+        body: bytes | None,
         incarnation: int,
         number: int,
         target: bytes,
         args: bytes,
     ) -> bytes | None:
-        """The reply that needs no handler: a recorded one, or a refusal."""
+        """The reply that needs no handler: a recorded one, or a refusal. `body`: what is saved of the flow."""
         if recorded is not None and number <= recorded.highest:
             for known in recorded:
                 if known[:3] == (number, target, args):
                     return known[3]
-        if is_stale(incarnation, recorded, saved):
+        saved = FlowBody.decode(body) if body is not None else None
+        if is_stale(incarnation, recorded, body):
             return error_reply("OwnerError", f"ask {number} comes from an incarnation of the flow that is gone")
         if saved is not None and saved.incarnation == incarnation and number <= saved.asks:
             return error_reply("OwnerError", f"ask {number} was answered before the flow was saved")
@@ -436,6 +438,11 @@ class Replica(ReplicaBase):
 def _target(owner: str, message: str) -> bytes:
     """As `read_ask` gives it."""
     return _encode((owner, message))[1:]
+
+
+def _key_of(saved: bytes) -> bytes:
+    body = FlowBody.decode(saved)
+    return flow_key(body.flow, body.port)
 
 
 def _shown(reply: bytes) -> str:

@@ -2,7 +2,7 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from actornet.engine.asks cimport ask_body, flow_key_of, read_ask, read_ask_body
+from actornet.engine.asks cimport ask_body, read_ask, read_ask_body, read_flow_body
 
 import re
 
@@ -24,7 +24,6 @@ ERROR_TEXT_MAX = 500
 ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode_flow = msgspec.msgpack.Decoder(FlowBody).decode
 
 
 Recorded = tuple[int, bytes, bytes, bytes]
@@ -45,10 +44,14 @@ cdef class OpenAsks(list):
     """
 
     def __init__(self, uint64_t incarnation, tuple entry not None, bytes packet not None):
+        self._begin(incarnation, entry, packet)
+
+    cdef int _begin(self, uint64_t incarnation, tuple entry, bytes packet) except -1:
         self.append(entry)
         self.packet = packet
         self.newest = incarnation
         self.highest = entry[0]
+        return 0
 
     cpdef int remember(self, uint64_t incarnation, tuple entry, bytes packet) except -1:
         """Add one; a new incarnation that asks otherwise under a known number replaces."""
@@ -85,13 +88,22 @@ cdef class ReplicaBase:
         flow is given a recorded reply (G5) or is refused: its incarnation is stale, or too many of its asks are open.
         """
         cdef bytes key, target, args, packet, reply
-        cdef uint64_t incarnation, number
+        cdef bytes saved
+        cdef uint64_t incarnation, number, newest = 0, covered = 0
         cdef OpenAsks recorded = None
+        cdef bint doubtful
         key, incarnation, number, target, args, packet = read_ask(request)
         if key:
             recorded = self.asks.get(key)
-            if recorded is None or number <= recorded.highest or incarnation < recorded.newest or (
-                    len(recorded) >= asks_open_max):
+            if recorded is not None:
+                doubtful = number <= recorded.highest or incarnation < recorded.newest or (
+                    len(recorded) >= asks_open_max)
+            else:
+                saved = self.flows.get(key)
+                if saved is not None:
+                    read_flow_body(saved, 0, &newest, &covered)
+                doubtful = number <= covered or incarnation < newest
+            if doubtful:
                 known = self._known_reply(recorded, self.flows.get(key), incarnation, number, target, args)
                 if known is not None:
                     return None, known
@@ -103,31 +115,33 @@ cdef class ReplicaBase:
             self._record(recorded, key, incarnation, (number, target, args, reply), packet)
         return ask_body(request, xxh3_64_intdigest(reply)), reply
 
-    cpdef object execute_save(self, bytes body, uint64_t time_ns):
-        """Save a flow, as `FlowBody` encodes it, and return that. The record is that of `lsn` and `time_ns`, as they are then.
+    cpdef int execute_save(self, bytes body, uint64_t time_ns) except -1:
+        """Save a flow, as `FlowBody` encodes it. The record is that of `lsn` and `time_ns`, as they are then.
 
         Raises RingError for other bytes, and changes nothing.
         """
+        cdef uint64_t incarnation = 0, asks = 0
+        cdef bytes key
         assert body is not None
-        cdef bytes key = flow_key_of(body, 0)
-        try:
-            saved = _decode_flow(body)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise RingError(
-                f"request ring: a flow's state cannot be read ({error}); the node's processes differ in version") from None
-        self._save(key, saved, saved.incarnation, saved.asks)
+        key = read_flow_body(body, 0, &incarnation, &asks)
+        if key is None:
+            raise RingError("request ring: a flow's record cannot be read; the node's processes differ in version")
+        self._save(key, body, incarnation, asks)
         self.lsn += 1
         self.time_ns = max(time_ns, self.time_ns)
-        return saved
+        return 0
 
     cpdef object apply_record(self, tuple head, bytes data):
-        """Do what an encoded record says, of which `head` is what `checked` found; returns its body, or None for an ask.
+        """Do what an encoded record says, of which `head` is what `checked` found.
+
+        Returns its body: encoded if it is that of a flow that is saved, None if that of an ask.
 
         Raises what `Replica.apply` raises.
         """
         cdef bytes key, target, args, packet, reply
-        cdef uint64_t kind, epoch, lsn, time_ns, incarnation, number, expected = 0, actual
+        cdef uint64_t kind, epoch, lsn, time_ns, incarnation = 0, number = 0, expected = 0, actual
         cdef tuple ask
+        cdef bytes body
         kind, _, epoch, lsn, time_ns, _ = head
         if lsn == self.lsn + 1 and epoch == self.epoch and data is not None:
             if kind == ASK:
@@ -147,29 +161,26 @@ cdef class ReplicaBase:
                     self.lsn, self.time_ns = lsn, time_ns
                     return None
             elif kind == FLOW:
-                try:
-                    body = _decode_flow(memoryview(data)[HEADER_BYTES:])
-                    key = flow_key_of(data, HEADER_BYTES)
-                except (msgspec.DecodeError, UnicodeDecodeError, RingError):
-                    pass  # `decode` says what is wrong, or takes what we did not expect
-                else:
-                    self._save(key, body, body.incarnation, body.asks)
+                key = read_flow_body(data, HEADER_BYTES, &incarnation, &number)
+                if key is not None:  # else `decode` says what is wrong, or takes what we did not expect
+                    body = data[HEADER_BYTES:]
+                    self._save(key, body, incarnation, number)
                     self.lsn, self.time_ns = lsn, time_ns
                     return body
         record = decode(data)
         self.apply(record)
-        return record.body if kind != ASK else None
+        return None if kind == ASK else _encode(record.body) if kind == FLOW else record.body
 
     def _apply_save(self, body) -> None:
-        self._save(flow_key(body.flow, body.port), body, body.incarnation, body.asks)
+        self._save(flow_key(body.flow, body.port), _encode(body), body.incarnation, body.asks)
 
     cdef int _record(self, OpenAsks recorded, bytes key, uint64_t incarnation, tuple entry, bytes packet) except -1:
         """Keep an ask and its reply until a saved state of the flow covers it."""
         if recorded is not None:
-            recorded.remember(incarnation, entry, packet)
-        else:
-            self.asks[key] = OpenAsks(incarnation, entry, packet)
-        return 0
+            return recorded.remember(incarnation, entry, packet)
+        recorded = OpenAsks.__new__(OpenAsks)
+        self.asks[key] = recorded
+        return recorded._begin(incarnation, entry, packet)
 
     def _reply_to(self, bytes key, bytes target not None, bytes args not None, uint64_t incarnation, uint64_t number,
                   bytes packet not None, uint64_t lsn, uint64_t time_ns) -> bytes:
@@ -203,7 +214,7 @@ cdef class ReplicaBase:
             return error_reply("OwnerError", f"the reply has {len(reply)} bytes; {message_bytes_max} is the most")
         return reply
 
-    cdef int _save(self, bytes key, object body, uint64_t incarnation, uint64_t asks) except -1:
+    cdef int _save(self, bytes key, bytes body, uint64_t incarnation, uint64_t asks) except -1:
         cdef OpenAsks recorded = self.asks.get(key)
         if is_stale(incarnation, recorded, self.flows.get(key) if recorded is None else None):
             return 0
@@ -218,8 +229,11 @@ cdef class ReplicaBase:
         return 0
 
 
-cpdef bint is_stale(uint64_t incarnation, OpenAsks recorded, object saved) except -1:
-    """Whether a newer incarnation of the flow is known."""
+cpdef bint is_stale(uint64_t incarnation, OpenAsks recorded, bytes saved) except -1:
+    """Whether a newer incarnation of the flow is known. `saved`: as in `flows`, or None."""
+    cdef uint64_t newest = 0, asks = 0
     if recorded is not None:
         return incarnation < recorded.newest
-    return saved is not None and incarnation < <uint64_t>saved.incarnation
+    if saved is not None:
+        read_flow_body(saved, 0, &newest, &asks)
+    return incarnation < newest
