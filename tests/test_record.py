@@ -1,12 +1,14 @@
 """Records: what is encoded is decoded, and no changed byte goes unnoticed."""
 
+import zlib
+
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from actornet.engine.five_tuple import FiveTuple
-from actornet.engine.records import verify_chain
+from actornet.engine.records import checked, seal, verify_chain
 from actornet.errors import LogDamagedError
 from actornet.log.record import (
     CHAIN_START,
@@ -145,3 +147,15 @@ def test_bytes_too_few_for_an_lsn() -> None:
         decode(b"\xa1\x01\x00")
     with pytest.raises(LogDamagedError, match="at LSN 9 is damaged"):
         decode(b"", 9)
+
+
+@given(body=st.binary(max_size=3000), flip=st.integers(0, 8 * 3040 - 1))
+def test_the_checksum_is_crc_32(body: bytes, flip: int) -> None:
+    """G8: zlib's, whose word it is that it finds each single bit."""
+    data, _ = seal(Kind.CONTROL, 0, 1, 7, 0, body, CHAIN_START)
+    assert int.from_bytes(data[32:36], "little") == zlib.crc32(data[:32] + bytes(4) + data[36:])
+    assert checked(data)[3] == 7
+    changed = bytearray(data)
+    changed[flip // 8 % len(data)] ^= 1 << flip % 8
+    with pytest.raises(LogDamagedError):
+        checked(bytes(changed))
