@@ -185,6 +185,8 @@ cdef class Core:
     cdef an_packet *_replaced(self, an_packet *p, bytes payload) except NULL
     cdef int _answer(self, FlowBase flow, an_packet *p, bytes payload) except -1
     cdef int _emit_made(self, FlowBase flow, an_packet *p, Emit emit) except -1
+    cdef int _rewrite(self, FlowBase flow, an_packet *p, Rewrite verdict) except -1
+    cdef bint _is_prepared(self, Rewrite verdict, an_packet *p) noexcept
     cdef int _prepare(self, Rewrite verdict, an_packet *p) except -1
     cdef int _no_route(self, an_packet *p) except -1
     cdef int _ttl_expired(self, an_packet *p) except -1

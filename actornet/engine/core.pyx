@@ -756,7 +756,8 @@ cdef class Core:
                 flow.reason = "refused"
                 return self._end_close(flow)
         try:
-            self._save(flow)
+            if flow.marks & MARK_DIRTY or self.volatile_state or flow.depends > an_word_load(self.committed):
+                self._save(flow)
         except (TypeError, ValueError, OverflowError, RecursionError, StateError) as error:
             return self.report(flow, flow.unsaved(error), p, phase)  # a field holds what its type does not allow
         if phase == PHASE_MESSAGE:
@@ -1031,6 +1032,9 @@ cdef class Core:
             return self.report(flow, TypeError(f"{self.nf.__name__}.on_packet must return a verdict, not {verdict!r}"),
                                p, PHASE_PACKET)
         decision = <Verdict>verdict
+        if decision.kind == VERDICT_REWRITE and (
+                (<Rewrite>decision).payload is None and self._is_prepared(<Rewrite>decision, p)):
+            return self._rewrite(flow, p, <Rewrite>decision)
         if decision.kind == VERDICT_DROP:
             return self.drop(p, C_DROPPED_BY_NF)
         if decision.kind == VERDICT_REJECT:
@@ -1051,21 +1055,28 @@ cdef class Core:
                 if rewrite.payload is not None:
                     p = self._replaced(p, rewrite.payload)
                 self._prepare(rewrite, p)
-                out, adjacency = rewrite.rewrite.out_port, rewrite.rewrite.adjacency
             else:
                 out = self.resolve_out((<Forward>decision).to, p.port)
                 adjacency = self.neighbors.adjacency(out, &p.key, NULL, NULL)
         except UsageError as error:
             return self.report(flow, error, p, PHASE_PACKET)
+        if decision.kind == VERDICT_REWRITE:
+            return self._rewrite(flow, p, rewrite)
         if adjacency < 0:
             return self._no_route(p)
-        if decision.kind == VERDICT_REWRITE and an_rewrite_apply(p, &rewrite.rewrite, rewrite.ipv6_addresses()) != 0:
-            return self._ttl_expired(p)
-        if decision.kind == VERDICT_REWRITE and rewrite.link.fields:
-            p = self._set_link(p, &rewrite.link)
         if adjacency:
             return self.neighbors.ethernet(flow, p, out, adjacency)
         return self.emit(flow, p, out)
+
+    cdef int _rewrite(self, FlowBase flow, an_packet *p, Rewrite verdict) except -1:
+        """Carry out a rewrite that is prepared for the packet's key."""
+        if an_rewrite_apply(p, &verdict.rewrite, verdict.ipv6_addresses()) != 0:
+            return self._ttl_expired(p)
+        if verdict.link.fields:
+            p = self._set_link(p, &verdict.link)
+        if verdict.rewrite.adjacency:
+            return self.neighbors.ethernet(flow, p, verdict.rewrite.out_port, verdict.rewrite.adjacency)
+        return self.emit(flow, p, verdict.rewrite.out_port)
 
     cdef an_packet *_replaced(self, an_packet *p, bytes payload) except NULL:
         """The datagram with another payload, and done with the one that it was."""
@@ -1111,12 +1122,15 @@ cdef class Core:
         self.counters[<int>C_STREAM_REPLACED] += 1
         return self.discard(p)
 
+    cdef bint _is_prepared(self, Rewrite verdict, an_packet *p) noexcept:
+        # Unlike its address, a core's seed is never that of a later core.
+        return verdict.prepared_by == <void *><size_t>self.flows.table.seed and (
+            memcmp(&verdict.prepared_for, &p.key, sizeof(an_key)) == 0)
+
     cdef int _prepare(self, Rewrite verdict, an_packet *p) except -1:
         """Resolve port, next hop and checksum deltas for this packet's key, unless they are this key's already."""
         cdef int adjacency
-        # Unlike its address, a core's seed is never that of a later core.
-        cdef void *me = <void *><size_t>self.flows.table.seed
-        if verdict.prepared_by == me and memcmp(&verdict.prepared_for, &p.key, sizeof(an_key)) == 0:
+        if self._is_prepared(verdict, p):
             return 0
         if verdict.version and verdict.version != p.key.version:
             raise UsageError(f"rewrite: an IPv{verdict.version} address in an IPv{p.key.version} packet")
@@ -1129,7 +1143,7 @@ cdef class Core:
             raise NoRouteError(f"no route to the destination out of port {self.port_names[verdict.rewrite.out_port]}")
         verdict.rewrite.adjacency = adjacency
         verdict.prepared_for = p.key
-        verdict.prepared_by = me
+        verdict.prepared_by = <void *><size_t>self.flows.table.seed
         return 0
 
     cdef int _no_route(self, an_packet *p) except -1:
