@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -63,7 +63,7 @@ def test_guarantees_hold_in_every_life_of_a_pair(monkeypatch: pytest.MonkeyPatch
     """G3, G4, G5, G6, G7, G8, and that the pair finds together again, whatever went wrong."""
     monkeypatch.setattr(cores, "FLOWS_PER_FEED", 3)
     monkeypatch.setattr(catch_up, "SNAPSHOT_SLICES", 1)
-    takeovers = emitted = 0
+    takeovers = emitted = handovers = 0
     went_on: Counter[str] = Counter()
     for seed in range(SIMULATIONS):
         try:
@@ -71,10 +71,12 @@ def test_guarantees_hold_in_every_life_of_a_pair(monkeypatch: pytest.MonkeyPatch
         except Exception as error:
             raise AssertionError(f"python -m actornet.testing.simulate --seed {seed} --shrink: {error}") from error
         takeovers += world.takeovers
+        handovers += world.handovers
         emitted += world.emitted
         went_on += world.went_on
     assert takeovers > SIMULATIONS / 4 and emitted > 20 * SIMULATIONS, "the simulation exercises what it should"
     assert min(went_on["resent"], went_on["resumed"]) > SIMULATIONS / 20, went_on
+    assert handovers > SIMULATIONS / 60, "traffic gets another way"
 
 
 @pytest.mark.parametrize("seed", FAILED_ONCE)
@@ -391,8 +393,29 @@ WITNESSED = [
 ]
 """Found where there is a witness, which they take the sense from."""
 
+
+def a_way_for_traffic_not_missed(patch: Patch) -> None:
+    """The liveness of links: who leads has in the end as many ports with a link as any other."""
+    patch(Backup, "_compare_links", lambda self, now_ns: [])
+
+
+def links_of_the_primary_not_told(patch: Patch) -> None:
+    def beat(self: Feed, now_ns: int, pause_ms: int = 0) -> Any:
+        down, self.primary.links_down = self.primary.links_down, 0
+        actions = original(self, now_ns, pause_ms)
+        self.primary.links_down = down
+        return actions
+
+    original = Feed.beat
+    patch(Feed, "beat", beat)
+
+
+LINKED = [a_way_for_traffic_not_missed, links_of_the_primary_not_told]
+"""Found where ports lose their links."""
+
 MUTATIONS = [
     *THREE,
+    *LINKED,
     *WITNESSED,
     epoch_told_before_it_is_synced,
     output_released_early,
@@ -421,7 +444,10 @@ MUTATIONS = [
 def test_a_planted_bug_is_found(plant: Callable[[Patch], None], monkeypatch: pytest.MonkeyPatch) -> None:
     plant(monkeypatch.setattr)
     witness, nodes = plant in WITNESSED or plant in THREE, 3 if plant in THREE else 2
-    found = next((seed for seed in range(MUTANT_SIMULATIONS) if fails(draw(seed, witness, nodes))), None)
+    seeds: Iterable[int] = range(MUTANT_SIMULATIONS)
+    if plant in LINKED:
+        seeds = (seed for seed in seeds if any(event.kind == "link" for event in draw(seed, witness, nodes).events))
+    found = next((seed for seed in seeds if fails(draw(seed, witness, nodes))), None)
     assert found is not None, f"{plant.__name__} passes {MUTANT_SIMULATIONS} seeds"
     print(f"{plant.__name__}: seed {found}: {fails(draw(found, witness, nodes))}")
 

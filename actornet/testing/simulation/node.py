@@ -234,6 +234,7 @@ class Node:
         self.register: Register | None = None
         self.lease_until_ns = NO_LEASE
         self.frozen_until_ns = {"owner": 0, "cores": 0}
+        self.links_down = 0
         self._on_step = on_step
         self._on_emit = on_emit
         self._on_cut = on_cut
@@ -466,9 +467,10 @@ class _Environment:
         self.set_aside_log = node.disk.set_aside
         self.boot_ns = node.monotonic_ns
         self.open_witness: Callable[[], Any] = node.open_witness
+        self._node = node
 
     def links_down(self) -> int:
-        return 0
+        return self._node.links_down
 
 
 _PAYLOAD = struct.Struct(">8sHI")

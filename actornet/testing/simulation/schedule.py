@@ -6,6 +6,7 @@ from random import Random
 
 import msgspec
 
+from actornet.limits import LINKS_DOWN_MS
 from actornet.replication.protocol import Durability, WithoutBackup
 from actornet.testing.simulation.node import CRASH_POINTS
 
@@ -133,6 +134,7 @@ def draw(seed: int, witness: bool | None = None, nodes: int | None = None) -> Sc
         nodes = 3 if witness and seed % 2 else 2
     if nodes > 2:
         events = _among_three(Random(f"{seed} three"), events)
+    events = _links(Random(f"{seed} links"), events, nodes)
     return Schedule(seed, durability, without_backup, cores, tuple(events), witness, nodes)
 
 
@@ -170,6 +172,23 @@ def _moves(random: Random, cores: int) -> list[Event]:
     """Flows move from core to core now and then."""
     steps = [step for step in range(4, STEPS) if random.random() < 0.1]
     return [Event(step, "give away", random.choice("ab"), value=random.randrange(cores)) for step in steps]
+
+
+def _links(random: Random, events: list[Event], nodes: int) -> list[Event]:
+    """Ports lose their links, now and then, and traffic its way through the primary: long enough that a backup asks to lead.
+    What else goes wrong then comes while it does."""
+    if random.random() > 0.06:  # it takes longer than all else together
+        return events
+    begin, names = random.randint(6, STEPS - 10), "abc"[:nodes]
+    lost = [Event(begin, "link", random.choice(names), value=random.randint(1, 2)) for _ in range(random.randint(1, 2))]
+    until = Event(begin, "calm", value=random.randint(LINKS_DOWN_MS, LINKS_DOWN_MS + 120))
+    back = [Event(random.randint(begin + 1, STEPS - 1), "link", event.node) for event in lost if random.random() < 0.3]
+    strikes = random.choice(([], ["kill"], ["pause"], ["reset"], ["leader down"], ["kill core"], ["link", "calm"]))
+    for kind in strikes:
+        event = _event(random, begin + random.randint(1, 3), kind)
+        value = LINKS_DOWN_MS + 120 if kind == "calm" else random.randint(0, 2) if kind == "link" else event.value
+        back.append(msgspec.structs.replace(event, value=value))
+    return sorted([*events, *lost, until, *back], key=lambda event: event.step)
 
 
 def _event(random: Random, step: int, kind: str) -> Event:

@@ -75,7 +75,7 @@ class World:
         self.closed: set[int] = set()
         self.newest: dict[int, tuple[Any, int]] = {}  # the packet of each flow that left last, and in whose life
         self.wiped = False  # a disk has lost what was safe on it as the mode understands that
-        self.sent = self.emitted = self.takeovers = self.rewinds = self.promotions = 0
+        self.sent = self.emitted = self.takeovers = self.handovers = self.rewinds = self.promotions = 0
         self.reached: set[str] = set()
         self.went_on: Counter[str] = Counter()  # packets of old primaries, resent or resumed
         self._watermarks: dict[str, tuple[Any, int]] = {}
@@ -256,6 +256,8 @@ class World:
         machine, journal = node.system.machine, node.system.journal
         reason = node.system.takeover["reason"] if node.system.takeover else ""
         self.takeovers += 1
+        peers = [peer.links_down for peer in self._peers(node)]
+        self.handovers += reason == "handover" and node.links_down < max(peers)
         told = self.told_sync[node.name] or self.schedule.witness  # whose grant is good without
         self._demand(told or "operator" in reason, f"G6: {node.name} takes over, and was not told it may")
         self.say(f"{node.name} took over: {reason}")
@@ -438,6 +440,12 @@ class World:
                 self.register.delay_ns = (MS // 20, max(1, event.value) * MS)
             case "witness down":
                 self.register.restart()
+            case "link":
+                node.links_down = event.value
+            case "calm":
+                end_ns = self.now_ns + event.value * MS
+                while self.now_ns < end_ns:
+                    self.go()
             case "stop":
                 if node.system is not None:
                     node.system.leave()
@@ -494,6 +502,13 @@ class World:
             and sum(feed.counts for feed in primaries[0].feeds.values()) == len(self.nodes) - 1
         )
 
+    @property
+    def has_way(self) -> bool:
+        """Who leads has as many ports with a link as any other node; and has not just taken over for that."""
+        down = {node.links_down for node in self.nodes.values()}
+        leads = [node.links_down for node in self.nodes.values() if node.leads]
+        return len(down) == 1 or (leads == [min(down)] and self.in_sync)
+
     def heal(self) -> None:
         """No more faults: the pair must find together, and new flows must pass (liveness)."""
         self.say("-- healing")
@@ -512,13 +527,14 @@ class World:
             self.go()
             if in_sync and self.in_sync:
                 emitted_in_sync += self.emitted - before
-            if emitted_in_sync > 3 and self.now_ns > rest_ns:
+            if emitted_in_sync > 3 and self.now_ns > rest_ns and self.has_way:
                 break
             if step % 50 == 49 and not self.in_sync:
                 self._operate()
         else:
             states = [node.system.machine.state.value if node.system else node.end for node in self.nodes.values()]
-            self._demand(False, f"liveness: the nodes do not find together: {states}")
+            links = [node.links_down for node in self.nodes.values()]
+            self._demand(False, f"liveness: the nodes do not find together: {states}, ports without a link: {links}")
         self._settled()
 
     def _operate(self) -> None:
