@@ -75,7 +75,7 @@ def test_guarantees_hold_in_every_life_of_a_pair(monkeypatch: pytest.MonkeyPatch
         emitted += world.emitted
         went_on += world.went_on
     assert takeovers > SIMULATIONS / 4 and emitted > 20 * SIMULATIONS, "the simulation exercises what it should"
-    assert min(went_on["resent"], went_on["resumed"]) > SIMULATIONS / 20, went_on
+    assert went_on["resent"] > SIMULATIONS / 5 and went_on["resumed"] > SIMULATIONS / 60, went_on
     assert handovers > SIMULATIONS / 60, "traffic gets another way"
 
 
@@ -364,7 +364,7 @@ def resent_before_its_records_are_here(patch: Patch) -> None:
     patch(Unsent, "left", lambda self, lsn, asked, now_ns: original(self, 1 << 62, asked, now_ns))
 
 
-def treated_before_what_was_decided_is_sent(patch: Patch) -> None:
+def resent_in_another_order(patch: Patch) -> None:
     def left(self: Unsent, lsn: int, asked: Any, now_ns: int) -> Any:
         made, taken = original(self, lsn, asked, now_ns)
         return list(reversed(made)), taken
@@ -436,7 +436,7 @@ MUTATIONS = [
     goes_on_alone_in_the_same_epoch,
     refusal_tells_no_epoch,
     resent_before_its_records_are_here,
-    treated_before_what_was_decided_is_sent,
+    resent_in_another_order,
 ]
 
 
