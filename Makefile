@@ -6,6 +6,9 @@ BIN := $(VENV)/bin
 # Programs that only tests, benchmarks or the demonstration use: the command, and Debian's package of it.
 PACKAGES := iperf3:iperf3 curl:curl nft:nftables redis-server:redis-server etcd:etcd-server openssl:openssl spin:spin keepalived:keepalived conntrackd:conntrackd
 
+# Tests that calculate, and touch neither clock nor network: they run side by side, before all others.
+CALCULATING := $(addprefix tests/test_,simulate.py protocol_simulation.py fuzz.py fuzz_core.py model.py trio.py nat_model.py)
+
 # Where `$$missing` has packages of Debian's: install them, or fail, which says nothing yet.
 INSTALL := [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null && echo "installing$$missing" && apt-get -qq update && \
   DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends$$missing > /dev/null
@@ -16,7 +19,8 @@ demo: build
 	$(BIN)/actornet demo
 
 test: build packages check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=auto $(CALCULATING)
+	$(BIN)/python -m pytest $(CALCULATING:%=--ignore=%)
 
 check: build
 	$(BIN)/ruff check .

@@ -6,7 +6,8 @@ In process, of this process's CPU time, the best of so many runs. The first rows
 both directions are offloaded as they are: `on_open` as a plain `def`, as `async def`, with an ask to an owner, with
 that ask and the flow logged and committed; then a firewall that decides by itself, and a NAT that asks its owner for
 a port, without and with a log. `p99` and `longest` are turns of up to 32 opens, in microseconds, with idle turns in
-between, in which the core backs memory ahead.
+between, in which the core backs memory ahead. `across`: the owners and the log are in a process of their own, as on live
+nodes; flows per second on the clock, and what each takes of the core's CPU time.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from actornet.ports.memory import LoopPort, MemoryPort
 from actors.nat import SourceNAT
 from bench.nat import FRAME_BYTES, templates
 from bench.offload import Firewall
-from bench.owner import Tally
+from bench.owner import Tally, core_across, turn_until
 from bench.report import Row, resident_bytes, table, write_json
 
 TURN_PACKETS = 31  # fewer than a burst, so that a turn ends
@@ -69,6 +70,8 @@ STEPS: dict[str, tuple[type[FlowActor], bool]] = {
 }
 """The network function, and whether it has a log."""
 
+ACROSS = {"with an ask, logged, across": "bench.opens:Asking", "NAT, logged, across": "actors.nat:SourceNAT"}
+
 
 def rate(nf: type[FlowActor], frames: bytes, flows: int, log_directory: str | None) -> Row:
     """Flows per second of this process's CPU time, and the memory that each takes in RAM."""
@@ -84,6 +87,19 @@ def rate(nf: type[FlowActor], frames: bytes, flows: int, log_directory: str | No
     assert node.counters()["flows_opened"] == flows
     gc.collect()
     return {"opens/s": flows / elapsed, "us": elapsed / flows * 1e6, "bytes/flow": (resident_bytes() - before) / flows}
+
+
+def across(nf_path: str, frames: bytes, flows: int, directory: str) -> Row:
+    """Until all have left; the owners and the log are in another process."""
+    lan = LoopPort("lan", frames, FRAME_BYTES)
+    wan = LoopPort("wan", bytes(FRAME_BYTES), FRAME_BYTES, count=0)
+    made = core_across(nf_path, [lan, wan], directory, lambda: False, flows_max=flows * 2 + 64)
+    with made as (core, turn, sleep):
+        begin, begin_cpu = time.perf_counter(), time.thread_time()
+        turn_until(lambda: wan.sent_packets >= flows, turn, sleep)
+        elapsed, cpu = time.perf_counter() - begin, time.thread_time() - begin_cpu
+        assert core.count()["flows_opened"] == flows and core.count()["handler_error"] == 0
+    return {"opens/s": flows / elapsed, "us": cpu / flows * 1e6}
 
 
 def best(nf: type[FlowActor], logged: bool, frames: bytes, flows: int, times: int) -> Row:
@@ -138,8 +154,16 @@ def main() -> None:
             f"{name:20} {row['opens/s']:>10,.0f} opens/s  {row['us']:>6.2f} us  {row['bytes/flow']:>6,.0f} bytes/flow",
             flush=True,
         )
-    print(table(rows, list(STEPS)))
-    print(write_json("opens", rows, list(STEPS)))
+    for name, nf_path in ACROSS.items():
+        found = []
+        for _ in range(arguments.times):
+            with tempfile.TemporaryDirectory() as directory:
+                found.append(across(nf_path, frames, flows, directory))
+        rows.append(max(found, key=lambda row: float(row["opens/s"])))
+        print(f"{name:27} {rows[-1]['opens/s']:>10,.0f} opens/s  {rows[-1]['us']:>6.2f} us of the core", flush=True)
+    names = [*STEPS, *ACROSS]
+    print(table(rows, names))
+    print(write_json("opens", rows, names))
 
 
 if __name__ == "__main__":

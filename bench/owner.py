@@ -41,6 +41,8 @@ from thespian.actors import Actor, ActorSystem
 from actornet import FORWARD, FlowActor, Owner, Packet, Struct, Verdict
 from actornet.embedded import Embedded
 from actornet.engine.core import Core
+from actornet.engine.port import Port
+from actornet.limits import FLOWS_MAX_DEFAULT
 from actornet.node import owner_process
 from actornet.node.core_worker import IDLE_SLEEP_S, RingLink
 from actornet.node.fabric import Fabric
@@ -102,7 +104,7 @@ def circle(flows: int) -> tuple[MemoryPort, MemoryPort]:
 
 def rate(core: Core, flows: int, breathe: Callable[[], int], sleep: Callable[[], None], seconds: float) -> float:
     """Asks per second, once every flow has been round."""
-    _turn_until(lambda: core.count()["tx_packets"] >= 2 * flows, breathe, sleep)
+    turn_until(lambda: core.count()["tx_packets"] >= 2 * flows, breathe, sleep)
     begun, asked = time.perf_counter(), core.count()["asks"]
     while (elapsed := time.perf_counter() - begun) < seconds:
         if not breathe():
@@ -120,7 +122,22 @@ def in_process(flows: int, seconds: float, log: str | None) -> float:
 
 
 def across_processes(flows: int, seconds: float, directory: str, *, replicated: bool) -> float:
-    """The core here, its owner system and the one that follows in processes of their own."""
+    lan, wan = circle(flows)
+    with core_across(NF, [lan, wan], directory, lambda: len(lan) > 0, replicated=replicated) as (core, turn, sleep):
+        return rate(core, flows, turn, sleep, seconds)
+
+
+@contextmanager
+def core_across(
+    nf_path: str,
+    ports: list[Port],
+    directory: str,
+    has_packets: Callable[[], bool],
+    *,
+    replicated: bool = False,
+    flows_max: int = FLOWS_MAX_DEFAULT,
+) -> Iterator[tuple[Core, Callable[[], int], Callable[[], None]]]:
+    """A core here, its owner system and the one that follows in processes of their own; a turn of it, and how it sleeps."""
     address = f"127.0.0.1:{_free_port()}"
     key = secrets.token_bytes(32)
     fabrics = [Fabric.create(1) for _ in range(2 if replicated else 1)]
@@ -129,7 +146,7 @@ def across_processes(flows: int, seconds: float, directory: str, *, replicated: 
             name="bench",
             role=role,
             node=role,
-            nf=NF,
+            nf=nf_path,
             settings={},
             ports=["lan", "wan"],
             log=f"{directory}/{role}",
@@ -142,11 +159,10 @@ def across_processes(flows: int, seconds: float, directory: str, *, replicated: 
         for role, fabric in zip(("primary", "backup"), fabrics, strict=False)
     ]
     with _processes([(_owner_system, (spec, key)) for spec in specs]) as owner_systems:
-        nf, _ = load_nf(NF, {})
+        nf, _ = load_nf(nf_path, {})
         page, replies = fabrics[0].page, fabrics[0].replies[0]
         link = RingLink(fabrics[0].requests[0], fabrics[0].replies[0], nf)
-        lan, wan = circle(flows)
-        core = Core(nf, [lan, wan], link=link, loop=asyncio.new_event_loop())  # as a core worker has
+        core = Core(nf, ports, link=link, loop=asyncio.new_event_loop(), flows_max=flows_max)  # as a core worker has
         core.share(page, replies)
         link.core = core
         epoll = select.epoll()
@@ -159,7 +175,7 @@ def across_processes(flows: int, seconds: float, directory: str, *, replicated: 
             return core.breathe()
 
         def sleep() -> None:  # as a core worker does, whose ports would wake it
-            if replies.sleep_begin() and page.committed(0) == committed and not len(lan):
+            if replies.sleep_begin() and page.committed(0) == committed and not has_packets():
                 epoll.poll(IDLE_SLEEP_S)
             replies.sleep_end()
 
@@ -171,12 +187,11 @@ def across_processes(flows: int, seconds: float, directory: str, *, replicated: 
             standby = RingLink(fabrics[1].requests[0], fabrics[1].replies[0], nf)
             standby.core = Core(nf, [MemoryPort("lan"), MemoryPort("wan")], link=standby)
             standby.attach()
-            _turn_until(lambda: standby.attached, lambda: standby.poll() or 0, lambda: time.sleep(0.001))
+            turn_until(lambda: standby.attached, lambda: standby.poll() or 0, lambda: time.sleep(0.001))
         link.attach()
-        _turn_until(lambda: link.attached, listen, sleep)
-        found = rate(core, flows, turn, sleep, seconds)
+        turn_until(lambda: link.attached, listen, sleep)
+        yield core, turn, sleep
         assert all(process.is_alive() for process in owner_systems), "an owner system ended before its time"
-        return found
 
 
 class Report:
@@ -341,7 +356,7 @@ def _processes(targets: list[tuple[Callable[..., None], tuple[Any, ...]]]) -> It
             process.join()
 
 
-def _turn_until(done: Callable[[], bool], turn: Callable[[], int], sleep: Callable[[], None]) -> None:
+def turn_until(done: Callable[[], bool], turn: Callable[[], int], sleep: Callable[[], None]) -> None:
     deadline = time.monotonic() + PATIENCE_S
     while not done():
         assert time.monotonic() < deadline, "the owner system does not answer"

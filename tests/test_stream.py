@@ -553,8 +553,9 @@ def test_every_packet_of_a_capture_is_accounted_for(
     when all flows have ended."""
     counts: dict[str, int] = {}
     monkeypatch.setattr("actornet.cli.run._report", lambda after, *rest: counts.update(after) or _report(after, *rest))
-    assert main(["run", f"{__name__}:{nf}", "--read", str(CAPTURES / name), "--as-is", "--json"]) == 0
+    code = main(["run", f"{__name__}:{nf}", "--read", str(CAPTURES / name), "--as-is", "--json"])
     report = json.loads(capsys.readouterr().out)
+    assert code == (3 if report["handlers_raised"] else 0)
     arrived = sum(port["packets_in"] for port in report["ports"].values())
     left = sum(port["packets_out"] for port in report["ports"].values())
     dropped = sum(counts[counter] for counter in DROPS)

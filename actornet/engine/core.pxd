@@ -62,6 +62,7 @@ cdef enum:  # in the order of flow.FRAGMENT_POLICIES
 
 @cython.final
 cdef class Core:
+    cdef object __weakref__
     cdef Flows flows
     cdef Neighbors neighbors
     cdef Held output             # that waits for the watermark

@@ -13,6 +13,7 @@ parked (AN_COPIED): `drop`, `_flush_port` after the transmission, `_hand_off` af
 
 import asyncio
 import os
+import weakref
 from asyncio import tasks as asyncio_tasks
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
@@ -140,7 +141,7 @@ cdef class Core:
         self.loop = loop
         self.task = FlowTask(loop) if loop is not None else None
         if loop is not None:
-            self.tasks = FlowTasks(loop, lambda: self.running)
+            self.tasks = FlowTasks(loop, _running(self))
             self.tasks_open = self.tasks.open
         self.on_open, self.has_open, self.open_async = nf.on_open, nf.handles("on_open"), nf.suspends("on_open")
         self.on_packet, self.has_packet = nf.on_packet, nf.handles("on_packet")
@@ -1344,6 +1345,17 @@ cdef class Core:
             for name, value in port.counters.items():
                 counts[f"{port.name}.{name}"] = value
         return counts
+
+
+def _running(Core core not None):
+    """Who asks `core.running`, without keeping the core: the loop may outlive it."""
+    known = weakref.ref(core)
+
+    def running():
+        alive = known()
+        return alive.running if alive is not None else None
+
+    return running
 
 
 cdef int _raise_pending() except -1:
