@@ -84,7 +84,7 @@ cdef class Core:
     cdef const uint64_t *lease   # until when packets may leave
     cdef uint64_t lease_own
     cdef an_black_box *box       # which handler runs
-    cdef an_black_box box_own
+    cdef an_black_box *box_own   # its lines are aligned, which an object's memory is not
     cdef BlackBox black_box      # holds the memory of `box`
     cdef Keeps keeps
     cdef uint64_t handed         # bit per sibling that was given packets in this turn

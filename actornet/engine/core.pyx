@@ -54,6 +54,13 @@ from actornet.limits import (
     PORTS_MAX, TURNS_MAX, UNHEARD_MAX,
 )
 
+cdef extern from "<stdlib.h>" nogil:
+    void *aligned_alloc(size_t alignment, size_t size)
+
+cdef extern from "ring.h" nogil:
+    enum:
+        AN_LINE
+
 cdef extern from "link.h" nogil:
     bint an_link_grows(const an_packet *p, const an_link *link)
     void an_link_apply(an_packet *p, const an_link *link)
@@ -88,7 +95,11 @@ cdef class Core:
         self.committed = &self.committed_own
         self.lease_own = AN_NO_LEASE
         self.lease = &self.lease_own
-        self.box = &self.box_own
+        self.box_own = <an_black_box *>aligned_alloc(AN_LINE, sizeof(an_black_box))
+        if self.box_own == NULL:
+            raise MemoryError("a black box")
+        memset(self.box_own, 0, sizeof(an_black_box))
+        self.box = self.box_own
 
     def __init__(self, nf, list ports not None, *, int index=0, int cores=1, flows_max=FLOWS_MAX_DEFAULT,
                  loop=None, host=None, link=None, bint virtual_time=False, now_ns=0, incarnation_first=1):
@@ -179,6 +190,7 @@ cdef class Core:
 
     def __dealloc__(self):
         cdef int out, i
+        free(self.box_own)
         for out in range(self.port_count):
             for i in range(self.tx_count[out]):  # of a turn that an error has ended
                 if self.tx[out][i].flags & AN_COPIED:
