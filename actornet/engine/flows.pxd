@@ -63,5 +63,3 @@ cdef class Flows:
 
 
 cdef bint make_terms(an_terms *out, uint64_t until_ns, object meter, object mirror) except -1
-
-cdef Py_ssize_t slot_offset(object slot) except -1

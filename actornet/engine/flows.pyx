@@ -26,7 +26,7 @@ from actornet.engine.verdict import decode_verdict
 from actornet.errors import NoRouteError, UsageError
 from actornet.limits import EVICTION_CANDIDATES, EVICTION_WALK, KEYS_PER_FLOW_MAX
 
-from actornet.engine.wire cimport slot_offset as offset_of
+from actornet.engine.wire cimport slot_offset
 
 cdef extern from "Python.h":
     void PyObject_GC_Track(PyObject *o)
@@ -64,11 +64,6 @@ cdef bint make_terms(an_terms *out, uint64_t until_ns, object meter, object mirr
     if mirror is not None:
         out.mirror_every, out.mirror_packets, out.mirror_bytes = mirror.every, mirror.packets, mirror.bytes
     return until_ns != 0 or meter is not None or mirror is not None
-
-
-cdef Py_ssize_t slot_offset(object slot) except -1:
-    """Where objects of a class have what this member descriptor, made of `__slots__`, names."""
-    return offset_of(slot)
 
 
 cdef class Flows:

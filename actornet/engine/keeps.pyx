@@ -11,7 +11,7 @@ from cpython.object cimport PyObject
 from libc.stdint cimport uint64_t
 from libc.string cimport memset
 
-from actornet.engine.flows cimport slot_offset
+from actornet.engine.wire cimport slot_offset
 
 from actornet.errors import FlowTooLargeError
 from actornet.limits import KEEPS_LOOK_HANDLERS, KEEPS_TRIES_MAX

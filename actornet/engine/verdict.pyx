@@ -1,13 +1,12 @@
 """Verdicts: what a handler decides for a packet, or offloads for a flow."""
 
-from cpython.long cimport PyLong_AsLongAndOverflow
 from libc.string cimport memcpy, memset
 
 from actornet.engine.types cimport (
     AN_DECREMENT_TTL, AN_FORWARD, AN_LINK_DESTINATION, AN_LINK_SOURCE, AN_LINK_VLAN, AN_SET_DESTINATION,
     AN_SET_DESTINATION_PORT, AN_SET_DSCP, AN_SET_LINK, AN_SET_SOURCE, AN_SET_SOURCE_PORT,
 )
-from actornet.engine.wire cimport address_of, address_text
+from actornet.engine.wire cimport address_of, address_text, number_of
 
 from actornet.errors import UsageError
 
@@ -61,13 +60,13 @@ cdef class Rewrite(Forward):
         if destination is not None:
             self._set_address(destination, AN_SET_DESTINATION)
         if source_port is not None:
-            self.rewrite.source_port = _bounded("source_port", source_port, 65535)
+            self.rewrite.source_port = number_of(source_port, "rewrite: source_port", 65535)
             self.rewrite.fields |= AN_SET_SOURCE_PORT
         if destination_port is not None:
-            self.rewrite.destination_port = _bounded("destination_port", destination_port, 65535)
+            self.rewrite.destination_port = number_of(destination_port, "rewrite: destination_port", 65535)
             self.rewrite.fields |= AN_SET_DESTINATION_PORT
         if dscp is not None:
-            self.rewrite.dscp = _bounded("dscp", dscp, 63)
+            self.rewrite.dscp = number_of(dscp, "rewrite: dscp", 63)
             self.rewrite.fields |= AN_SET_DSCP
         if decrement_ttl:
             self.rewrite.fields |= AN_DECREMENT_TTL
@@ -76,7 +75,7 @@ cdef class Rewrite(Forward):
         if destination_mac is not None:
             self._set_mac(destination_mac, self.link.destination, AN_LINK_DESTINATION)
         if vlan is not None:
-            self.link.vlan = _bounded("vlan", vlan, 4094)
+            self.link.vlan = number_of(vlan, "rewrite: vlan", 4094)
             self.link.fields |= AN_LINK_VLAN
         if self.link.fields:
             self.rewrite.fields |= AN_SET_LINK
@@ -214,16 +213,6 @@ cdef bytes _payload(object value):
     if not isinstance(value, bytes | bytearray | memoryview):
         raise UsageError(f"a payload is bytes, not {value!r}")
     return bytes(value)
-
-
-cdef int _bounded(str name, object value, int largest) except -1:
-    cdef int overflow
-    cdef long number
-    if isinstance(value, int):
-        number = PyLong_AsLongAndOverflow(value, &overflow)
-        if overflow == 0 and 0 <= number <= largest:
-            return <int>number
-    raise UsageError(f"rewrite: {name} must be 0..{largest}, not {value!r}")
 
 
 cdef Verdict _constant(str name, int kind):

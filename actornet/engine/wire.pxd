@@ -68,3 +68,4 @@ cdef int address_of(object text, uint8_t *out) except -1
 cdef int address_chars(const uint8_t *address, int version, char *text) noexcept nogil
 cdef object address_text(const uint8_t *address, int version)
 cdef Py_ssize_t slot_offset(object slot) except -1
+cdef int number_of(object value, str name, int most) except -1

@@ -12,10 +12,8 @@ import gzip
 import os
 import stat
 import sys
-import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from errno import ENOSPC
 from math import gcd
 from pathlib import Path
@@ -25,6 +23,7 @@ from typing import BinaryIO, NamedTuple, Self
 
 from actornet.errors import CaptureError
 from actornet.limits import CAPTURE_BLOCK_BYTES_MAX, CAPTURE_RECORD_BYTES_MAX, FRAME_BYTES_MAX
+from actornet.ports.exclusive import exclude
 
 NS = 1_000_000_000
 TIME_NS_MAX = (1 << 63) - 1
@@ -532,7 +531,6 @@ class CaptureAppender:
     """
 
     HEADER = Struct("<IHHiIII").pack(0xA1B23C4D, 2, 4, 0, 0, CAPTURE_RECORD_BYTES_MAX, ETHERNET)
-    _LOCK_TRIES, _LOCK_PAUSE_S = 50, 0.0001
 
     def __init__(self, path: str) -> None:
         self.name = path
@@ -553,7 +551,7 @@ class CaptureAppender:
         """Write whole records; all of them, or none."""
         if not records:
             return
-        alone = self._exclude()
+        alone = exclude(self._file)
         try:
             if alone:
                 self._repair()
@@ -589,15 +587,6 @@ class CaptureAppender:
                 fcntl.flock(self._file, fcntl.LOCK_UN)
         except OSError as error:
             raise self._failed(error) from None
-
-    def _exclude(self) -> bool:
-        """Wait until nobody else writes; not for ever: who does may be stopped."""
-        for _ in range(self._LOCK_TRIES):
-            with suppress(BlockingIOError):
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return True
-            time.sleep(self._LOCK_PAUSE_S)
-        return False
 
     def _repair(self) -> None:
         """Look through what others have written, and cut off what is not whole at the end."""

@@ -9,13 +9,12 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
-import time
-from contextlib import suppress
+
+from actornet.ports.exclusive import exclude
 
 _FLOCK = struct.Struct("hhqqi4x")
 _TIME_BITS = 41
 _GROUP_BITS = 21
-_TRIES, _PAUSE_S = 50, 0.0001
 
 
 class SharedStart:
@@ -37,7 +36,7 @@ class SharedStart:
 
     def join(self, start_ms: int) -> int:
         """When the others began; nobody has: at `start_ms`, then. Two that come at once agree."""
-        alone = self._exclude()
+        alone = exclude(self._file)
         try:
             found = self.find()
             if found is None:
@@ -52,15 +51,6 @@ class SharedStart:
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
-
-    def _exclude(self) -> bool:
-        """Wait for who joins at this moment; not for ever: it may be stopped."""
-        for _ in range(_TRIES):
-            with suppress(BlockingIOError):
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return True
-            time.sleep(_PAUSE_S)
-        return False
 
     def _hold(self, start_ms: int) -> None:
         lock = _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, self._base + start_ms, 1, 0)

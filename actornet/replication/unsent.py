@@ -103,8 +103,10 @@ class Unsent:
         known = set(asked)
         recent = [packet for packet in self._packets.values() if now_ns - packet.since_ns <= UNSENT_S * 1_000_000_000]
         self.forget()
-        due = [packet for packet in recent if packet.leaving is not None and packet.lsn <= lsn]
-        leaving = [packet.leaving for packet in sorted(due, key=lambda packet: packet.order) if packet.leaving]
-        sent = set(map(id, due))
-        taken = [packet.taken for packet in recent if packet.taken is not None and id(packet) not in sent]
-        return leaving, [one for one in taken if (one.port, one.packet) not in known]
+        leaving, taken = [], []
+        for packet in recent:
+            if packet.leaving is not None and packet.lsn <= lsn:
+                leaving.append((packet.order, packet.leaving))
+            elif packet.taken is not None and (packet.taken.port, packet.taken.packet) not in known:
+                taken.append(packet.taken)
+        return [made for _, made in sorted(leaving)], taken
