@@ -6,7 +6,7 @@ and what the owner system looks up are slices: `key` is the bytes of five-tuple 
 message. The reply is `[11, sequence number, reply]`.
 
 `packet` is there in the first ask of a flow that the log does not know yet: if the flow's core dies before the flow is
-saved, whoever goes on treats that packet again. It is a byte of flags, the virtio header, and the frame.
+saved, whoever goes on treats that packet again. It is as `actornet.engine.unsent` writes packets.
 """
 
 import time
@@ -21,7 +21,8 @@ from libc.string cimport memcpy
 from actornet.engine.core cimport Core
 from actornet.engine.flow_base cimport MARK_SAVED, Ask, FlowBase
 from actornet.engine.ring cimport Ring
-from actornet.engine.types cimport AN_CSUM_PARTIAL, an_key, an_packet
+from actornet.engine.types cimport an_key, an_packet
+from actornet.engine.unsent cimport PACKET_HEAD, write_packet
 from actornet.engine.wire cimport address_chars
 
 import msgspec
@@ -34,7 +35,6 @@ cdef enum:
     ASK = 1
     REPLY = 11
     FIELDS = 9
-    PACKET_HEAD = 1 + 12
     REPLY_HEAD_MAX = 2 + 2 * 9   # type, sequence number, length
     POLL_MESSAGES = 256
     SMALL_REQUEST_BYTES = 2048
@@ -329,11 +329,7 @@ cdef uint8_t *write_request(uint8_t *out, FlowBase flow, str owner, str message,
     out = an_mp_bin(out, PyBytes_AS_STRING(args), <uint32_t>PyBytes_GET_SIZE(args))
     if packet == NULL:
         return an_mp_head(out, AN_MP_NIL, 0, 0)
-    out = an_mp_bin_head(out, PACKET_HEAD + packet.length)
-    out = an_mp_head(out, packet.flags & AN_CSUM_PARTIAL, 0, 0)
-    memcpy(out, packet.vnet, PACKET_HEAD - 1)
-    memcpy(out + PACKET_HEAD - 1, packet.data, packet.length)
-    return out + PACKET_HEAD - 1 + packet.length
+    return write_packet(an_mp_bin_head(out, PACKET_HEAD + packet.length), packet)
 
 
 cdef uint8_t *write_key(uint8_t *out, const an_key *key) noexcept:

@@ -305,7 +305,6 @@ cdef class Core:
         cdef int i
         if self.unsent.waits:
             self.unsent.flush()
-            self.submitted = True
         if self.submitted:
             self.submitted = False
             self.link.flush()
@@ -319,6 +318,7 @@ cdef class Core:
         self._flush()
         if self.unsent.done:
             self.unsent.flush()
+            self.submitted = False
             self.link.flush()
         if self.output.ended:
             self.output.end_flows()

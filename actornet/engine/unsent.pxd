@@ -1,7 +1,11 @@
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from actornet.engine.parked cimport an_parked
 from actornet.engine.types cimport an_packet
+
+
+cdef enum:
+    PACKET_HEAD = 1 + 12  # flags, virtio header
 
 
 cdef class Unsent:
@@ -19,4 +23,5 @@ cdef class Unsent:
 
 
 cdef bytes packet_bytes(const an_packet *p)
+cdef uint8_t *write_packet(uint8_t *out, const an_packet *p) noexcept
 cdef int packet_from(an_packet *p, bytes kept) except -1

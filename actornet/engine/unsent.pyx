@@ -19,11 +19,8 @@ from actornet.limits import PACKET_KEPT_BYTES_MAX, UNSENT_TOLD_BYTES
 cdef uint32_t packet_kept_max = PACKET_KEPT_BYTES_MAX
 cdef uint32_t told_bytes = UNSENT_TOLD_BYTES
 
-cdef enum:
-    HEAD = 1 + 12  # flags, virtio header
-
-
 cdef class Unsent:
+    """What is to be told: (number, port to leave by or -1, port of arrival, packet) of those that wait; numbers that are done."""
 
     def __cinit__(self):
         self.waits, self.done = [], []
@@ -38,7 +35,7 @@ cdef class Unsent:
             self.last += 1
             item.told = self.last
         self.waits.append((item.told, out, item.p.port, packet_bytes(&item.p)))
-        self.bytes += HEAD + item.p.length
+        self.bytes += PACKET_HEAD + item.p.length
         if self.bytes >= told_bytes:
             self.flush()
         return 0
@@ -50,31 +47,38 @@ cdef class Unsent:
         return 0
 
     cdef int flush(self) except -1:
-        """Tell what is to be told."""
+        """Tell it; the owner system is woken with the core's requests."""
+        cdef Core core = <Core>self.core
         cdef list waits = self.waits
         cdef list done = self.done
         self.waits, self.done, self.bytes = [], [], 0
-        (<Core>self.core).link.unsent(waits, done)
+        core.link.unsent(waits, done)
+        core.submitted = True
         return 0
 
 
 cdef bytes packet_bytes(const an_packet *p):
     """What it takes to treat or send a packet elsewhere: a byte of flags, the virtio header, and the frame."""
-    cdef bytes kept = PyBytes_FromStringAndSize(NULL, HEAD + <Py_ssize_t>p.length)
-    cdef uint8_t *out = <uint8_t *>PyBytes_AS_STRING(kept)
-    out[0] = p.flags & AN_CSUM_PARTIAL
-    memcpy(out + 1, p.vnet, HEAD - 1)
-    memcpy(out + HEAD, p.data, p.length)
+    cdef bytes kept = PyBytes_FromStringAndSize(NULL, PACKET_HEAD + <Py_ssize_t>p.length)
+    write_packet(<uint8_t *>PyBytes_AS_STRING(kept), p)
     return kept
+
+
+cdef uint8_t *write_packet(uint8_t *out, const an_packet *p) noexcept:
+    """The same to where there is room for PACKET_HEAD bytes and the frame; returns the end."""
+    out[0] = p.flags & AN_CSUM_PARTIAL
+    memcpy(out + 1, p.vnet, PACKET_HEAD - 1)
+    memcpy(out + PACKET_HEAD, p.data, p.length)
+    return out + PACKET_HEAD + p.length
 
 
 cdef int packet_from(an_packet *p, bytes kept) except -1:
     """The packet in `kept`, whose bytes it borrows."""
     cdef const uint8_t *begin = <const uint8_t *>PyBytes_AS_STRING(kept)
-    assert PyBytes_GET_SIZE(kept) >= HEAD
+    assert PyBytes_GET_SIZE(kept) >= PACKET_HEAD
     memset(p, 0, sizeof(an_packet))
-    p.data = <uint8_t *>begin + HEAD
-    p.length = <uint32_t>(PyBytes_GET_SIZE(kept) - HEAD)
+    p.data = <uint8_t *>begin + PACKET_HEAD
+    p.length = <uint32_t>(PyBytes_GET_SIZE(kept) - PACKET_HEAD)
     p.flags = begin[0] & AN_CSUM_PARTIAL
-    memcpy(p.vnet, begin + 1, HEAD - 1)
+    memcpy(p.vnet, begin + 1, PACKET_HEAD - 1)
     return 0

@@ -4,8 +4,7 @@
                                  - WorkerActor "owners"
                                  - MonitorActor "monitor"
 
-Every box is an OS process and dies with the one to its left. A worker's data plane runs in one thread beside Thespian's
-main thread, which only serves control messages. What happens when a worker ends that was not told to:
+Every box is an OS process and dies with the one to its left. What happens when a worker ends that was not told to:
 
     core      restarted, at once and then with growing delays; after WORKER_RESTARTS_MAX in WORKER_RESTARTS_S the node
               stops with an error
@@ -21,31 +20,24 @@ The monitor compares beats; NodeActor does the killing, because only a parent ca
 
 from __future__ import annotations
 
-import faulthandler
 import logging
 import os
 import signal
-import threading
 import time
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import msgspec
 import structlog
-from thespian.actors import Actor, ActorExitRequest, ChildActorExited, ThespianWatch, WakeupMessage, WatchMessage
+from thespian.actors import ActorExitRequest, ChildActorExited, WakeupMessage
 
-from actornet.errors import ActornetError, UsageError
+from actornet.errors import ActornetError
 from actornet.limits import (
-    BEAT_CHECK_S,
     CONTROL_CALL_S,
-    CORE_ENDED_FIRST,
-    MEMORY_CHECK_S,
-    MEMORY_TOLD_AGAIN,
     WORKER_RESTARTS_MAX,
     WORKER_RESTARTS_S,
     WORKER_STOP_S,
@@ -65,10 +57,12 @@ from actornet.node.control import (
     WorkerReady,
     WorkerStalled,
 )
+from actornet.node.monitor import MonitorActor
 from actornet.node.plan import NodePlan, WorkerPlan, load
-from actornet.node.process import be_ended_first, is_stopped, resident_bytes
+from actornet.node.process import is_stopped, resident_bytes
 from actornet.node.thespian_base import process_of
-from actornet.node.thread import push_ahead, run_early
+from actornet.node.thread import push_ahead
+from actornet.node.worker import FAILED_EXIT, LAST_WORDS_BYTES_MAX, LastWords, SteadyActor, WorkerActor
 
 STATUS_S = 0.5
 """How long a status waits for the workers' own; who has not answered by then is reported without."""
@@ -76,265 +70,10 @@ STATUS_S = 0.5
 RESTART_DELAY_S = 0.05
 """Delay of the second restart within WORKER_RESTARTS_S; the first has none, each further one the double."""
 
-LAST_WORDS_BYTES_MAX = 4096
-FAILED_EXIT = 1
-
 CRASHES = {-signal.SIGSEGV, -signal.SIGBUS, -signal.SIGFPE, -signal.SIGILL, -signal.SIGABRT}
 """Exit codes of a process that its own code has ended."""
 
 log = structlog.get_logger()
-
-
-class SteadyActor(Actor):  # type: ignore[misc]
-    """An actor whose handling never raises: Thespian would run it again, with the same message."""
-
-    watch: ThespianWatch | None = None
-
-    def receiveMessage(self, message: Any, sender: Any) -> ThespianWatch | None:
-        try:
-            self.handle(message, sender)
-        except Exception as error:
-            if not isinstance(error, ActornetError):
-                log.exception("control message failed", message=type(message).__name__)
-            self.failed(error)
-        return self.watch  # Thespian forgets a watch that one message's handling did not return
-
-    def handle(self, message: Any, sender: Any) -> None:
-        raise NotImplementedError
-
-    def failed(self, error: Exception) -> None:
-        """What else to do about an error in `handle`."""
-
-
-class LastWords(msgspec.Struct, frozen=True):
-    """Why a worker's data plane failed, left in the pipe to its supervisor."""
-
-    text: str
-    operating: bool
-    exit_code: int
-
-
-class Report:
-    """What a worker's data plane tells, and is asked; every method may be called in its thread.
-
-    Handlers given to `on_status`, `on_command` and `on_interrupt` are called in the control thread, while the data plane runs.
-    """
-
-    def __init__(self, key: bytes, wake: Callable[[], None]) -> None:
-        self.key = key
-        """The deployment's key, as this process has it in memory."""
-        self.stop_reason = ""
-        """Why `stop_event` was set."""
-        self.is_ready = False
-        self.leave_reason = ""
-        self.condemned = False
-        """The handler that the process before this one was at was its end."""
-        self._wake = wake
-        self._status: Callable[[], dict[str, Any]] = dict
-        self._command: Callable[[str, dict[str, Any]], Any] | None = None
-        self.interrupt: Callable[[], None] = lambda: None
-
-    def ready(self) -> None:
-        """The data plane runs. Until then a failure ends the node instead of restarting the worker."""
-        self.is_ready = True
-        self._wake()
-
-    def leave(self, reason: str) -> None:
-        """Have the whole node stopped in order, as by `actornet stop`."""
-        self.leave_reason = reason
-        self._wake()
-
-    def on_status(self, handler: Callable[[], dict[str, Any]]) -> None:
-        """`handler()` gives this worker's part of the node's status."""
-        self._status = handler
-
-    def on_command(self, handler: Callable[[str, dict[str, Any]], Any]) -> None:
-        """`handler(command, arguments)` answers a command, or raises an ActornetError that says why not."""
-        self._command = handler
-
-    def on_interrupt(self, handler: Callable[[], None]) -> None:
-        """`handler()` gets the data plane out of what it does not return from, if it can."""
-        self.interrupt = handler
-
-    def answer(self, call: Call) -> Any:
-        if call.command == "status":
-            return self._status()
-        if self._command is None:
-            raise ActornetError(f"this worker takes no command {call.command!r}")
-        return self._command(call.command, call.arguments)
-
-
-class WorkerActor(SteadyActor):
-    """Runs a WorkerPlan's function in a thread and serves control messages beside it."""
-
-    def __init__(self) -> None:
-        self.plan: WorkerPlan | None = None
-        self.node: Any = None
-        self.thread: threading.Thread | None = None
-        self.stop_event = threading.Event()
-        self.told_ready = self.finished = False
-
-    def handle(self, message: Any, sender: Any) -> None:
-        match message:
-            case StartWorker():
-                self.node = sender
-                self._start(message)
-            case WatchMessage():
-                self._look()
-            case Call():
-                self.send(sender, self._answer(message))
-            case Interrupt():
-                self.report.interrupt()
-                run_early(nice=0)
-            case StopWorker():
-                self._stop(message.reason)
-            case ActorExitRequest() if self.thread is not None:
-                self._stop("the node's actor system ends")
-                self.thread.join(WORKER_STOP_S)
-
-    def _start(self, message: StartWorker) -> None:
-        self.plan = plan = message.plan
-        self.last_words = message.last_words
-        events.configure(node=message.node, role=message.role, worker=plan.name)
-        Path("/proc/self/comm").write_text(plan.name)  # what `top` shows
-        faulthandler.enable(file=2)  # a crash in compiled code shows where Python was, then takes its default course
-        if plan.kind == "core":
-            be_ended_first(CORE_ENDED_FIRST)
-        if plan.cpus:
-            _pin(plan.name, plan.cpus)
-        self.signal = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self.watch = ThespianWatch([self.signal])
-        self.report = Report(self._myRef.transport.key, lambda: os.eventfd_write(self.signal, 1))
-        self.report.condemned = message.condemned
-        self.thread = threading.Thread(target=self._run, name=plan.name, daemon=True)
-        self.thread.start()
-
-    def failed(self, error: Exception) -> None:
-        if self.plan is not None and self.thread is None:
-            _die(error, self.last_words)
-        elif isinstance(error, ActornetError):
-            log.error("control message failed", error=str(error))
-
-    def _run(self) -> None:
-        assert self.plan is not None
-        try:
-            load(self.plan.run)(self.plan.spec, self.stop_event, self.report)
-            if not self.stop_event.is_set():
-                raise ActornetError(f"{self.plan.name} returned before it was told to stop")
-        except BaseException as error:  # nothing that this process still holds may go on without its data plane
-            _die(error, self.last_words)
-        self.finished = True
-        os.eventfd_write(self.signal, 1)
-
-    def _look(self) -> None:
-        os.eventfd_read(self.signal)
-        assert self.plan is not None
-        if self.report.is_ready and not self.told_ready:
-            self.told_ready = True
-            self.send(self.node, WorkerReady(self.plan.name, os.getpid()))
-        if self.report.leave_reason:
-            self.send(self.node, WorkerLeaves(self.plan.name, self.report.leave_reason))
-            self.report.leave_reason = ""
-        if self.finished:
-            self.send(self.myAddress, ActorExitRequest())
-
-    def _stop(self, reason: str) -> None:
-        if not self.stop_event.is_set():
-            self.report.stop_reason = reason
-            self.stop_event.set()
-
-    def _answer(self, call: Call) -> Reply:
-        assert self.plan is not None
-        try:
-            return Reply(call.tag, value=self.report.answer(call), worker=self.plan.name)
-        except ActornetError as error:
-            return Reply(call.tag, error=str(error), worker=self.plan.name)
-        except Exception as error:
-            log.exception("command failed", command=call.command)
-            return Reply(call.tag, error=f"{type(error).__name__}: {error}", worker=self.plan.name)
-
-
-@dataclass
-class Beat:
-    """The last beat seen of a worker, and since when."""
-
-    pid: int
-    beat: int
-    since: float
-    work: int
-    interrupted: bool = False
-    reported: bool = False
-
-
-class MonitorActor(SteadyActor):
-    """Compares the workers' beats every BEAT_CHECK_S and reports those that rest."""
-
-    def __init__(self) -> None:
-        self.beats: dict[str, Beat] = {}
-        self.stalls = 0
-        self.memory_due = 0.0
-        self.memory_told: dict[int, float] = {}
-
-    def handle(self, message: Any, sender: Any) -> None:
-        match message:
-            case StartWorker():
-                self.node = sender
-                self.last_words = message.last_words
-                events.configure(node=message.node, role=message.role, worker=message.plan.name)
-                Path("/proc/self/comm").write_text(message.plan.name)
-                self.read = load(message.plan.run)
-                self.spec, self.interrupt_s, self.stall_s, self.core_bytes_max = message.plan.spec
-                self.send(self.node, WorkerReady(message.plan.name, os.getpid()))
-                self.wakeupAfter(timedelta(0))
-            case WakeupMessage():
-                self.wakeupAfter(timedelta(seconds=BEAT_CHECK_S))
-                self._compare(time.monotonic())
-                self._weigh(time.monotonic())
-            case Call():
-                now = time.monotonic()
-                rests = {name: round(now - beat.since, 3) for name, beat in self.beats.items()}
-                self.send(sender, Reply(message.tag, {"stalls": self.stalls, "rest_s": rests}, worker="monitor"))
-
-    def failed(self, error: Exception) -> None:
-        _die(error, self.last_words)  # a monitor that cannot see is none
-
-    def _compare(self, now: float) -> None:
-        for name, pid, beat, work in self.read(self.spec):
-            seen = self.beats.get(name)
-            if seen is None or (seen.pid, seen.beat) != (pid, beat):
-                self.beats[name] = Beat(pid, beat, now, work)
-            elif beat and not seen.reported and now - seen.since >= self.stall_s:
-                seen.reported = True
-                self.stalls += 1
-                stuck = seen.interrupted and seen.work == work
-                self.send(self.node, WorkerStalled(name, pid, now - seen.since, kill=True, stuck=stuck))
-            elif beat and not seen.interrupted and now - seen.since >= self.interrupt_s:
-                seen.interrupted, seen.work = True, work
-                self.send(self.node, WorkerStalled(name, pid, now - seen.since, kill=False))
-
-    def _weigh(self, now: float) -> None:
-        """What a core takes that no flow can be blamed for (a table of the module's, say) is for a person to look at."""
-        if now < self.memory_due:
-            return
-        self.memory_due = now + MEMORY_CHECK_S
-        told, self.memory_told = self.memory_told, {}
-        for name, beat in self.beats.items():
-            if not name.startswith("core-"):
-                continue
-            size = resident_bytes(beat.pid)
-            limit = told.get(beat.pid, float(self.core_bytes_max or 0))
-            if limit and size > limit:
-                log.warning(
-                    "a core takes much memory",
-                    name=name,
-                    pid=beat.pid,
-                    memory_mb=size >> 20,
-                    core_memory_mb=self.core_bytes_max >> 20,
-                    advice="flows that keep too much are closed by themselves: look at the module's own tables; `promote` "
-                    "the backup, or kill this process, which comes back with its flows; or raise core_memory_mb",
-                )
-                limit = size * MEMORY_TOLD_AGAIN
-            self.memory_told[beat.pid] = limit
 
 
 @dataclass
@@ -688,27 +427,6 @@ class NodeActor(SteadyActor):
             self.send(client, Reply(call.tag, error=self.error))
         self.send(self.launcher, NodeEnded(self.error, self.exit_code))
         self.send(self.myAddress, ActorExitRequest())
-
-
-def _pin(name: str, cpus: tuple[int, ...]) -> None:
-    available = sorted(os.sched_getaffinity(0))
-    try:
-        os.sched_setaffinity(0, cpus)
-    except OSError:
-        named = ", ".join(map(str, cpus))
-        raise UsageError(f"{name} cannot be pinned to CPU {named}: choose from {available} in `cpus`") from None
-
-
-def _die(error: BaseException, last_words: int) -> NoReturn:
-    """End this worker's process at once, leaving its supervisor a word on why, who tells it; only a bug needs more."""
-    operating = isinstance(error, ActornetError)
-    if not operating:
-        log.error("worker failed", exc_info=error)
-    text = str(error) if operating else f"{type(error).__name__}: {error}"
-    code = getattr(error, "exit_code", FAILED_EXIT)
-    words = msgspec.msgpack.encode(LastWords(text[: LAST_WORDS_BYTES_MAX // 4 - 32], operating, code))
-    os.write(last_words, words)
-    os._exit(code)
 
 
 def _describe_exit(code: int) -> str:
