@@ -16,7 +16,7 @@ import dpkt
 from actornet import FORWARD, FlowActor, Meter, Mirror, Packet, Rewrite, Verdict
 from actornet.embedded import Embedded
 from actornet.ports.memory import LoopPort
-from bench.nat import templates
+from bench.nat import reordered, templates
 from bench.report import Row, table, write_json
 
 
@@ -88,6 +88,7 @@ def measure(nf: type[FlowActor], frames: bytes, frame_bytes: int, flows: int, se
     node = Embedded(nf, [lan, wan], flows_max=max(4096, flows * 2 + 16))
     while lan.received_packets < flows:
         node.run_burst()
+    lan.play(reordered(frames, frame_bytes))
     breathe, sent, begin = node.core.breathe, wan.sent_packets, time.process_time()
     while time.process_time() - begin < seconds:
         for _ in range(100):

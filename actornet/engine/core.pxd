@@ -33,7 +33,8 @@ cdef extern from "offload.h" nogil:
     int an_offload(an_table *table, an_packet *p, uint32_t probed, uint64_t now_ns, const an_adjacency *adjacencies)
     int an_offload_glanced(an_table *table, an_packet *p, const an_glance *g, uint32_t probed, uint64_t now_ns,
                            const an_adjacency *adjacencies)
-    void an_prefetch_actor(const an_table *table, uint32_t index)
+    int an_prefetch_actor(const an_table *table, uint32_t index, unsigned size)
+    void an_prefetch_fields(const an_table *table, uint32_t index, unsigned start, unsigned end)
 
 cdef extern from "Python.h":
     ctypedef enum PySendResult:
@@ -46,6 +47,8 @@ cdef enum:
     BURST = 64     # limits.BURST_PACKETS
     PORTS = 16     # limits.PORTS_MAX
     TX_BATCH = 64
+    AHEAD = 4      # packets from one whose actor's fields are fetched to the one that is treated
+    FETCHED = 1024 # keys; with fewer flows, all that handlers touch is in the caches
 
 cdef enum:
     PHASE_OPEN
@@ -107,6 +110,7 @@ cdef class Core:
     cdef void *waits_first       # suspensions that wait, by deadline
     cdef void *waits_last
     cdef bint open_async, packet_async, close_async, message_async, has_open, has_packet, has_close, has_mirror
+    cdef unsigned actor_bytes, fields_begin, fields_end  # of an actor: its size, and where its fields are
     cdef object on_open, on_packet, on_close, on_message, on_mirror
     cdef object message          # what on_message is about to get
     cdef object reply            # who waits for its answer
@@ -138,6 +142,7 @@ cdef class Core:
     cdef an_packet *packet_of(self, FlowBase flow) noexcept
     cdef int parse(self, an_packet *p) except -1
     cdef int process(self, an_packet *p) except -1
+    cdef int meet(self, an_packet *p) except -1
     cdef int offloaded(self, an_entry *e, an_packet *p) except -1
     cdef int _mirrored(self, FlowBase flow, an_packet *p) except -1
     cdef int carry_out(self, an_entry *e, an_packet *p) except -1
@@ -177,6 +182,7 @@ cdef class Core:
     cdef bint _push(self, an_packet *p, int core) except -1
     cdef int _handle_packet(self, FlowBase flow, an_packet *p) except -1
     cdef int _step(self, FlowBase flow, object coroutine, an_packet *p, int phase) except -1
+    cdef int _stopped(self, FlowBase flow, object coroutine, PySendResult status, PyObject *result, an_packet *p, int phase) except -1
     cdef int _retire_view(self) except -1
     cdef int _failed(self, FlowBase flow, an_packet *p, int phase) except -1
     cdef int _answer_message(self, object value) except -1

@@ -39,9 +39,8 @@ from actornet.engine.verdict cimport (
     VERDICT_ANSWER, VERDICT_DROP, VERDICT_OFFLOADED, VERDICT_REJECT, VERDICT_EMIT, VERDICT_REWRITE, Answer, Emit, Forward, Made, Verdict,
 )
 from actornet.engine.wire cimport (
-    an_hash, an_is_discovery, an_parse, an_parse_inner, an_rewrite_apply, an_rewrite_prepare, an_rss_core, an_rss_core_keyed,
-    an_table_back, an_table_find, an_table_prefetch,
-    an_table_probe, five_tuple,
+    an_hash, an_is_discovery, an_key_equal, an_parse, an_parse_inner, an_rewrite_apply, an_rewrite_prepare, an_rss_core,
+    an_rss_core_keyed, an_table_back, an_table_find, an_table_prefetch, an_table_probe, five_tuple,
 )
 
 from actornet.engine.counters import COUNTERS, PID_COUNTER
@@ -161,6 +160,9 @@ cdef class Core:
         self.on_message, self.message_async = nf.on_message, nf.suspends("on_message")
         self.on_mirror, self.has_mirror = nf.on_mirror, nf.handles("on_mirror")
         self.volatile_state = nf.volatile
+        self.actor_bytes = nf.__basicsize__
+        self.fields_begin = FlowBase.__basicsize__
+        self.fields_end = min(nf.__basicsize__, FlowBase.__basicsize__ + 64)
         self.evicts = nf.evict
         self.holds = nf.holds
         self.connection = nf.connection
@@ -331,10 +333,11 @@ cdef class Core:
     cdef int _burst(self, int n) except -1:
         """Treat the `n` packets in `burst`; returns `n`.
 
-        Three passes, so that the cache misses of a burst overlap: hash, probe, treat. Packets that a glance at them tells
-        all about are parsed only if the fast path cannot treat them.
+        Three passes, so that the cache misses of a burst overlap: hash, probe, treat; and, before a handler treats one, what
+        its actor's fields refer to. Packets that a glance at them tells all about are parsed only if the fast path cannot
+        treat them.
         """
-        cdef int i, out, queued
+        cdef int i, out, queued, slow = 0
         cdef an_packet *p
         cdef an_table *table = &self.flows.table
         cdef const an_adjacency *adjacencies
@@ -368,12 +371,16 @@ cdef class Core:
             self.moves.look(n, probed)
         if self.has_packet:
             for i in range(n):
-                an_prefetch_actor(table, probed[i])
+                slow += an_prefetch_actor(table, probed[i], self.actor_bytes)
+            if table.used < FETCHED:
+                slow = 0
         self.counters[<int>C_RX_PACKETS] += n
         self.counters[<int>C_RX_BYTES] += total
         self.counters[<int>C_IP_OPTIONS] += options
         for i in range(n):
             p = &self.burst[i]
+            if slow and i + AHEAD < n:
+                an_prefetch_fields(table, probed[i + AHEAD], self.fields_begin, self.fields_end)
             if virtual_time and p.time_ns > self.now_ns:
                 self._pass_time(p.time_ns)
             adjacencies = self.neighbors.table
@@ -390,7 +397,10 @@ cdef class Core:
             if out == AN_GENERAL:
                 out = an_offload(table, p, probed[i], self.now_ns, adjacencies)
             if out == AN_GENERAL:
-                self.process(p)
+                if p.entry == AN_NONE:
+                    self.process(p)
+                else:
+                    self.meet(p)
                 continue
             offloaded += 1
             queued = self.tx_count[out]
@@ -450,14 +460,15 @@ cdef class Core:
 
     cdef int process(self, an_packet *p) except -1:
         """A packet that offload.h leaves to us."""
-        cdef FlowBase flow
-        cdef an_entry *e
         if p.reason != AN_OK:
             return self._untracked(p)
         p.entry = an_table_find(&self.flows.table, &p.key, p.hash)
-        if p.entry == AN_NONE:
-            return self._miss(p)
-        e = &self.flows.table.entries[p.entry]
+        return self._miss(p) if p.entry == AN_NONE else self.meet(p)
+
+    cdef int meet(self, an_packet *p) except -1:
+        """A packet of a flow that this core has; `p.entry` is its key's."""
+        cdef FlowBase flow
+        cdef an_entry *e = &self.flows.table.entries[p.entry]
         e.packets += 1
         e.bytes += p.length
         if not p.flags & AN_ICMP_ERROR:
@@ -470,9 +481,7 @@ cdef class Core:
             self._end_offload(flow, e, C_OFFLOADS_REVOKED)
         if flow.suspension is not None:
             return flow.suspension.receive(p)
-        if self.packet_async or not self.has_packet:
-            return self.handle(flow, p, PHASE_PACKET)
-        return self._handle_packet(flow, p)
+        return self._handle_packet(flow, p) if self.has_packet else self.handle(flow, p, PHASE_PACKET)
 
     cdef int _end_offload(self, FlowBase flow, an_entry *e, int counter) except -1:
         """The offload of this key has ended by itself; the flow's record will say so when it is saved next."""
@@ -662,26 +671,40 @@ cdef class Core:
     # -- handlers ---------------------------------------------------------------------------------------------------
 
     cdef int _handle_packet(self, FlowBase flow, an_packet *p) except -1:
-        """`on_packet` as a plain `def`: one call into Python, and no more than the verdict asks for behind it."""
+        """`on_packet`: one call into Python, and no more than the verdict asks for behind it."""
         cdef PyObject *args[2]
-        cdef PyObject *result
+        cdef PyObject *result = NULL
+        cdef PyObject *coroutine
+        cdef PySendResult status
         cdef Packet view = self.view
         self.counters[<int>C_HANDLED] += 1
         view.p = p
         args[0] = <PyObject *>flow
         args[1] = <PyObject *>view
         an_black_box_enter(self.box, &p.key, PHASE_PACKET)
-        result = PyObject_Vectorcall(<PyObject *>self.on_packet, args, 2, NULL)
-        if result == NULL:
-            return self._failed(flow, p, PHASE_PACKET)
-        an_black_box_leave(self.box)
-        view.p = NULL
-        self.keeps.due_in -= 1
+        if self.packet_async:
+            self.driving = flow
+            coroutine = PyObject_Vectorcall(<PyObject *>self.on_packet, args, 2, NULL)
+            if coroutine == NULL:
+                return self._failed(flow, p, PHASE_PACKET)
+            status = PyIter_Send(coroutine, <PyObject *>None, &result)
+            handler = <object>coroutine
+            Py_DECREF(handler)
+            if status != PYGEN_RETURN:
+                return self._stopped(flow, handler, status, result, p, PHASE_PACKET)
+            self.driving = None
+        else:
+            result = PyObject_Vectorcall(<PyObject *>self.on_packet, args, 2, NULL)
+            if result == NULL:
+                return self._failed(flow, p, PHASE_PACKET)
         verdict = <object>result
         Py_DECREF(verdict)
         if Py_REFCNT(<PyObject *>view) > 2 or flow.marks & (MARK_DIRTY | MARK_CLOSING) or self.volatile_state or (
-                flow.depends > an_word_load(self.committed)) or self.keeps.due_in <= 0:
+                flow.depends > an_word_load(self.committed)) or self.keeps.due_in <= 1:
             return self.completed(flow, p, PHASE_PACKET, verdict)
+        an_black_box_leave(self.box)
+        view.p = NULL
+        self.keeps.due_in -= 1
         return self._apply(flow, p, verdict)
 
     cdef int handle(self, FlowBase flow, an_packet *p, int phase) except -1:
@@ -721,12 +744,19 @@ cdef class Core:
         """Drive a handler until it completes or waits."""
         cdef PyObject *result = NULL
         cdef PySendResult status = PyIter_Send(<PyObject *>coroutine, <PyObject *>None, &result)
+        if status != PYGEN_RETURN:
+            return self._stopped(flow, coroutine, status, result, p, phase)
+        outcome = <object>result
+        Py_DECREF(outcome)
+        return self.completed(flow, p, phase, outcome)
+
+    cdef int _stopped(self, FlowBase flow, object coroutine, PySendResult status, PyObject *result, an_packet *p,
+                      int phase) except -1:
+        """A handler has raised, or waits for `result`, whose reference we take."""
         if status == PYGEN_ERROR:
             return self._failed(flow, p, phase)
         outcome = <object>result
         Py_DECREF(outcome)
-        if status != PYGEN_NEXT:
-            return self.completed(flow, p, phase, outcome)
         an_black_box_leave(self.box)
         self.driving = None
         if flow.suspension is None:
@@ -1041,13 +1071,12 @@ cdef class Core:
         cdef Verdict decision
         cdef Rewrite rewrite
         cdef int out, adjacency
+        if type(verdict) is Rewrite and (<Rewrite>verdict).payload is None and self._is_prepared(<Rewrite>verdict, p):
+            return self._rewrite(flow, p, <Rewrite>verdict)
         if not isinstance(verdict, Verdict):
             return self.report(flow, TypeError(f"{self.nf.__name__}.on_packet must return a verdict, not {verdict!r}"),
                                p, PHASE_PACKET)
         decision = <Verdict>verdict
-        if decision.kind == VERDICT_REWRITE and (
-                (<Rewrite>decision).payload is None and self._is_prepared(<Rewrite>decision, p)):
-            return self._rewrite(flow, p, <Rewrite>decision)
         if decision.kind == VERDICT_DROP:
             return self.drop(p, C_DROPPED_BY_NF)
         if decision.kind == VERDICT_REJECT:
@@ -1138,7 +1167,7 @@ cdef class Core:
     cdef bint _is_prepared(self, Rewrite verdict, an_packet *p) noexcept:
         # Unlike its address, a core's seed is never that of a later core.
         return verdict.prepared_by == <void *><size_t>self.flows.table.seed and (
-            memcmp(&verdict.prepared_for, &p.key, sizeof(an_key)) == 0)
+            an_key_equal(&verdict.prepared_for, &p.key))
 
     cdef int _prepare(self, Rewrite verdict, an_packet *p) except -1:
         """Resolve port, next hop and checksum deltas for this packet's key, unless they are this key's already."""

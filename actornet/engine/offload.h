@@ -12,7 +12,7 @@
 #include "terms.h"
 
 #define AN_TCP_SYN_FIN_RST 0x07
-#define AN_GENERAL (-1) /* not for the fast path: untouched, but `entry` is set */
+#define AN_GENERAL (-1) /* not for the fast path: untouched, but `entry` is set, to AN_NONE if it has none */
 
 /* The next hop's and the port's MAC addresses as they stand in the Ethernet header, and the packets that wait for them. */
 struct an_adjacency {
@@ -60,6 +60,7 @@ static inline int an_offload(struct an_table *table, struct an_packet *p, uint32
 {
     struct an_entry *e;
     const struct an_adjacency *next_hop;
+    p->entry = AN_NONE;
     if (an_unlikely(p->reason != AN_OK))
         return AN_GENERAL;
     p->entry = an_table_find_probed(table, &p->key, p->hash, probed);
@@ -95,15 +96,16 @@ static inline int an_offload_glanced(struct an_table *table, struct an_packet *p
         return AN_GENERAL;
     struct an_entry *e = &table->entries[probed];
     const struct an_rewrite *r = &e->rewrite;
+    if (r->action != AN_FORWARD)
+        return AN_GENERAL;
     uint64_t addresses = an_load32(e->key.source) | (uint64_t)an_load32(e->key.destination) << 32;
     if (an_unlikely((g->addresses ^ addresses) | (g->tail ^ an_load64(&e->key.source_port))))
         return AN_GENERAL;
     const struct an_adjacency *next_hop = &adjacencies[r->adjacency];
     uint8_t fields = r->fields, state = e->state, protocol = (uint8_t)(g->tail >> 32);
     uint8_t decrement = fields & AN_DECREMENT_TTL ? 1 : 0;
-    if (an_unlikely(r->action != AN_FORWARD || state & (AN_BUSY | AN_HELD | AN_TERMS) ||
-                    fields & (AN_SET_LINK | AN_SET_DSCP) || e->generation != table->generation || !next_hop->resolved ||
-                    ip[8] <= decrement))
+    if (an_unlikely(state & (AN_BUSY | AN_HELD | AN_TERMS) || fields & (AN_SET_LINK | AN_SET_DSCP) ||
+                    e->generation != table->generation || !next_hop->resolved || ip[8] <= decrement))
         return AN_GENERAL;
     if (protocol == AN_TCP && state & AN_PUNT_TCP && l4[13] & AN_TCP_SYN_FIN_RST)
         return AN_GENERAL;
@@ -137,13 +139,30 @@ static inline uint32_t an_flow_from(const struct an_table *table, uint32_t index
     return AN_NONE;
 }
 
-/* What the general path will touch of a flow that is not offloaded: its actor. */
-static inline void an_prefetch_actor(const struct an_table *table, uint32_t index)
+/* What the general path will touch of a flow that is not offloaded: its actor, of `bytes` bytes. Whether it is such a flow. */
+static inline int an_prefetch_actor(const struct an_table *table, uint32_t index, unsigned bytes)
 {
-    if (index != AN_NONE && table->entries[index].rewrite.action == AN_SLOW) {
-        const char *actor = table->entries[index].actor;
-        __builtin_prefetch(actor - 16, 1);
-        __builtin_prefetch(actor + 64, 1);
+    if (index == AN_NONE || table->entries[index].rewrite.action != AN_SLOW)
+        return 0;
+    const char *actor = table->entries[index].actor;
+    __builtin_prefetch(actor - 16, 1);
+    for (unsigned at = 64; at < bytes + 64; at += 64)
+        __builtin_prefetch(actor + at, 1, 1);
+    return 1;
+}
+
+/* And what its handler will, once the actor is here: the objects that its fields, at `from` to `to`, refer to. */
+static inline void an_prefetch_fields(const struct an_table *table, uint32_t index, unsigned from, unsigned to)
+{
+    if (index == AN_NONE || table->entries[index].rewrite.action != AN_SLOW)
+        return;
+    const struct an_entry *e = &table->entries[index];
+    const char *actor = e->key.version == 0xff ? NULL : e->actor; /* 0xff: of a flow that has gone within this burst */
+    for (unsigned at = from; actor && at < to; at += sizeof(void *)) {
+        const char *field = *(const char *const *)(actor + at);
+        __builtin_prefetch(field, 1);
+        __builtin_prefetch(field + 64);
+        __builtin_prefetch(field + 128);
     }
 }
 

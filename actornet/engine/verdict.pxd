@@ -13,12 +13,12 @@ cdef class Forward(Verdict):
 
 cdef class Rewrite(Forward):
     cdef an_rewrite rewrite          # fields and values; deltas are right for prepared_for only
+    cdef an_key prepared_for
+    cdef void *prepared_by           # the core that resolved `to` and the adjacency
+    cdef readonly bytes payload      # in place of the datagram's, or None; so far, what packets of a flow read
     cdef an_link link
     cdef uint8_t addresses[32]       # IPv6: source, destination
     cdef uint8_t version             # 0 while no address is set
-    cdef an_key prepared_for
-    cdef void *prepared_by           # the core that resolved `to` and the adjacency
-    cdef readonly bytes payload      # in place of the datagram's, or None
 
     cdef int _set_mac(self, text, uint8_t *mac, int field) except -1
     cdef const uint8_t *ipv6_addresses(self) noexcept

@@ -52,6 +52,7 @@ cdef extern from "flow_table.h" nogil:
     void an_table_free(an_table *table)
     int an_table_back(an_table *table)
     void an_table_prefetch(const an_table *table, uint32_t hash)
+    bint an_key_equal(const an_key *a, const an_key *b)
     uint32_t an_table_probe(const an_table *table, uint32_t hash)
     uint32_t an_table_find(const an_table *table, const an_key *key, uint32_t hash)
     uint32_t an_table_find_probed(const an_table *table, const an_key *key, uint32_t hash, uint32_t probed)

@@ -124,10 +124,8 @@ cdef class LoopPort(Port):
         Port.__init__(self, name)
         if not 14 <= frame_bytes <= <uint32_t>FRAME_BYTES:
             raise PortError(f"port {name}: frames have 14..{FRAME_BYTES} bytes, not {frame_bytes}")
-        if not template or len(template) % frame_bytes:
-            raise PortError(f"port {name}: the template's {len(template)} bytes are no whole frames of {frame_bytes}")
-        self.template = template
         self.frame_bytes = frame_bytes
+        self.play(template)
         self.stride = aligned(frame_bytes)
         self.left = UINT64_MAX if count is None else count
         self.time_ns = time_ns
@@ -138,6 +136,12 @@ cdef class LoopPort(Port):
 
     def __dealloc__(self):
         free(self.ring)
+
+    def play(self, bytes template not None) -> None:
+        """Give these frames from now on, from the first of them."""
+        if not template or len(template) % self.frame_bytes:
+            raise PortError(f"port {self.name}: the template's {len(template)} bytes are no whole frames of {self.frame_bytes}")
+        self.template, self.at = template, 0
 
     cdef int rx(self, an_packet *packets, int limit) except -1:
         cdef const uint8_t *template = <const uint8_t *>PyBytes_AS_STRING(self.template)
