@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Iterator
 from ipaddress import ip_interface
+from types import GetSetDescriptorType
 from typing import Any, ClassVar
 
 import pytest
@@ -284,8 +286,54 @@ def test_packet_kept_beyond_its_handler_refuses_to_be_read(bench: Any) -> None:
     node = bench(Keep)
     node.lan_in(packet(1), packet(2))
     assert payloads(node.out()) == [1, 2] and kept[0] is not kept[1]
-    with pytest.raises(RuntimeError, match="after its handler"):
-        _ = kept[0].source
+    for name in ("source", "port", "flow", "destination_port", "tcp_flags", "payload"):
+        with pytest.raises(RuntimeError, match="after its handler"):
+            getattr(kept[0], name)
+
+
+def test_fields_that_are_read_by_name_alone_are_the_properties(bench: Any) -> None:
+    found: dict[str, tuple[Any, Any]] = {}
+
+    class Reader(FlowActor):
+        def on_packet(self, packet: Packet) -> Any:
+            for name, field in vars(type(packet)).items():
+                if isinstance(field, GetSetDescriptorType):
+                    found[name] = (getattr(packet, name), field.__get__(packet))
+            with pytest.raises(AttributeError, match="no_such_field"):
+                _ = packet.no_such_field
+            return packet.to("wan")
+
+    node = bench(Reader)
+    node.lan_in(frames.tcp("10.0.0.2", 1000, "198.51.100.1", 80, flags=0x12))
+    assert len(node.out()) == 1 and not node.errors and len(found) > 15
+    assert all(by_name == by_type for by_name, by_type in found.values())
+    assert found["destination_port"][0] == 80 and found["tcp_flags"][0] == 0x12 and found["port"][0] == "lan"
+
+
+def test_actors_may_go_within_a_burst_that_looks_ahead_to_them(bench: Any) -> None:
+    class Once(FlowActor):
+        remembered: str = ""
+        verdict: Any = None
+
+        def on_open(self, packet: Packet) -> None:
+            self.remembered, self.verdict = "x" * packet.source_port, Rewrite(destination_port=packet.source_port)
+
+        def on_packet(self, packet: Packet) -> Any:
+            if packet.payload == b"\x07":
+                self.close()
+            return self.verdict
+
+    node = bench(Once, flows_max=4096)
+    ports = range(1000, 3000)
+    last = [packet(number, port) for port in ports for number in (7, 8)]
+    random.Random(3).shuffle(last)
+    sent = [packet(1, port) for port in ports] + last
+    left = 0
+    for at in range(0, len(sent), 1000):
+        node.lan_in(*sent[at : at + 1000])
+        left += len(node.out())
+    assert left == len(sent) and not node.errors
+    assert node.count("flows_opened") == node.count("live_flows") + node.count("flows_closed") > 2000
 
 
 @pytest.mark.parametrize("kind", [ValueError, SystemExit, GeneratorExit, asyncio.CancelledError])
