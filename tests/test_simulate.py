@@ -440,10 +440,25 @@ MUTATIONS = [
 ]
 
 
+FOUND_LAST = {
+    a_way_for_traffic_not_missed: 186,
+    links_of_the_primary_not_told: 186,
+    lost_backup_left_out_in_the_same_epoch: 144,
+    witness_asked_before_the_others_know: 127,
+    denied_epoch_forgotten: 142,
+    epoch_told_before_it_is_synced: 180,
+    follower_launched_as_if_it_had_led: 63,
+    goes_on_alone_in_the_same_epoch: 446,
+    resent_before_its_records_are_here: 110,
+}
+"""Bugs that few seeds show, and one that does: it is tried first. Elsewhere, once courses have changed."""
+
+
 def schedules(plant: Any) -> Iterator[Schedule]:
     """Of lives in which the bug has a chance to show."""
     witness, nodes = plant in WITNESSED or plant in THREE, 3 if plant in THREE else 2
-    for seed in range(MUTANT_SIMULATIONS):
+    first = FOUND_LAST.get(plant, 0)
+    for seed in (*range(first, MUTANT_SIMULATIONS), *range(first)):
         schedule = draw(seed, witness, nodes)
         if plant is refusal_tells_no_epoch:  # few schedules have both of these, and each seed its own course of them
             events = Event(19, "kill at", "a", "before flush"), Event(44, "leader down", "a", value=70)
