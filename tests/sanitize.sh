@@ -13,7 +13,7 @@ ACTORNET_SANITIZE=1 "$python" setup.py --quiet build_ext --inplace > build.log 2
 export ASAN_OPTIONS=detect_leaks=0:halt_on_error=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 PYTHONMALLOC=malloc
 export LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libubsan.so)"
 export PYTHONPATH="$work"
-exec "$python" -m pytest -p no:cacheprovider \
+exec "$python" -m pytest -p no:cacheprovider --numprocesses=auto \
   tests/test_flow_state.py tests/test_record.py tests/test_replica.py tests/test_core.py tests/test_asks.py tests/test_core_system.py tests/test_wire.py tests/test_tunnels.py tests/test_flow_table.py tests/test_ring.py \
   tests/test_memory_port.py tests/test_playback.py tests/test_fuzz_core.py tests/test_flows.py tests/test_held.py tests/test_stations.py \
   tests/test_suspension.py tests/test_neighbors.py tests/test_handoff.py tests/test_fragments.py tests/test_rss.py tests/test_offload.py \
