@@ -33,7 +33,7 @@ cdef extern from "offload.h" nogil:
     int an_offload(an_table *table, an_packet *p, uint32_t probed, uint64_t now_ns, const an_adjacency *adjacencies)
     int an_offload_glanced(an_table *table, an_packet *p, const an_glance *g, uint32_t probed, uint64_t now_ns,
                            const an_adjacency *adjacencies)
-    int an_prefetch_actor(const an_table *table, uint32_t index, unsigned size)
+    int an_prefetch_beyond(const an_table *table, uint32_t index, unsigned size)
     void an_prefetch_fields(const an_table *table, uint32_t index, unsigned start, unsigned end)
 
 cdef extern from "Python.h":

@@ -369,9 +369,9 @@ cdef class Core:
             probed[i] = an_table_probe(table, hashes[i])
         if self.moves.due:
             self.moves.look(n, probed)
-        if self.has_packet:
+        if self.has_packet or self.flows.extras:
             for i in range(n):
-                slow += an_prefetch_actor(table, probed[i], self.actor_bytes)
+                slow += an_prefetch_beyond(table, probed[i], self.actor_bytes)
             if table.used < FETCHED:
                 slow = 0
         self.counters[<int>C_RX_PACKETS] += n
@@ -492,14 +492,14 @@ cdef class Core:
     cdef int offloaded(self, an_entry *e, an_packet *p) except -1:
         """A packet that an offload decides about, and its terms."""
         cdef FlowBase flow
-        if e.state & AN_TERMS:
-            flow = <FlowBase>e.actor
+        if e.state & AN_TERMS:  # without a reference to the actor: its memory is not needed
             if an_terms_expired(&e.extra.terms, self.now_ns):
+                flow = <FlowBase>e.actor
                 self._end_offload(flow, e, C_OFFLOADS_EXPIRED)
                 return self.handle(flow, p, PHASE_PACKET)
             if an_terms_mirror(&e.extra.terms, p.length):
                 self.counters[<int>C_MIRRORED] += 1
-                return self.handle(flow, p, PHASE_MIRROR)
+                return self.handle(<FlowBase>e.actor, p, PHASE_MIRROR)
         self.counters[<int>C_OFFLOADED] += 1
         return self.carry_out(e, p)
 

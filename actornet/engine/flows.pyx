@@ -391,6 +391,7 @@ cdef class Flows:
             e.extra = <an_extra *>calloc(1, sizeof(an_extra))
             if e.extra == NULL:
                 raise MemoryError("offload")
+            self.extras = True
         return e.extra
 
     cdef int withdraw(self, an_entry *e) noexcept:

@@ -139,19 +139,24 @@ static inline uint32_t an_flow_from(const struct an_table *table, uint32_t index
     return AN_NONE;
 }
 
-/* What the general path will touch of a flow that is not offloaded: its actor, of `bytes` bytes. Whether it is such a flow. */
-static inline int an_prefetch_actor(const struct an_table *table, uint32_t index, unsigned bytes)
+/* What the general path will touch beyond the entry: of a flow that is not offloaded its actor, of `bytes` bytes; else what
+ * only few offloads have. Whether it is an actor. */
+static inline int an_prefetch_beyond(const struct an_table *table, uint32_t index, unsigned bytes)
 {
-    if (index == AN_NONE || table->entries[index].rewrite.action != AN_SLOW)
+    if (index == AN_NONE)
         return 0;
-    const char *actor = table->entries[index].actor;
-    __builtin_prefetch(actor - 16, 1);
-    for (unsigned at = 64; at < bytes + 64; at += 64)
-        __builtin_prefetch(actor + at, 1, 1);
-    return 1;
+    const struct an_entry *e = &table->entries[index];
+    int slow = e->rewrite.action == AN_SLOW;
+    const char *begin = slow ? (const char *)e->actor - 16 : (const char *)e->extra;
+    if (begin == NULL)
+        return 0;
+    __builtin_prefetch(begin, 1);
+    for (unsigned at = 64; at < (slow ? bytes + 80 : sizeof(struct an_extra) + 64); at += 64)
+        __builtin_prefetch(begin + at, 1, 1);
+    return slow;
 }
 
-/* And what its handler will, once the actor is here: the objects that its fields, at `from` to `to`, refer to. */
+/* And what a handler will, once its actor is here: the objects that its fields, at `from` to `to`, refer to. */
 static inline void an_prefetch_fields(const struct an_table *table, uint32_t index, unsigned from, unsigned to)
 {
     if (index == AN_NONE || table->entries[index].rewrite.action != AN_SLOW)
