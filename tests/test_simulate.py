@@ -39,7 +39,7 @@ from actornet.testing.simulation.ticketing import COUNTING, READING
 from actornet.testing.simulation.world import World
 
 SIMULATIONS = int(os.environ.get("ACTORNET_SIMULATIONS", "600"))
-PARTS = 4
+PARTS = 2
 """In which they are run side by side."""
 
 MUTANT_SIMULATIONS = 600
@@ -80,8 +80,8 @@ def test_guarantees_hold_in_every_life_of_a_pair(part: int, monkeypatch: pytest.
         emitted += world.emitted
         went_on += world.went_on
     assert takeovers > len(seeds) / 4 and emitted > 20 * len(seeds), "the simulation exercises what it should"
-    assert went_on["resent"] > len(seeds) / 5 and went_on["resumed"] > len(seeds) / 100, went_on
-    assert handovers > len(seeds) / 100, "traffic gets another way"
+    assert went_on["resent"] > len(seeds) / 5 and went_on["resumed"] > len(seeds) / 60, went_on
+    assert handovers > len(seeds) / 60, "traffic gets another way"
 
 
 @pytest.mark.parametrize("seed", FAILED_ONCE)
