@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from actornet.cli import summary
 from actornet.embedded import Embedded
+from actornet.engine.ahead import MemoryAhead
 from actornet.errors import UsageError
 from actornet.flow import FlowActor
 from actornet.ports.drivers import open_ports
@@ -59,6 +60,7 @@ def run(
         epoll = stack.enter_context(select.epoll())
         embedded = Embedded(nf, ports, settings, args.log, flows_max=args.flows_max, on_error=errors)
         stack.callback(embedded.finish)
+        stack.callback(MemoryAhead(embedded.core).close)
         for port in ports:
             if isinstance(port, RecordedPort):
                 port.wait_for(lambda: embedded.core.suspended)

@@ -222,6 +222,14 @@ cdef class Core:
 
     # -- the loop ---------------------------------------------------------------------------------------------------
 
+    def back_memory(self) -> bool:
+        """Back one more huge page of the flow table ahead of need; False: there is none. For a thread beside the core's."""
+        cdef an_table *table = &self.flows.table
+        cdef int backed
+        with nogil:
+            backed = an_table_back(table)
+        return backed != 0
+
     def breathe(self) -> int:
         """Inhale a burst per port, treat it, commit, exhale; again while bursts come full, a bounded number of times.
 
@@ -259,7 +267,6 @@ cdef class Core:
                 self.moves.turn()
         if taken == 0:
             self._hear(False)
-            an_table_back(&self.flows.table)
         self.neighbors.tick()
         self.flows.expire()
         if self.fragments.table.datagrams_waiting:

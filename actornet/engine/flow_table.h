@@ -28,7 +28,7 @@
 #define AN_TIMER_STEP_NS 1000000000ull /* a clock set back by more than this moves the wheel along */
 #define AN_ENTRIES_MAX (1u << 28)
 #define AN_HUGE_PAGE_BYTES (2ul << 20)
-#define AN_AHEAD_ENTRIES (1u << 16) /* memory is backed for so many entries more, when there was time for it */
+#define AN_AHEAD_ENTRIES (1u << 16) /* memory is backed for so many entries more, by a thread beside the core's */
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23 /* Linux 5.14 */
 #endif
@@ -151,13 +151,14 @@ static inline int an_table_init(struct an_table *t, uint32_t entries_max, uint64
 }
 
 /* Has the kernel back a huge page that will be needed soon: to clear one in the midst of a burst is a pause (milliseconds
- * on a virtual machine). For when there is nothing else to do. Returns 0 when there is nothing to back. */
+ * on a virtual machine). For one thread beside the table's own. Returns 0 when there is nothing to back. */
 static inline int an_table_back(struct an_table *t)
 {
     size_t buckets = ((size_t)t->bucket_mask + 1) * sizeof *t->buckets, entries = t->entries_max;
+    size_t ahead = (size_t)__atomic_load_n(&t->touched, __ATOMIC_RELAXED) + AN_AHEAD_ENTRIES;
     uint8_t *at;
-    if (entries > (size_t)t->touched + AN_AHEAD_ENTRIES)
-        entries = (size_t)t->touched + AN_AHEAD_ENTRIES;
+    if (entries > ahead)
+        entries = ahead;
     entries *= sizeof *t->entries;
     if (t->entries_backed * AN_HUGE_PAGE_BYTES < entries)
         at = (uint8_t *)t->entries + AN_HUGE_PAGE_BYTES * t->entries_backed++;

@@ -23,6 +23,7 @@ from typing import Any
 import msgspec
 import structlog
 
+from actornet.engine.ahead import MemoryAhead
 from actornet.engine.asks import OwnerLink
 from actornet.engine.core import Core
 from actornet.engine.counters import COUNTERS
@@ -312,8 +313,10 @@ class CoreWorker:
         self.link.attach()
         gc.collect()
         gc.freeze()
+        memory = MemoryAhead(self.core)
         self.loop.call_soon(self._slice)
         self.loop.run_forever()
+        memory.close()
         if self._failure is not None:
             raise self._failure
         self.loop.close()

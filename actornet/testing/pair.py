@@ -247,17 +247,18 @@ class Pair:
     def kill(self, node: Name) -> int:
         """kill -9 of every process of a node, to the end of the last; returns the monotonic time (ns) just before."""
         victims = self.processes(node)
-        # All at once: otherwise those that die first take the CPUs from who is about to kill the others.
+        # All at once: otherwise those that die first take the CPUs from who is about to kill the others. And ahead of all to
+        # the end: else they take this thread's CPU while it holds the interpreter, for which this process' traffic then waits.
         with suppress(OSError):
             os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(3))
         began_ns = time.monotonic_ns()
         for pid in victims:
             with suppress(ProcessLookupError):  # with its parent
                 os.kill(pid, signal.SIGKILL)
-        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
         self.nodes[node].wait()
         while any(Path(f"/proc/{pid}").exists() for pid in victims):
             time.sleep(0.001)
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
         return began_ns
 
     def signal(self, node: Name, number: int) -> None:
