@@ -79,9 +79,8 @@ class Embedded:
         self.link.core = self.core
         if self._log is not None:
             self.core.commit_to(0)
-        self.owners_kept = self.journal.begin_epoch(
-            self.journal.epoch + 1, name, nf, values, "embedded run", self._now_ns()
-        )
+        self.journal.begin_epoch(self.journal.epoch + 1, name, nf, values, "embedded run", self._now_ns())
+        self.owners_kept = list(self.journal.owners_kept(nf, values))
         """Owners that the log has, and that began with other settings."""
         self.restored_misfits: list[str] = []
         """Fields in the log's flows that are not of their types."""

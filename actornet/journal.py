@@ -82,20 +82,24 @@ class Journal(JournalBase):
         time_ns: int,
         *,
         complete: bool = False,
-    ) -> list[str]:
-        """Begin a primary's term, and create the owners that the network function refers to and the log lacks.
-
-        Returns the names of owners that began with other settings: they keep their state.
-        """
+    ) -> None:
+        """Begin a primary's term, and create the owners that the network function refers to and the log lacks."""
         body = EpochBody(node, path_of(nf), dict(settings), fingerprint(nf), self._random_bits(64), reason, complete)
         self._enqueue(self.replica.begin_epoch(epoch, body, time_ns))
-        created, otherwise = self.replica.created, []
+        created = self.replica.created
         for reference in owners_of(nf).values():
-            wanted = reference.resolved(settings)
-            if reference.name in created and created[reference.name].settings != wanted:
-                otherwise.append(reference.name)
-            self._enqueue(self.replica.create_owner(reference.name, reference.path, wanted, time_ns))
-        return otherwise
+            if reference.name not in created or created[reference.name].path != reference.path:
+                wanted = reference.resolved(settings)
+                self._enqueue(self.replica.create_owner(reference.name, reference.path, wanted, time_ns))
+
+    def owners_kept(self, nf: type[FlowActor], settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Owners that began with other settings than these, with those: they keep their state."""
+        created = self.replica.created
+        return {
+            reference.name: created[reference.name].settings
+            for reference in owners_of(nf).values()
+            if created[reference.name].settings != reference.resolved(settings)
+        }
 
     def execute(self, body: FlowBody | CloseBody | ControlBody, core: int, time_ns: int) -> None:
         """Log what happened: a flow saved or closed, something for the operator."""

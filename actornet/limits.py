@@ -268,6 +268,9 @@ SPIN_US = 60
 """How long a core, right after a packet, looks for the owner system's answer before it sleeps, and an owner system for what
 follows an answer: a flow's record, a backup's acknowledgement. To wake a sleeper takes 10 to 50 us, and a system call."""
 
+ALERT_US = 2000
+"""How long the cores of a backup that has lost its primary wait awake for the takeover."""
+
 LINGER_US = 300
 """How long an owner system, after it has answered flows, waits for their records before it logs and sends the answers."""
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial, reduce
+from functools import cache, partial, reduce
 from importlib import import_module
 from random import Random
 from types import FunctionType
@@ -274,7 +274,8 @@ def how_to_refer(owner: type[Owner[Any]]) -> str:
     return f'refer to one by {owner.__qualname__}.named("its-name", ...settings)'
 
 
-def owners_of(nf: type) -> dict[str, OwnerReference]:
+@cache
+def owners_of(nf: type) -> Mapping[str, OwnerReference]:
     """The owners that a network function's class refers to, by attribute."""
     found: dict[str, OwnerReference] = {}
     for base in reversed(nf.__mro__):

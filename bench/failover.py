@@ -3,10 +3,11 @@
     python -m bench.failover [--times 30] [--rounds 5]
 
 Each time: a fresh pair in network namespaces; a UDP stream with a datagram per millisecond and a TCP transfer run through
-the NAT when every process of the primary gets SIGKILL. Then, on a pair at rest: round trips of the first packet of new
-flows, whose translation must be at the backup before it may leave, beside those of packets of an established flow, and
-the same on a node without replication. And what of that is the machine's: a bare TCP exchange of as many bytes between the
-nodes' places, each end on a CPU of its own as owner systems are.
+the NAT when every process of the primary gets SIGKILL. An outage is the longest silence of the quarter of a second that
+follows; beside it that of the quarter before, which is the machine's. Then, on a pair at rest: round trips of the first
+packet of new flows, whose translation must be at the backup before it may leave, beside those of packets of an
+established flow, and the same on a node without replication. And what of that is the machine's: a bare TCP exchange of
+as many bytes between the nodes' places, each end on a CPU of its own as owner systems are.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from actornet.testing.traffic import SERVER, TcpTransfer, UdpEcho, UdpStream, ud
 from bench.report import Row, table, write_json
 
 PATIENCE_S = 2.0
+WINDOW_S = 0.25
 GAP_S = 0.002
 """Between packets of a round: everybody sleeps meanwhile, caches grow cold."""
 
@@ -49,10 +51,12 @@ def takeover(directory: Path) -> Row:
             taken = pair.wait_takeover("b")
             time.sleep(1.0)
         survived = transfer.outcome()
+        window_ns = int(WINDOW_S * 1e9)
         return {
-            "udp_ms": stream.outage_ms(killed_ns),
+            "quiet_ms": stream.outage_ms(killed_ns - window_ns, killed_ns),
+            "udp_ms": stream.outage_ms(killed_ns, killed_ns + window_ns),
             "udp_lost": stream.sent - len(stream.received),
-            "tcp_ms": transfer.outage_ms(killed_ns),
+            "tcp_ms": transfer.outage_ms(killed_ns, killed_ns + window_ns),
             "tcp_survived": float(survived),
             "records_replayed": taken["records_replayed"],
             "promotion_us": taken["took_us"],
@@ -145,13 +149,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         rows = [takeover(Path(directory) / str(number)) for number in range(times)]
         delays = latency(Path(directory), rounds)
-    udp, tcp = [row["udp_ms"] for row in rows], [row["tcp_ms"] for row in rows]
+    udp, tcp, quiet = ([row[name] for row in rows] for name in ("udp_ms", "tcp_ms", "quiet_ms"))
     summary: Row = {
         "takeovers": times,
         "udp median ms": statistics.median(udp),
         "udp worst ms": max(udp),
         "tcp median ms": statistics.median(tcp),
         "tcp worst ms": max(tcp),
+        "before: median ms": statistics.median(quiet),
+        "worst ms": max(quiet),
         "connections lost": sum(1 - row["tcp_survived"] for row in rows),
         "records replayed": sum(row["records_replayed"] for row in rows),
         "promotion median us": statistics.median(row["promotion_us"] for row in rows),

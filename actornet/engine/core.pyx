@@ -40,7 +40,8 @@ from actornet.engine.verdict cimport (
 )
 from actornet.engine.wire cimport (
     an_hash, an_is_discovery, an_key_equal, an_parse, an_parse_inner, an_rewrite_apply, an_rewrite_prepare, an_rss_core,
-    an_rss_core_keyed, an_table_back, an_table_find, an_table_prefetch, an_table_probe, five_tuple,
+    an_rss_core_keyed, an_table_back, an_table_find, an_table_prefetch, an_table_probe, an_table_wants,
+    five_tuple,
 )
 
 from actornet.engine.counters import COUNTERS, PID_COUNTER
@@ -228,6 +229,8 @@ cdef class Core:
         cdef int backed
         with nogil:
             backed = an_table_back(table)
+        if backed == 0:
+            self.memory_wanted = False
         return backed != 0
 
     def breathe(self) -> int:
@@ -267,6 +270,9 @@ cdef class Core:
                 self.moves.turn()
         if taken == 0:
             self._hear(False)
+        if self.wants_memory is not None and not self.memory_wanted and an_table_wants(&self.flows.table):
+            self.memory_wanted = True
+            self.wants_memory()
         self.neighbors.tick()
         self.flows.expire()
         if self.fragments.table.datagrams_waiting:

@@ -170,6 +170,15 @@ static inline int an_table_back(struct an_table *t)
     return 1;
 }
 
+/* Whether half of what was backed ahead is used up: asked by the table's own thread. */
+static inline int an_table_wants(const struct an_table *t)
+{
+    size_t entries = (size_t)t->touched + AN_AHEAD_ENTRIES / 2;
+    if (entries > t->entries_max)
+        entries = t->entries_max;
+    return __atomic_load_n(&t->entries_backed, __ATOMIC_RELAXED) * AN_HUGE_PAGE_BYTES < entries * sizeof *t->entries;
+}
+
 /* The hash's high half, never 0; its low bits choose the bucket. */
 static inline uint16_t an_table_tag(uint32_t hash)
 {

@@ -52,6 +52,7 @@ cdef extern from "control_page.h" nogil:
         uint64_t epoch
         uint64_t followed
         uint64_t lease_until_ns
+        uint64_t alert_until_ns
         uint64_t watermark
         uint64_t lsn_logged
         uint64_t lsn_applied

@@ -40,6 +40,7 @@ class ControlPage:
     epoch: int
     followed: bool
     lease_until_ns: int
+    alert_until_ns: int
     role: int
     owner_beat: int
     @property

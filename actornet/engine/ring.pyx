@@ -208,7 +208,8 @@ cdef class Ring:
 cdef class ControlPage:
     """What a node's processes tell each other continually, one 64-bit word each, every word with one writer.
 
-    The owner system writes `committed` of each core, `watermark`, `lsn_logged`, `lsn_applied`, `epoch`, `followed`, `lease_until_ns`, `role`
+    The owner system writes `committed` of each core, `watermark`, `lsn_logged`, `lsn_applied`, `epoch`, `followed`, `lease_until_ns`,
+    `alert_until_ns`, `role`
     (PASSIVE, ACTIVE or FENCED), `owner_beat` and OWNER_COUNTERS counters; a core writes its `core_beat` and CORE_COUNTERS
     counters. What a counter's index means is for its writer to say. Raises IndexError for a core or counter that is not
     there.
@@ -331,6 +332,15 @@ cdef class ControlPage:
     @lease_until_ns.setter
     def lease_until_ns(self, uint64_t until_ns):
         an_word_store(&self.page.lease_until_ns, until_ns)
+
+    @property
+    def alert_until_ns(self):
+        """Until then (CLOCK_MONOTONIC) a takeover may follow at once."""
+        return an_word_load(&self.page.alert_until_ns)
+
+    @alert_until_ns.setter
+    def alert_until_ns(self, uint64_t until_ns):
+        an_word_store(&self.page.alert_until_ns, until_ns)
 
     @property
     def role(self):

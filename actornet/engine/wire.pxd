@@ -51,6 +51,7 @@ cdef extern from "flow_table.h" nogil:
     int an_table_init(an_table *table, uint32_t entries_max, uint64_t seed, uint64_t now_ns)
     void an_table_free(an_table *table)
     int an_table_back(an_table *table)
+    int an_table_wants(const an_table *table)
     void an_table_prefetch(const an_table *table, uint32_t hash)
     bint an_key_equal(const an_key *a, const an_key *b)
     uint32_t an_table_probe(const an_table *table, uint32_t hash)

@@ -456,8 +456,10 @@ class CoreWorker:
         return self.spec.poll == "busy" and self._role == ACTIVE and not self._first_until_ns and self._ready is None
 
     def _expects(self) -> bool:
-        """Whether the owner system is about to answer, or the watermark to pass."""
+        """Whether the owner system is about to answer, the watermark to pass, or a takeover to begin."""
         core = self.core
+        if self._role == PASSIVE:
+            return time.monotonic_ns() < self.page.alert_until_ns
         return (core.held > 0 or core.suspended > core.on_loop) and time.monotonic_ns() < self._answer_until_ns
 
     def _sleep(self) -> None:

@@ -24,6 +24,7 @@ class Page(Protocol):
     epoch: int
     role: int
     lease_until_ns: int
+    alert_until_ns: int
     owner_beat: int
 
     def set_committed(self, core: int, sequence: int) -> None: ...

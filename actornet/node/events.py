@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import sys
+import threading
 from collections.abc import MutableMapping
 from typing import Any, BinaryIO, TextIO, cast
 
@@ -37,6 +38,38 @@ class Outlet:
         """Nothing is ever held back."""
 
 
+class Later(threading.local):
+    """Within `with later:` this thread's events are kept, and written at the end: what is urgent goes first.
+
+    They tell the time at which they happened.
+    """
+
+    def __init__(self) -> None:
+        self._kept: list[tuple[Any, str, MutableMapping[str, Any], Any]] | None = None
+
+    def __enter__(self) -> None:
+        self._kept = []
+
+    def __exit__(self, *_: object) -> None:
+        kept, self._kept = self._kept, None
+        for logger, method, event, render in kept or ():
+            getattr(logger, method)(render(logger, method, event))
+
+    def rendering(self, render: Any) -> Any:
+        """The last of structlog's processors: `render`, now or later."""
+
+        def render_or_keep(logger: Any, method: str, event: MutableMapping[str, Any]) -> Any:
+            if self._kept is None:
+                return render(logger, method, event)
+            self._kept.append((logger, method, event, render))
+            raise structlog.DropEvent
+
+        return render_or_keep
+
+
+later = Later()
+
+
 def configure(**fields: Any) -> None:
     """Set up structlog for this process and those forked from it; `fields` are added to every event."""
 
@@ -47,7 +80,7 @@ def configure(**fields: Any) -> None:
 
     human = sys.stderr.isatty()
     structlog.configure(
-        processors=[add_fields, *_processors(), _renderer(human)],
+        processors=[add_fields, *_processors(), later.rendering(_renderer(human))],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         logger_factory=structlog.WriteLoggerFactory(cast(TextIO, Outlet()))
         if human

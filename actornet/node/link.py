@@ -156,6 +156,7 @@ class _Link:
         self._key = key
         self._family, self._address = _resolve(address)
         self._connections: dict[int, _Connection] = {}
+        self._lost: list[_Connection] = []  # to be closed when there is time: first is done what follows from the loss
         self._buffer = memoryview(bytearray(_READ_BYTES))
         self._epoll = select.epoll()
         self._outer_epoll = epoll
@@ -206,6 +207,7 @@ class _Link:
 
     def close(self) -> None:
         """End the link."""
+        self._close_lost()
         for number in list(self._connections):
             self.drop("closed", number)
         if self._outer_epoll is not None and not self._epoll.closed:
@@ -230,10 +232,17 @@ class _Link:
         return Connected(connection.peer, connection.number)
 
     def _lose(self, error: ChannelError, number: int = 0) -> Disconnected:
+        reason = str(error)
         self.counters[error.counter] += 1
-        self.drop(str(error), number)
-        self.closed_reason = str(error)
-        return Disconnected(str(error), number)
+        if number in self._connections:
+            self._lost.append(self._connections.pop(number))
+        self.drop(reason, number)
+        self.closed_reason = reason
+        return Disconnected(reason, number)
+
+    def _close_lost(self) -> None:
+        while self._lost:
+            self._lost.pop().close(self._buffer)
 
 
 class LinkServer(_Link):
@@ -260,6 +269,7 @@ class LinkServer(_Link):
 
     def events(self, now_ns: int) -> Iterator[LinkEvent]:
         """What happens, as it is asked for: exhaust it, then call again. A call reads a bounded amount."""
+        self._close_lost()
         ready = dict(self._epoll.poll(0))
         for connection in list(self._connections.values()):
             if connection.fd not in ready and not connection.overflowed:
@@ -343,6 +353,7 @@ class LinkClient(_Link):
 
     def events(self, now_ns: int) -> Iterator[LinkEvent]:
         """What happens, as it is asked for: exhaust it, then call again. A call reads a bounded amount."""
+        self._close_lost()
         yield from self._service(now_ns)
         if self._connections or self._epoll.closed:
             return
@@ -350,7 +361,6 @@ class LinkClient(_Link):
             self._due_ns = now_ns + self._pause_ms * _MS
         if now_ns >= self._due_ns:
             yield from self._connect(now_ns)
-            yield from self._service(now_ns)  # on one host a refusal is there already
 
     def drop(self, reason: str, number: int = 0) -> None:
         """Close the connection, after what was sent; no Disconnected follows. A pause does."""
@@ -395,7 +405,9 @@ class LinkClient(_Link):
         sock = socket.socket(self._family, socket.SOCK_STREAM)
         sock.setblocking(False)
         failure = sock.connect_ex(self._address)
-        if failure not in (0, errno.EINPROGRESS):
+        if failure == errno.EINPROGRESS:
+            failure = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)  # on one host a refusal is there already
+        if failure:
             sock.close()
             yield self._lose(ChannelError("reset", _describe(OSError(failure, os.strerror(failure)))))
             return

@@ -31,6 +31,7 @@ from actornet.errors import (
 )
 from actornet.journal import Journal, fingerprint, path_of
 from actornet.limits import (
+    ALERT_US,
     HANDOVER_S,
     LEASE_MS_DEFAULT,
     LINKS_LOOK_MS,
@@ -132,6 +133,7 @@ class OwnerSystem:
     def __init__(self, spec: OwnerSpec, environment: Environment) -> None:
         self.spec = spec
         self.environment = environment
+        self.events = _log.bind()  # a logger that is bound for each event takes longer than what it is to tell of
         self.page = environment.page
         self.nf, self.settings = load_nf(spec.nf, spec.settings)
         self.log, self.journal = self._open_log()
@@ -434,6 +436,8 @@ class OwnerSystem:
         self._publish()
         for line in self.cores.lines:
             line.wake()
+        for name, began_with in self.journal.owners_kept(self.nf, self.settings).items():
+            _log.warning("owner keeps the state that it began with other settings", owner=name, began_with=began_with)
         return went_on
 
     def _adopt(self, history: str) -> None:
@@ -443,10 +447,7 @@ class OwnerSystem:
     def _begin_epoch(self, epoch: int, reason: str, *, complete: bool = False) -> None:
         self.log.lead(epoch)
         node, now_ns = f"{self.spec.name}/{self.spec.node}", self.environment.time_ns()
-        journal = self.journal
-        for name in journal.begin_epoch(epoch, node, self.nf, self.settings, reason, now_ns, complete=complete):
-            began = journal.replica.created[name].settings
-            _log.warning("owner keeps the state that it began with other settings", owner=name, began_with=began)
+        self.journal.begin_epoch(epoch, node, self.nf, self.settings, reason, now_ns, complete=complete)
         self.page.epoch = epoch
         self._begun = _NOT_LOGGED
         self.commit()
@@ -481,7 +482,7 @@ class OwnerSystem:
             "flows_waiting_for_cores": waiting,
             "took_us": (self.now_ns() - began_ns) // 1000,
         }
-        _log.warning("took over", **self.takeover)
+        self.events.warning("took over", **self.takeover)
         if self.link is not None:
             self.link.close()
             self.link = None
@@ -507,6 +508,7 @@ class OwnerSystem:
                     else self.machine.connected(self._end(), now_ns)
                 )
             elif event.kind == "disconnected":
+                self._alert_cores(now_ns)
                 self.act(
                     self.machine.disconnected(event.reason, now_ns, event.number)
                     if isinstance(self.machine, Primary)
@@ -521,6 +523,13 @@ class OwnerSystem:
                 )
             if self.link is not link:
                 return  # the role changed
+
+    def _alert_cores(self, now_ns: int) -> None:
+        """Where a takeover may follow at once, have the cores await it: to be woken takes them longer."""
+        if self.machine.state is State.IN_SYNC and isinstance(self.machine, Backup) and self.leadership.keeper is None:
+            self.page.alert_until_ns = now_ns + ALERT_US * 1000
+            for line in self.cores.lines:
+                line.wake()
 
     def _note_disconnected(self, link: Link, reason: str) -> None:
         """A backup that waits for its primary says why, once; what waiting cannot mend ends it."""
@@ -573,7 +582,7 @@ class OwnerSystem:
                 self._was_welcome |= action.event == "catching up"
                 if action.event == "in sync":
                     self._compare_settings()
-                (_log.warning if action.alarm else _log.info)(action.event, detail=action.detail)
+                (self.events.warning if action.alarm else self.events.info)(action.event, detail=action.detail)
             case Apply():
                 self._apply(action)
             case Compare() if isinstance(machine, Primary):

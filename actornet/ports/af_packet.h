@@ -102,22 +102,35 @@ static inline int an_af_link_error(int error)
     return error == ENETDOWN || error == ENXIO || error == ENODEV;
 }
 
-/* Sets the gate in front of the socket: the filter `code` of `count` instructions; without one it is closed, by a filter
- * that refuses every frame. That is a short system call; binding late would be as short, but a bound socket can only be
- * unbound by closing it, which waits for the kernel's grace period, milliseconds. What waited in the socket is thrown away
- * either way: at first when the gate closes, and last before it opens. */
-static inline int an_af_gate(int fd, const void *code, int count)
+static inline void an_af_drain(int fd)
 {
-    struct sock_filter refuse = {.code = BPF_RET | BPF_K, .k = 0};
-    struct sock_fprog program = {.len = 1, .filter = &refuse};
-    if (!count && setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program) < 0)
-        return -errno;
     uint8_t start[64];
     while (recv(fd, start, sizeof start, MSG_DONTWAIT) >= 0 || errno == EINVAL || errno == EINTR ||
            an_af_link_error(errno))
         ;
-    program = (struct sock_fprog){.len = (unsigned short)count, .filter = (struct sock_filter *)code};
-    if (count && setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program) < 0)
+}
+
+/* Closes the gate in front of the socket: a filter refuses every frame, and what waits is thrown away. That is a short
+ * system call; binding late would be as short, but a bound socket can only be unbound by closing it, which waits for the
+ * kernel's grace period, milliseconds. */
+static inline int an_af_close_gate(int fd)
+{
+    struct sock_filter refuse = {.code = BPF_RET | BPF_K, .k = 0};
+    struct sock_fprog program = {.len = 1, .filter = &refuse};
+    if (setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program) < 0)
+        return -errno;
+    an_af_drain(fd);
+    return 0;
+}
+
+/* Opens a closed gate for what the filter `code` of `count` instructions passes. Without one for all: to detach a filter
+ * takes a fifth of the time that it takes to attach one. */
+static inline int an_af_open_gate(int fd, const void *code, int count)
+{
+    struct sock_fprog program = {.len = (unsigned short)count, .filter = (struct sock_filter *)code};
+    an_af_drain(fd);
+    if (count ? setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program) < 0
+              : setsockopt(fd, SOL_SOCKET, SO_DETACH_FILTER, &count, sizeof count) < 0 && errno != ENOENT)
         return -errno;
     return 0;
 }

@@ -33,7 +33,8 @@ cdef extern from "af_packet.h" nogil:
 
     int an_af_allocate(an_af_packet *s, int burst, size_t frame_bytes_max)
     void an_af_free(an_af_packet *s)
-    int an_af_gate(int fd, const void *code, int count)
+    int an_af_close_gate(int fd)
+    int an_af_open_gate(int fd, const void *code, int count)
     int an_af_rx(an_af_packet *s, an_packet *packets, int limit, int port)
     int an_af_tx(an_af_packet *s, an_packet **packets, int count, int *at, int *error)
 
@@ -108,7 +109,7 @@ cdef class AfPacketPort(LivePort):
             for option in (PACKET_VNET_HDR, PACKET_AUXDATA, PACKET_IGNORE_OUTGOING):
                 sock.setsockopt(SOL_PACKET, option, 1)
             self._set_queues(sock)
-            if an_af_gate(sock.fileno(), NULL, 0) < 0:
+            if an_af_close_gate(sock.fileno()) < 0:
                 raise OSError("the socket takes no filter")
             sock.bind((self.device, ETH_P_ALL))
             sock.setsockopt(SOL_PACKET, PACKET_ADD_MEMBERSHIP, struct.pack("iHH8x", ifindex, PACKET_MR_PROMISC, 0))
@@ -141,11 +142,11 @@ cdef class AfPacketPort(LivePort):
 
     def _open_gate(self):
         cdef bytes program = filter_for(self.core, self.cores, self.rss_keys, self.index)
-        if an_af_gate(self.io.fd, <const char *>program, <int>(len(program) // INSTRUCTION_BYTES)) < 0:
+        if an_af_open_gate(self.io.fd, <const char *>program, <int>(len(program) // INSTRUCTION_BYTES)) < 0:
             raise self._error("the filter in front of the socket cannot be changed")
 
     def _close_gate(self):
-        if an_af_gate(self.io.fd, NULL, 0) < 0:
+        if an_af_close_gate(self.io.fd) < 0:
             raise self._error("the filter in front of the socket cannot be changed")
         self._take_statistics()
 

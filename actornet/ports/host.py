@@ -7,14 +7,15 @@ None of this is on the way of a flow's packets; frames are parsed and built with
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 
 import dpkt
 
 from actornet.engine.port import Port
-from actornet.limits import ICMP_ERRORS_PER_S, NEIGHBORS_MAX
+from actornet.limits import ICMP_ERRORS_PER_S, NEIGHBORS_MAX, PORTS_MAX
 
 Address = IPv4Address | IPv6Address
 
@@ -55,13 +56,16 @@ class Host:
     than ICMP_ERRORS_PER_S, and how often somebody else claimed an address of ours.
     """
 
-    def __init__(self, ports: Iterable[Port] = ()) -> None:
+    def __init__(self, ports: Collection[Port] = ()) -> None:
         self._own = {port.interface.ip for port in ports if port.interface is not None}
         self.counters = {"neighbor_evicted": 0, "icmp_error_limited": 0, "address_conflict": 0}
         self._macs: dict[tuple[str, Address], bytes] = {}  # bounded, the oldest goes first
         self._requested_ns: dict[tuple[str, Address], int] = {}  # likewise
         self._errors_left = float(ICMP_ERRORS_PER_S)
         self._errors_ns = 0
+        for port in ports:
+            if port.interface is not None and port.mac is not None:
+                self.gratuitous(port)  # to be at hand at a takeover
 
     # -- neighbours ---------------------------------------------------------------------------------------------------
 
@@ -105,9 +109,7 @@ class Host:
         """A frame that tells all neighbours of a routed port that its address is here now, as after a takeover."""
         interface, mac = port.interface, port.mac
         assert interface is not None and mac is not None, "only a routed port has an address"
-        if isinstance(interface.ip, IPv4Address):
-            return _arp(mac, BROADCAST, dpkt.arp.ARP_OP_REQUEST, interface.ip, bytes(6), interface.ip)
-        return _advertisement(mac, _group_mac(ALL_NODES), interface.ip, ALL_NODES, ROUTER | OVERRIDE)
+        return _gratuitous(mac, interface.ip)
 
     def _learn(self, port: Port, address: Address, mac: bytes) -> None:
         assert port.interface is not None
@@ -322,6 +324,13 @@ def _frame(source: bytes, destination: bytes, ethertype: int, packet: bytes) -> 
     # The header alone: with its data dpkt would parse that too, and complete the checksums of a quoted packet.
     header: bytes = dpkt.ethernet.Ethernet(src=source, dst=destination, type=ethertype).pack_hdr()
     return header + packet
+
+
+@lru_cache(maxsize=2 * PORTS_MAX)
+def _gratuitous(mac: bytes, address: Address) -> bytes:
+    if isinstance(address, IPv4Address):
+        return _arp(mac, BROADCAST, dpkt.arp.ARP_OP_REQUEST, address, bytes(6), address)
+    return _advertisement(mac, _group_mac(ALL_NODES), address, ALL_NODES, ROUTER | OVERRIDE)
 
 
 def _arp(mac: bytes, to: bytes, operation: int, ip: Address, target_mac: bytes, target: Address) -> bytes:

@@ -40,13 +40,13 @@ _OTHER, _TAKE = "other", "take"
 
 
 def filter_for(core: int, cores: int, keys: tuple[RssKeys, RssKeys] | None = None, port: int = 0) -> bytes:
-    """The program (an array of sock_filter) that passes what core number `core` of `cores` is the home of.
+    """The program (an array of sock_filter) that passes what core number `core` of `cores` is the home of; empty: all.
 
     `keys` are those of the NF for IPv4 and IPv6, None the symmetric one; `port` is the index of the core's port.
     """
     assert 0 <= core < cores
     if cores == 1:
-        return struct.pack("HBBI", _RET_K, 0, 0, ALL)
+        return b""
     versions = [key.key(port) for key in keys] if keys is not None else [RSS_KEY_SYMMETRIC] * 2
     program = _Program()
     program.add(_LDX_IMM, 14)

@@ -82,11 +82,13 @@ class UdpStream(Traffic):
         self._echo.close()
 
     def outage_ms(self, since_ns: int, until_ns: int | None = None) -> float:
-        """The longest time without an echo after `since_ns` (monotonic), less the spacing.
+        """The longest time without an echo, less the spacing: from the last echo before `since_ns` (monotonic) on.
 
         To the last echo; or to `until_ns`, so that a stream that never came back counts all that time.
         """
-        times = _between([at for _, at in self.received], since_ns, until_ns)
+        echoes = [at for _, at in self.received]
+        since_ns = max((at for at in echoes if at <= since_ns), default=since_ns)
+        times = _between(echoes, since_ns, until_ns)
         gaps = [later - earlier for earlier, later in pairwise(times)]
         return max(0, max(gaps) - self._spacing_ns) / 1e6 if gaps else float("inf")
 
