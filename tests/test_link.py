@@ -295,6 +295,9 @@ def test_close_is_noticed_after_the_last_message() -> None:
         here.until(lambda: not here.server.connected, here.server)
         assert here.seen[here.server] == [Received(Fence(9)), Disconnected("closed by the peer")]
         assert here.server.closed_reason == "closed by the peer" and here.server.counters["closed"] == 1
+        descriptors = len(os.listdir("/proc/self/fd"))
+        here.turn(here.server)
+        assert len(os.listdir("/proc/self/fd")) == descriptors - 1, "what is lost is closed when there is time"
 
 
 def test_reset_after_the_last_message() -> None:
