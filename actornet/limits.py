@@ -268,6 +268,11 @@ SPIN_US = 60
 """How long a core, right after a packet, looks for the owner system's answer before it sleeps, and an owner system for what
 follows an answer: a flow's record, a backup's acknowledgement. To wake a sleeper takes 10 to 50 us, and a system call."""
 
+SPIN_RESTED_US = 500
+RESTED_US = 300
+"""As SPIN_US, for who has just slept for RESTED_US or more: where little is to do, answers come late, as all that makes them
+has to be woken and is in no cache; and nobody needs the CPU."""
+
 ALERT_US = 2000
 """How long the cores of a backup that has lost its primary wait awake for the takeover."""
 

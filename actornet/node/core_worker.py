@@ -1,8 +1,8 @@
 """A core's process: the packet engine on live ports, with owners in another process.
 
 While nothing is to do it sleeps in epoll on its ports and rings; but right after a packet that waits for the owner system
-it looks for the answer for a moment (SPIN_US), for to be woken takes as long. While a handler waits for asyncio, asyncio's
-own loop does that sleeping; otherwise a plain epoll does, which wakes sooner.
+it looks for the answer for a moment (SPIN_US), for to be woken takes as long; for a longer one if it has rested. While a
+handler waits for asyncio, asyncio's own loop does that sleeping; otherwise a plain epoll does, which wakes sooner.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ from actornet.limits import (
     HANDLER_ERRORS_LOGGED_PER_S,
     HANDLER_SURE_S,
     MISFITS_TOLD_MAX,
+    RESTED_US,
+    SPIN_RESTED_US,
     SPIN_US,
     STANDBY_BUSY_MS,
     STATIONS_PER_TURN,
@@ -296,6 +298,7 @@ class CoreWorker:
         self._rate = Rate(time.monotonic())
         self._rested_ns = time.monotonic_ns()
         self._answer_until_ns = 0  # how long to look for the owner system's answer before sleeping
+        self._spin_ns = SPIN_US * 1000
         self._turns = 0
         self._failure: BaseException | None = None
         self._ready: Callable[[], None] | None = ready
@@ -373,7 +376,7 @@ class CoreWorker:
                 self.loop.stop()
                 return
             if taken:
-                self._answer_until_ns = time.monotonic_ns() + SPIN_US * 1000
+                self._answer_until_ns = time.monotonic_ns() + self._spin_ns
             elif self._expects():
                 os.sched_yield()
             elif self._spins():
@@ -470,8 +473,11 @@ class CoreWorker:
         if self._role == PASSIVE:
             self._go_first()
         if self._may_sleep():
+            begun_ns = time.monotonic_ns()
             self._epoll.poll(self._sleep_s())
             self._rested_ns = time.monotonic_ns()
+            rested = self._rested_ns - begun_ns > RESTED_US * 1000
+            self._spin_ns = (SPIN_RESTED_US if rested else SPIN_US) * 1000
         for ring in self._rings:
             ring.sleep_end()
 

@@ -26,6 +26,8 @@ from actornet.limits import (
     OWNER_BUSY_MS,
     OWNER_IDLE_MS,
     OWNER_REST_SHARE,
+    RESTED_US,
+    SPIN_RESTED_US,
     SPIN_US,
     WORKER_STOP_S,
 )
@@ -128,6 +130,7 @@ class OwnerProcess:
         self.system = OwnerSystem(spec, self.machine)
         self._rested_ns = time.monotonic_ns()
         self._spins = spec.spins
+        self._spin_us = SPIN_US
         self._hurries = True
         self._commands: deque[tuple[str, dict[str, Any], Future[Any]]] = deque()
         self._answers: deque[tuple[Answer, Future[Any]]] = deque()
@@ -169,6 +172,7 @@ class OwnerProcess:
         elif not self.system.feeds and not self._has_come(begun_ns) and all(line.sleep_begin() for line in lines):
             self.machine.epoll.poll(self._sleep_s())
             now_ns = time.monotonic_ns()
+            self._spin_us = SPIN_RESTED_US if now_ns - begun_ns > RESTED_US * 1000 else SPIN_US
             if now_ns - begun_ns > busy_ns * OWNER_REST_SHARE:
                 self._rested_ns = now_ns
         for line in lines:
@@ -187,7 +191,7 @@ class OwnerProcess:
     def _has_come(self, begun_ns: int) -> bool:
         """Look for a moment whether what is about to come has come; others that want this CPU go first."""
         lingers = self.system.lingers
-        limit_us = LINGER_US if lingers else SPIN_US if self.system.expects else 0
+        limit_us = LINGER_US if lingers else self._spin_us if self.system.expects else 0
         if not self._spins or not limit_us:
             return False
         lines, poll = self.machine.lines, self.machine.epoll.poll

@@ -195,7 +195,7 @@ class OwnerSystem:
         self.page.owner_beat += 1
         self._served = False
         if not self.drained:
-            only_asked = True
+            lingered, only_asked = self.lingers, True
             for core, line in enumerate(self.cores.lines):
                 if not line.waiting and (messages := line.requests(REQUESTS_PER_TURN)):
                     only_asked &= self.cores.serve(core, messages)
@@ -205,6 +205,8 @@ class OwnerSystem:
             self._tell_unsent()
             if self.lingers:
                 return
+            if lingered and self.link is not None:
+                self.link.flush()  # what waits is told before it is logged; sooner, a backup on these CPUs would be in the way
             self.commit()
         self._turn_cores()
         self._hear_peer()
@@ -355,14 +357,12 @@ class OwnerSystem:
                 self.link.flush()
 
     def _tell_unsent(self) -> None:
-        """To the backups, at once: before the records that it depends on."""
+        """To the backups, before the records that it depends on."""
         unsent, self.cores.unsent = self.cores.unsent, []
         if not unsent or not isinstance(self.machine, Primary):
             return
         for core, lsn, told in unsent:
             self.act(self.machine.unsent(core, lsn, msgspec.Raw(told)))
-        if self.lingers and self.link is not None:
-            self.link.flush()
 
     def _publish(self) -> None:
         """Tell the cores how far the watermark has come."""
