@@ -1,10 +1,12 @@
-"""What tests need to know about processes: who descends from whom, who is still alive, and free ports."""
+"""What tests need to know about processes: who descends from whom, who is still alive, free ports; and waiting for them."""
 
 import random
 import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+from actornet.testing.traffic import UdpStream
 
 
 def free_port() -> int:
@@ -53,6 +55,12 @@ def wait_until(condition: Callable[[], object], timeout_s: float = 5.0) -> float
         assert time.perf_counter() - started < timeout_s, "it did not happen in time"
         time.sleep(0.001)
     return time.perf_counter() - started
+
+
+def wait_echoes(stream: UdpStream, more: int = 20) -> None:
+    """Until so many more datagrams have come back: it goes on."""
+    before = len(stream.received)
+    wait_until(lambda: len(stream.received) >= before + more)
 
 
 def wait_gone(pids: set[int]) -> None:

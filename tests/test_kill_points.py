@@ -20,7 +20,7 @@ from actornet.testing.fault_proxy import Fault
 from actornet.testing.pair import Name, Pair, Role
 from actornet.testing.traffic import SERVER, TcpTransfer, UdpStream
 from actornet.testing.wiretap import Wiretap
-from tests.processes import wait_until
+from tests.processes import wait_echoes, wait_until
 from tests.test_fault_proxy import STATES
 from tests.test_takeover import churn, verify_log
 
@@ -137,8 +137,7 @@ def course(tmp_path: Path) -> Iterator[Course]:
             old = pair.primary
             pair.kill(old)
             assert pair.wait_takeover(OTHER[old])["records_replayed"] == 0
-            before = len(stream.received)
-            wait_until(lambda: len(stream.received) > before + 20)
+            wait_echoes(stream)
         assert transfer.outcome(), f"seed {SEED}"
         survivor = pair.primary
         pair.stop(survivor)

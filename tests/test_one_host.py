@@ -11,7 +11,7 @@ import pytest
 from actornet.testing.netns import Lab
 from actornet.testing.pair import Name, Pair
 from actornet.testing.traffic import TcpTransfer, UdpStream
-from tests.processes import wait_until
+from tests.processes import wait_echoes
 from tests.test_takeover import verify_log
 
 pytestmark = pytest.mark.root
@@ -61,5 +61,4 @@ def test_an_xdp_interface_is_one_nodes(tmp_path: Path) -> None:
             pair.begin("b", "backup")
             assert pair.nodes["b"].wait(15) != 0
             assert "Two nodes share an interface by af_packet only" in pair.printed("b")
-            before = len(stream.received)
-            wait_until(lambda: len(stream.received) > before + 100)
+            wait_echoes(stream, 100)

@@ -54,14 +54,14 @@ class UdpEcho:
 
     def _run(self) -> None:
         while not self._ended.is_set():
-            with suppress(TimeoutError):
+            with suppress(OSError):  # none came in time, or there is no way back to its sender: it is lost
                 self._socket.sendto(*self._socket.recvfrom(64))
 
 
 class UdpStream(Traffic):
     """Numbered datagrams from client to server at a fixed spacing, each echoed back.
 
-    `received` has (number, arrival in monotonic ns) of the echoes, in order of arrival.
+    `sent_ns` has when each was sent, `received` (number, arrival) of the echoes, in order of arrival. Monotonic ns.
     """
 
     def __init__(self, lab: Lab, port: int = 9000, spacing_s: float = 0.001, source_port: int = 0) -> None:
@@ -70,7 +70,7 @@ class UdpStream(Traffic):
         self._to = (SERVER, port)
         self._spacing_ns = int(spacing_s * SECOND)
         self._ended = threading.Event()
-        self.sent = 0
+        self.sent_ns: list[int] = []
         self.received: list[tuple[int, int]] = []
         self._threads = [_thread(run) for run in (self._send, self._receive)]
 
@@ -80,6 +80,20 @@ class UdpStream(Traffic):
             thread.join(2)
         self._client.close()
         self._echo.close()
+
+    @property
+    def sent(self) -> int:
+        """How many were sent."""
+        return len(self.sent_ns)
+
+    def took_ms(self, since_ns: int) -> list[float]:
+        """How long each datagram that was sent since then was under way, there and back, if its echo came."""
+        return [(at - self.sent_ns[n]) / 1e6 for n, at in self.received if self.sent_ns[n] >= since_ns]
+
+    def lost(self, since_ns: int) -> list[int]:
+        """The numbers of those sent since then that had no echo before the last one's that came."""
+        came = {number for number, _ in self.received}
+        return [n for n in range(max(came, default=0)) if n not in came and self.sent_ns[n] >= since_ns]
 
     def outage_ms(self, since_ns: int, until_ns: int | None = None) -> float:
         """The longest time without an echo, less the spacing: from the last echo before `since_ns` (monotonic) on.
@@ -95,9 +109,10 @@ class UdpStream(Traffic):
     def _send(self) -> None:
         due = time.monotonic_ns()
         while not self._ended.is_set():
+            number = self.sent
+            self.sent_ns.append(time.monotonic_ns())
             with suppress(TimeoutError):  # nobody takes it, so it is lost
-                self._client.sendto(self.sent.to_bytes(8, "big"), self._to)
-            self.sent += 1
+                self._client.sendto(number.to_bytes(8, "big"), self._to)
             due += self._spacing_ns
             time.sleep(max(0, due - time.monotonic_ns()) / SECOND)
 
