@@ -258,6 +258,9 @@ REQUESTS_PER_TURN = 512
 LOG_SYNC_S = 1.0
 """How often the log is brought to the disk, off the hot path."""
 
+LOG_READERS_S = 1.0
+"""How often the log's readers are looked at: those that were killed pin pages."""
+
 NEIGHBORS_MAX = 4096
 """Neighbours whose MAC addresses a core remembers, and that it asks for; beyond it the oldest goes (`neighbor_evicted`)."""
 

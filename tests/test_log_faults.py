@@ -185,7 +185,7 @@ def test_who_reads_a_log_and_is_killed_leaves_no_trace(pair: Pair) -> None:
         reader.kill()
         reader.communicate()
     owner = pair.process("a", "owner-system")
-    wait_until(lambda: readers(log) <= {owner}, 10)  # the log's next sync looks for those that are gone
+    wait_until(lambda: readers(log) <= {owner}, 10)  # its upkeep looks for those that are gone
     pair.stop("a")
     pair.wait_takeover("b")
     pair.stop("b")

@@ -127,7 +127,7 @@ cdef class Core:
                 memcpy(self.macs[i], <char *>port.mac, 6)
         self.virtual_time = virtual_time
         self.now_ns = now_ns if virtual_time else an_now_ns()
-        self.neighbors = Neighbors()
+        self.neighbors = Neighbors(ports)
         self.neighbors.core = <void *>self
         self.output = Held()
         self.output.core = <void *>self

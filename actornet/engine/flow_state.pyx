@@ -93,7 +93,10 @@ cdef uint8_t *write_text(uint8_t *out, str text) except NULL:
 
 
 cdef uint8_t *write_form(uint8_t *out, object form) except NULL:
-    cdef bytes encoded = _encode(form)
+    return write_bytes(out, _encode(form))
+
+
+cdef uint8_t *write_bytes(uint8_t *out, bytes encoded) except NULL:
     cdef Py_ssize_t length = PyBytes_GET_SIZE(encoded)
     assert length <= FORM_BYTES_MAX
     memcpy(out, PyBytes_AS_STRING(encoded), length)
@@ -114,10 +117,7 @@ cdef uint8_t *write_key_state(uint8_t *out, Core core, const an_entry *e) except
     out = write_text(out, <str>core.port_names[e.key.port])
     out = write_offload(out, core, e) if core.flows.stands(e) else write_bool(out, False)
     out = write_bool(out, e.state & AN_PUNT_TCP != 0)
-    if e.rewrite.adjacency:
-        out = write_form(out, core.neighbors.form(e.rewrite.adjacency))
-    else:
-        out = an_mp_head(out, AN_MP_NIL, 0, 0)
+    out = write_bytes(out, core.neighbors.form(e.rewrite.adjacency))
     return write_form(out, core.flows.terms_form(e)) if e.state & AN_TERMS else out
 
 

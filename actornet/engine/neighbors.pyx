@@ -3,13 +3,16 @@
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcmp, memcpy, memset
+from libc.string cimport memcpy, memset
 
 from actornet.engine.core cimport Core
 from actornet.engine.counters cimport C_ANSWERED, C_NEIGHBOR_FULL, C_NEIGHBOR_UNRESOLVED
 from actornet.engine.parked cimport an_parked, an_queue_pop, an_queue_push
 from actornet.engine.types cimport AN_COPIED, AN_REASSEMBLED, AN_SET_DESTINATION, AN_UNTRACKED
-from actornet.engine.wire cimport address_text
+from actornet.engine.routes cimport is_host, is_link_local
+from actornet.engine.wire cimport address_of, address_text
+
+import msgspec
 
 from actornet.errors import NoRouteError
 from actornet.limits import ADJACENCIES_MAX, NEIGHBOR_PACKETS_MAX
@@ -20,18 +23,23 @@ DEF SECOND_NS = 1_000_000_000
 cdef uint32_t adjacencies_max = ADJACENCIES_MAX
 cdef uint32_t waiting_max = NEIGHBOR_PACKETS_MAX
 
+_encode = msgspec.msgpack.Encoder().encode
 
-cdef bint is_hosts(const uint8_t *address, int version) noexcept:
-    """Whether it can be the address of one host that is not on one link alone."""
-    cdef uint8_t zeros[15]
-    if version == 4:
-        if address[0] >= 224:
-            return address[0] >= 240 and memcmp(address, b"\xff\xff\xff\xff", 4) != 0
-        return address[0] != 0 and address[0] != 127
-    memset(zeros, 0, 15)
-    if memcmp(address, zeros, 15) == 0 and address[15] <= 1:
-        return False
-    return address[0] != 0xff and not (address[0] == 0xfe and address[1] & 0xc0 == 0x80)
+FORM_NONE = _encode(None)
+
+
+cdef bint is_forwarded(const uint8_t *address, int version) noexcept:
+    """Whether a router forwards what is from or to this address."""
+    return is_host(address, version) and not is_link_local(address, version)
+
+
+cdef bytes key_of_hop(int out, const uint8_t *address, int version):
+    """What `indices` has the next hop under."""
+    cdef uint8_t key[18]
+    memset(key, 0, sizeof(key))
+    key[0], key[1] = <uint8_t>out, <uint8_t>version
+    memcpy(key + 2, address, 4 if version == 4 else 16)
+    return (<const char *>key)[:sizeof(key)]
 
 
 cdef class Neighbors:
@@ -45,7 +53,11 @@ cdef class Neighbors:
         self.count = 1
         self.indices = {}
         self.keys = [None]
+        self.forms = [FORM_NONE]
         self.unresolved = set()
+
+    def __init__(self, list ports not None):
+        self.routes = Routes(ports)
 
     def __dealloc__(self):
         cdef an_parked *item
@@ -64,27 +76,29 @@ cdef class Neighbors:
         """
         cdef Core core = <Core>self.core
         cdef const uint8_t *destination = <const uint8_t *>&key.destination
+        cdef const uint8_t *next_hop
         if not core.routed >> out & 1:
             return 0
         if rewrite != NULL and rewrite.fields & AN_SET_DESTINATION:
             destination = <const uint8_t *>&rewrite.destination if addresses == NULL else addresses + 16
-        next_hop = core.host.next_hop(core.ports[out], address_text(destination, key.version))
-        if next_hop is None:
-            return -1
-        return self._index(out, next_hop)
+        next_hop = self.routes.hop(out, destination, key.version)
+        return -1 if next_hop == NULL else self._index(out, next_hop, key.version)
 
-    cdef int _index(self, int out, str next_hop) except -1:
+    cdef int _index(self, int out, const uint8_t *address, int version) except -1:
         cdef Core core = <Core>self.core
         cdef uint32_t index
-        known = self.indices.get((out, next_hop))
+        cdef bytes key = key_of_hop(out, address, version)
+        known = self.indices.get(key)
         if known is not None:
             return <int>known
         if self.count > adjacencies_max:
             raise NoRouteError(f"more than {adjacencies_max} neighbours")
+        next_hop = address_text(address, version)
         index = self.count
         self.count += 1
-        self.indices[out, next_hop] = index
+        self.indices[key] = index
         self.keys.append((out, next_hop))
+        self.forms.append(FORM_NONE)
         memcpy(self.table[index].source, core.macs[out], 6)
         mac = core.host.resolve(core.ports[out], next_hop)
         if mac is not None:
@@ -98,6 +112,7 @@ cdef class Neighbors:
         cdef an_parked *item
         memcpy(a.destination, mac, 6)
         a.resolved = 1
+        self.forms[index] = _encode((self.keys[index][1], (<const char *>mac)[:6]))
         self.unresolved.discard(index)
         while a.waiting.head != NULL:
             item = an_queue_pop(&a.waiting)
@@ -166,32 +181,29 @@ cdef class Neighbors:
 
     cdef int learn(self, const an_packet *p) except -1:
         """An on-link host that opens a flow has shown its MAC address: the replies need no ARP."""
-        cdef Core core = <Core>self.core
-        cdef str source = address_text(p.key.source, p.key.version)
+        cdef const uint8_t *source = p.key.source
         cdef uint32_t index
-        known = self.indices.get((p.port, source))
+        known = self.indices.get(key_of_hop(p.port, source, p.key.version))
         if known is not None:
             index = known
-        elif self.count > adjacencies_max or core.host.next_hop(core.ports[p.port], source) != source:
+        elif self.count > adjacencies_max or self.routes.hop(p.port, source, p.key.version) != source:
             return 0
         else:
-            index = self._index(p.port, source)
+            index = self._index(p.port, source, p.key.version)
         if not self.table[index].resolved:
             self._resolved(index, p.data + 6)
         return 0
 
-    cdef object form(self, uint32_t index):
-        """Record form of an adjacency, so that a takeover needs no ARP: [next hop, MAC], or None."""
-        cdef an_adjacency *a = &self.table[index]
-        if index == 0 or not a.resolved:
-            return None
-        return [self.keys[index][1], (<const char *>a.destination)[:6]]
+    cdef bytes form(self, uint32_t index):
+        """Record form of an adjacency, encoded, so that a takeover needs no ARP: [next hop, MAC], or nil."""
+        return <bytes>self.forms[index]
 
     cdef int restore(self, int out, object form) except -1:
         """Know what `form` says of a next hop out of this port."""
+        cdef uint8_t address[16]
         cdef uint32_t index
         if (<Core>self.core).routed >> out & 1:
-            index = self._index(out, form[0])
+            index = self._index(out, address, address_of(form[0], address))
             if not self.table[index].resolved:
                 self._resolved(index, <const uint8_t *><const char *>form[1])
         return 0
@@ -210,7 +222,8 @@ cdef class Neighbors:
     cdef bint may_forward(self, const an_packet *p) noexcept:
         """Whether a router may: not what came by broadcast, nor from or to what is no single host's address (RFC 1812 sections
         5.3.4 and 5.3.7), nor, in IPv6, from or to one of the link alone (RFC 4291 section 2.5.6)."""
-        return not p.data[0] & 1 and is_hosts(p.key.source, p.key.version) and is_hosts(p.key.destination, p.key.version)
+        return not p.data[0] & 1 and is_forwarded(p.key.source, p.key.version) and (
+            is_forwarded(p.key.destination, p.key.version))
 
     cdef int answer(self, an_packet *p) except -1:
         """A frame for the node itself: ARP, neighbour discovery, ping. Frees the packet if it was parked."""
@@ -222,7 +235,7 @@ cdef class Neighbors:
             self.send(to.index, reply, p.fragment_bytes if p.flags & AN_REASSEMBLED else 0)
         indices = list(self.unresolved)
         if len(frame) >= 32 and frame[12:14] == b"\x08\x06":  # ARP, which may also tell that a MAC address has changed
-            index = self.indices.get((p.port, address_text(<const uint8_t *><const char *>frame + 28, 4)))
+            index = self.indices.get(key_of_hop(p.port, <const uint8_t *><const char *>frame + 28, 4))
             indices = [] if index is None else [index]
         for index in indices:
             out, address = self.keys[index]

@@ -110,6 +110,11 @@ class Log:
     # ---------------------------------------------------------------------------------------------- records
 
     @property
+    def file(self) -> Path:
+        """What is to be synced: LMDB's data."""
+        return self.directory / "data.mdb"
+
+    @property
     def first_lsn(self) -> int:
         """LSN of the first record, 0 if there is none."""
         with self._errors(), self._env.begin() as txn:
@@ -255,10 +260,21 @@ class Log:
             (self.directory / _OPENING).unlink(missing_ok=True)
 
     def sync(self) -> None:
-        """Bring what was appended to the disk: then it survives the machine. May be called from another thread."""
+        """Bring what was appended to the disk: then it survives the machine."""
         with self._errors():
             self._env.sync(True)
-            self._env.reader_check()  # a killed reader would pin the pages that it read for ever
+
+    def release_readers(self) -> None:
+        """Forget readers that were killed: each would pin the pages that it read for ever."""
+        with self._errors():
+            self._env.reader_check()
+
+    def io_failure(self, code: int, detail: str, bytes_wanted: int = 0) -> LogError:
+        """What to raise when an operation on `file` has failed with this errno."""
+        where = f"log {self.directory}"
+        if code in _DISK_FULL or (code == errno.EIO and not self._has_room(bytes_wanted)):
+            return LogFullError(f"{where} is full: its disk, or what this process may use of it, is used up; free some")
+        return LogError(f"{where}: {detail}")
 
     # ---------------------------------------------------------------------------------------------- snapshots
 
@@ -415,7 +431,7 @@ class Log:
 
     def problem_at_a_glance(self) -> str:
         """The first of `problems`, or "", also where looking for them would take time and nothing speaks for damage."""
-        file, opening = self.directory / "data.mdb", self.directory / _OPENING
+        file, opening = self.file, self.directory / _OPENING
         if file.is_file() and (opening.exists() or file.stat().st_size <= LOG_VERIFY_BYTES):
             return next(iter(self.problems()), "")
         return ""
@@ -468,7 +484,7 @@ class Log:
         path = str(self.directory)
         if not self.readonly:
             return lmdb.open(path, map_size=self._map_bytes, max_dbs=3, sync=False, mode=0o640)
-        if not (self.directory / "data.mdb").is_file():
+        if not self.file.is_file():
             raise LogError(f"there is no log in {path}")
         # The writer must see its readers, in LMDB's reader table. What nobody writes is read without the table, so that
         # copies, and directories that may not be written, can be read and stay as they are.
@@ -492,7 +508,7 @@ class Log:
     def _check_length(self) -> None:
         """A file that was cut short must be refused here: to touch a page that is not there kills the process."""
         bytes_used = (self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"]
-        size = (self.directory / "data.mdb").stat().st_size
+        size = self.file.stat().st_size
         # The last pages may be free ones that were never written, hence the second look.
         if size < bytes_used and self.problems():
             raise LogDamagedError(
@@ -638,18 +654,16 @@ class Log:
         if isinstance(error, lmdb.MapFullError):
             size = f"{self._map_bytes / (1 << 20):g} MiB"
             return LogFullError(f"{where} is full: it may have {size}; prune it, or open it with a larger map")
-        if error.code in _DISK_FULL or (error.code == errno.EIO and not self._has_room(bytes_wanted)):
-            return LogFullError(f"{where} is full: its disk, or what this process may use of it, is used up; free some")
         if isinstance(error, _FILE_DAMAGED):
             return LogDamagedError(f"{where}: its file is damaged ({error}); keep it and restore from the other node")
-        return LogError(f"{where}: {error}")
+        return self.io_failure(error.code, str(error), bytes_wanted)
 
     def _has_room(self, bytes_wanted: int) -> bool:
         """A disk, or a limit on file sizes, that ends in the middle of a write shows as an I/O error."""
         wanted = bytes_wanted + (1 << 20)
         disk = os.statvfs(self.directory)
         limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
-        fits = limit == resource.RLIM_INFINITY or (self.directory / "data.mdb").stat().st_size + wanted <= limit
+        fits = limit == resource.RLIM_INFINITY or self.file.stat().st_size + wanted <= limit
         return fits and disk.f_bavail * disk.f_frsize >= wanted
 
 

@@ -19,6 +19,7 @@ from actornet.limits import (
     AUDIT_S_MIN,
     AUDIT_SHARE,
     LOG_PRUNE_SLICE,
+    LOG_READERS_S,
     SNAPSHOT_RECORDS,
     SNAPSHOT_S_MIN,
     UPKEEP_MS,
@@ -69,7 +70,7 @@ class Upkeep:
         self.pruned = 0
         self._keep_records = keep_records
         self._lease_ms = lease_ms
-        self._turned_ns = self._marked_ns = self._snapshot_ns = now_ns
+        self._turned_ns = self._marked_ns = self._snapshot_ns = self._released_ns = now_ns
         self._marked_lsn = journal.lsn
         self._audited_ns = 0  # what the present audit has taken so far
         self._snapshot: Iterator[None] | None = None
@@ -87,7 +88,7 @@ class Upkeep:
         logged = self._audit(now_ns, leads)
         if not logged:
             self._store(now_ns)
-            self._prune(needed_lsn)
+            self._prune(now_ns, needed_lsn)
         return logged
 
     @property
@@ -166,9 +167,14 @@ class Upkeep:
         self._note("snapshot", None, lsn)
         _log.info("snapshot", lsn=lsn, bytes=sum(map(len, pieces)), freeze_us_max=self.freeze_us_max)
 
-    def _prune(self, needed_lsn: int) -> None:
+    def _prune(self, now_ns: int, needed_lsn: int) -> None:
         log = self.journal.log
-        if log is None or not self.snapshot_lsn:
+        if log is None:
+            return
+        if now_ns - self._released_ns > LOG_READERS_S * _S:
+            self._released_ns = now_ns
+            log.release_readers()
+        if not self.snapshot_lsn:
             return
         before_lsn = min(self.journal.lsn - self._keep_records, needed_lsn, self.snapshot_lsn + 1)
         if before_lsn > max(1, log.first_lsn):

@@ -57,7 +57,6 @@ class Host:
     """
 
     def __init__(self, ports: Collection[Port] = ()) -> None:
-        self._own = {port.interface.ip for port in ports if port.interface is not None}
         self.counters = {"neighbor_evicted": 0, "icmp_error_limited": 0, "address_conflict": 0}
         self._macs: dict[tuple[str, Address], bytes] = {}  # bounded, the oldest goes first
         self._requested_ns: dict[tuple[str, Address], int] = {}  # likewise
@@ -68,21 +67,6 @@ class Host:
                 self.gratuitous(port)  # to be at hand at a takeover
 
     # -- neighbours ---------------------------------------------------------------------------------------------------
-
-    def next_hop(self, port: Port, ip: str) -> str | None:
-        """The neighbour to send packets for `ip` to: itself if it is on the port's network, else the gateway.
-
-        None without a route: no gateway, or no address of a single other host. That of another port is this node itself.
-        """
-        address = ip_address(ip)
-        own = address in self._own or (port.interface is not None and address == port.interface.ip)
-        if own or not _is_host(port, address):
-            return None
-        if _is_on_link(port, address):
-            return str(address)
-        if port.gateway is not None and port.gateway.version == address.version:
-            return str(port.gateway)
-        return None
 
     def resolve(self, port: Port, ip: str) -> bytes | None:
         """The MAC address of a neighbour, if known."""
