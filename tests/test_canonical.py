@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from actornet.engine.five_tuple import FiveTuple
 from actornet.owner import Struct
-from actornet.replication.canonical import canonical
+from actornet.replication.canonical import canonical, canonical_each
 
 
 class Nested(Struct):
@@ -63,3 +63,8 @@ def test_structs_are_entered() -> None:
 
 def test_order_of_lists_matters() -> None:
     assert canonical([1, 2]) != canonical([2, 1])
+
+
+@given(st.lists(values, max_size=4))
+def test_of_many_it_is_that_of_each(many: list[Any]) -> None:
+    assert list(canonical_each(many)) == list(map(canonical, many))

@@ -45,7 +45,7 @@ from actornet.engine.wire cimport (
 )
 
 from actornet.engine.counters import COUNTERS, PID_COUNTER
-from actornet.engine.task import FlowTask, FlowTasks
+from actornet.engine.task import FlowTask, FlowTasks, current_task
 from actornet.engine.verdict import DROP, FORWARD, OFFLOADED, REJECT
 from actornet.engine.wire import TUNNELS
 from actornet.errors import FlowTooLargeError, HandlerStalled, NoRouteError, StateError, UsageError
@@ -436,7 +436,7 @@ cdef class Core:
         self.parse(&p)
         p.hash = <uint32_t>an_hash(&p.key, self.flows.table.seed)
         self.counters[<int>C_RESUMED] += 1
-        alone = self.loop is not None and asyncio_tasks.current_task(self.loop) is None
+        alone = self.loop is not None and current_task(self.loop) is None
         if alone:
             asyncio_tasks._enter_task(self.loop, self.task)
         try:
@@ -930,7 +930,7 @@ cdef class Core:
         cdef an_key key = shunned_key[0]  # the slots may be given to other keys
         cdef uint32_t index = self.flows.find(&key)
         cdef FlowBase flow = None
-        cdef bint alone = self.loop is not None and asyncio_tasks.current_task(self.loop) is None
+        cdef bint alone = self.loop is not None and current_task(self.loop) is None
         if index != AN_NONE and self.flows.table.entries[index].actor != NULL:
             flow = <FlowBase>self.flows.table.entries[index].actor
         else:
@@ -992,7 +992,7 @@ cdef class Core:
 
     cdef int deliver(self, FlowBase flow, object message, object reply) except -1:
         """Run `on_message`."""
-        cdef bint alone = self.loop is not None and asyncio_tasks.current_task(self.loop) is None
+        cdef bint alone = self.loop is not None and current_task(self.loop) is None
         self.message, self.reply = message, reply
         if alone:
             asyncio_tasks._enter_task(self.loop, self.task)

@@ -18,7 +18,7 @@ from actornet.engine.flow_base cimport MARK_ENDING, Ask
 from actornet.engine.parked cimport an_queue_pop, an_queue_push
 from actornet.engine.types cimport AN_BUSY, AN_NONE, an_entry
 
-from actornet.engine.task import FlowTask
+from actornet.engine.task import FlowTask, current_task
 from actornet.errors import UsageError
 from actornet.limits import MAILBOX_PACKETS_MAX
 
@@ -58,7 +58,7 @@ cdef class Suspension:
         if core.loop is not None:
             self.task, core.task = core.task, FlowTask(core.loop)
             self.task.suspended(self.cancel)
-            if asyncio_tasks.current_task(core.loop) is self.task:
+            if current_task(core.loop) is self.task:
                 asyncio_tasks._leave_task(core.loop, self.task)
                 asyncio_tasks._enter_task(core.loop, core.task)
         return self._wait(waiting_on)
@@ -142,7 +142,7 @@ cdef class Suspension:
         if self.view is None or self.waiting_on is not waited or self.flow.core == NULL:
             return 0
         core = <Core>self.flow.core
-        if core.loop is None or asyncio_tasks.current_task(core.loop) is not None:
+        if core.loop is None or current_task(core.loop) is not None:
             return self._resume()
         if not core.virtual_time:
             core.now_ns = an_now_ns()
@@ -165,7 +165,7 @@ cdef class Suspension:
         self._unqueue(core)
         task, outer = self.task, None
         if task is not None:
-            outer = asyncio_tasks.current_task(core.loop)
+            outer = current_task(core.loop)
             if outer is not None:
                 asyncio_tasks._leave_task(core.loop, outer)
             asyncio_tasks._enter_task(core.loop, task)

@@ -9,6 +9,11 @@ from typing import Any
 from actornet.errors import UsageError
 from actornet.limits import FLOW_TASKS_MAX
 
+_tasks = getattr(asyncio.tasks, "_current_tasks", None)  # where it is a dict: up to Python 3.13
+
+current_task: Callable[[asyncio.AbstractEventLoop], Any] = asyncio.current_task if _tasks is None else _tasks.get
+"""What asyncio sees as the running task of a loop, or None. Its own function for that is ten times as slow in Python 3.11."""
+
 
 class FlowTask:
     """Stands in for `asyncio.Task` in a handler, so that `asyncio.timeout` and its kin work there.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from operator import itemgetter
 from typing import Any
 
@@ -34,6 +34,11 @@ def canonical(value: Any) -> bytes:
     return _encode(_ordered(value))
 
 
+def canonical_each(values: Collection[Any]) -> Iterator[bytes]:
+    """Canonical msgpack of each of the values."""
+    return map(_encode if _all_plain(values) else canonical, values)
+
+
 def _ordered(value: Any) -> Any:
     """The value with dicts and sets as lists that are sorted by their keys' canonical bytes."""
     if _plain[type(value)]:
@@ -43,7 +48,7 @@ def _ordered(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return value if _all_plain(value) else list(map(_ordered, value))
     if isinstance(value, dict):
-        keys = map(_encode if _all_plain(value) else canonical, value)
+        keys = canonical_each(value)
         values = value.values()
         return sorted(zip(keys, values if _all_plain(values) else map(_ordered, values), strict=True), key=_key)
     if isinstance(value, set | frozenset):

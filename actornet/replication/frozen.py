@@ -19,7 +19,7 @@ from xxhash import xxh3_64, xxh3_64_intdigest
 
 from actornet.errors import StateError
 from actornet.misfit import decoder, field_hints, misfit, through
-from actornet.replication.canonical import canonical
+from actornet.replication.canonical import canonical, canonical_each
 from actornet.replication.copying import CODED_NS, GUESS_NS, SHARED_NS, NotCopiedError, copier, copy_ns
 
 if TYPE_CHECKING:
@@ -286,8 +286,9 @@ def _digest(hint: Any, value: Any, place: str) -> Generator[None, None, int]:
                     part = yield from _digest(inner, entry, f"{place}[{key!r:.80}]")
                     total += xxh3_64_intdigest(_encode((_checked(get_args(hint)[0], key, place), len(entry), part)))
             some = [entry for entry, is_large in zip(some, large, strict=True) if not is_large]
-        entries = _through(hint, dict(some), place).items()
-        total += sum(xxh3_64_intdigest(_encode((canonical(key), canonical(entry)))) for key, entry in entries)
+        entries = _through(hint, dict(some), place)
+        pairs = zip(canonical_each(entries), canonical_each(entries.values()), strict=True)
+        total += sum(map(xxh3_64_intdigest, map(_encode, pairs)))
         yield
     return total & _WORD
 
