@@ -20,6 +20,7 @@ from actornet.log.record import FlowBody, chain_of
 from actornet.log.store import Log
 from actornet.node import catch_up, cores, leadership
 from actornet.node.cores import Cores
+from actornet.node.following import Following
 from actornet.node.lease_keeper import LeaseKeeper
 from actornet.node.owner_system import OwnerSystem
 from actornet.node.placement import Placement
@@ -137,24 +138,25 @@ def acknowledged_before_applied(patch: Patch) -> None:
         self.applied_lsn = applied
         return [early, *actions]
 
-    def apply(self: OwnerSystem, action: Any) -> None:
-        if self.link is not None:
-            self.link.flush()
+    def apply(self: Following, action: Any) -> None:
+        if self._system.link is not None:
+            self._system.link.flush()
         carry_out(self, action)
 
-    original, carry_out = Backup._records, OwnerSystem._apply
+    original, carry_out = Backup._records, Following.apply
     patch(Backup, "_records", records)
-    patch(OwnerSystem, "_apply", apply)
+    patch(Following, "apply", apply)
 
 
 def acknowledged_as_durable_before_synced(patch: Patch) -> None:
-    def apply(self: OwnerSystem, action: Any) -> None:
-        sync, self.log.sync = self.log.sync, lambda: None  # type: ignore[method-assign]
+    def apply(self: Following, action: Any) -> None:
+        log = self._system.log
+        sync, log.sync = log.sync, lambda: None  # type: ignore[method-assign]
         original(self, action)
-        self.log.sync = sync  # type: ignore[method-assign]
+        log.sync = sync  # type: ignore[method-assign]
 
-    original = OwnerSystem._apply
-    patch(OwnerSystem, "_apply", apply)
+    original = Following.apply
+    patch(Following, "apply", apply)
 
 
 def takes_over_without_being_in_sync(patch: Patch) -> None:
@@ -547,7 +549,7 @@ def test_a_primary_streams_no_damaged_records(how: str, back: int) -> None:
         world.keep_down(b, 0)
         world.heal()
         assert world.in_sync and a.leads and a.system is not None and b.system is not None
-        assert not b.system.resyncs, "it found no fault with itself"
+        assert not b.system.following.resyncs, "it found no fault with itself"
 
 
 def test_a_backup_whose_end_is_damaged_on_the_primary_gets_a_snapshot() -> None:
@@ -558,7 +560,7 @@ def test_a_backup_whose_end_is_damaged_on_the_primary_gets_a_snapshot() -> None:
         world.keep_down(b, 5)
         a.disk.damage("flip", b.disk.end()[1] - 1)
         world.heal()
-        assert world.in_sync and a.leads and b.system is not None and not b.system.resyncs
+        assert world.in_sync and a.leads and b.system is not None and not b.system.following.resyncs
 
 
 def test_a_node_whose_log_was_cut_serves_once_it_leads_again() -> None:

@@ -88,7 +88,8 @@ def freeze(pid: int, span_s: float) -> tuple[int, int]:
 
 
 def take_over(pair: Pair, stream: UdpStream) -> None:
-    """The primary is killed, and the backup goes on."""
+    """The primary is killed, and the backup goes on; a busy machine may have lost it for a moment before."""
+    wait_until(lambda: pair.worker("a", "owner-system")["status"]["state"] == "in sync")
     pair.kill("a")
     assert pair.wait_takeover("b")["records_replayed"] == 0
     wait_echoes(stream)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from ipaddress import ip_interface
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -451,7 +452,7 @@ def test_what_cannot_be_is_refused() -> None:
         inner = ("vxlan",)
 
     port = MemoryPort("lan")
-    port.mac, port.interface = bytes(6), object()
+    port.mac, port.interface = bytes(6), ip_interface("10.0.0.1/24")
     with pytest.raises(UsageError, match="transparent ports"):
         Core(Routed, [port, MemoryPort("wan")])
 

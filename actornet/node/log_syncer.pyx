@@ -1,8 +1,8 @@
 """Brings the log to the disk, off the owner system's loop.
 
-By a thread that never holds the interpreter. It runs as an ordinary one, so where others want its CPU it may be taken from
-that at any point, for milliseconds; with the interpreter in its hands it would take the owner system along, whatever the
-priority of that, and a backup would hear nothing for so long.
+By a thread that never holds the interpreter. Others may take its CPU at any point, for milliseconds; with the interpreter in
+its hands that would take the owner system along, whatever the priority of that, and a peer would hear nothing for so long.
+For the same reason it `hurries` when the owner system does: in the kernel it locks pages that the next record may need.
 """
 
 from libc.errno cimport EINTR, errno
@@ -13,7 +13,7 @@ import os
 import threading
 
 from actornet.limits import LOG_SYNC_S
-from actornet.node.thread import leave_sockets, run_first
+from actornet.node.thread import leave_sockets, run_early, run_first
 
 cdef extern from "control_page.h" nogil:
     uint64_t an_word_load(const uint64_t *word)
@@ -81,6 +81,13 @@ cdef class LogSyncer:
         cdef uint64_t failed = an_word_load(&self.failed)
         return self.log.io_failure(failed, os.strerror(failed)) if failed else None
 
+    def hurry(self, bint hurries) -> None:
+        """The thread is to run before ordinary ones, or as one of them."""
+        if hurries:
+            run_first(thread=self.thread.native_id)
+        else:
+            run_early(nice=0, thread=self.thread.native_id)
+
     def close(self) -> None:
         an_word_store(&self.ended, 1)
         self._wake()
@@ -92,7 +99,6 @@ cdef class LogSyncer:
 
     def _run(self):
         leave_sockets()  # the kernel does not end a thread that waits for the disk
-        run_first()
         with nogil:
             self._sync()
 

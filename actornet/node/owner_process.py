@@ -73,7 +73,8 @@ class Machine:
         self.monotonic_ns = time.monotonic_ns
         self.time_ns = time.time_ns
         self.random_bits = secrets.randbits
-        self.open_syncer = LogSyncer
+        self._syncer: LogSyncer | None = None
+        self.hurries = True
         self._probe = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
         self.witness_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.epoll.register(self.witness_fd, select.EPOLLIN | select.EPOLLET)
@@ -91,6 +92,21 @@ class Machine:
 
     def open_log(self, nf: str) -> Log:
         return Log(self._spec.log, name=self._spec.name, nf=nf)
+
+    def open_syncer(self, log: Log) -> LogSyncer:
+        self._syncer = LogSyncer(log)
+        self.hurry(self.hurries)
+        return self._syncer
+
+    def hurry(self, hurries: bool) -> None:
+        """Have this thread, and the one that brings the log to the disk, run before all but real-time ones, or as others do."""
+        self.hurries = hurries
+        if hurries:
+            run_first(PRIORITY)
+        else:
+            run_early(nice=0)
+        if self._syncer is not None:
+            self._syncer.hurry(hurries)
 
     def boot_ns(self) -> int:
         return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
@@ -131,7 +147,6 @@ class OwnerProcess:
         self._rested_ns = time.monotonic_ns()
         self._spins = spec.spins
         self._spin_us = SPIN_US
-        self._hurries = True
         self._commands: deque[tuple[str, dict[str, Any], Future[Any]]] = deque()
         self._answers: deque[tuple[Answer, Future[Any]]] = deque()
 
@@ -181,12 +196,8 @@ class OwnerProcess:
         with later:  # a takeover does not wait for its lines
             self.system.step()
         self._answer()
-        if self.system.hurries != self._hurries:
-            self._hurries = not self._hurries
-            if self._hurries:
-                run_first(PRIORITY)
-            else:
-                run_early(nice=0)
+        if self.system.hurries != self.machine.hurries:
+            self.machine.hurry(self.system.hurries)
 
     def _has_come(self, begun_ns: int) -> bool:
         """Look for a moment whether what is about to come has come; others that want this CPU go first."""

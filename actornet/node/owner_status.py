@@ -74,7 +74,7 @@ def _replication(system: OwnerSystem) -> dict[str, Any]:
         "received_lsn": machine.received_lsn,
         "applied_lsn": machine.applied_lsn,
         "sync_epoch": machine.sync_epochs[-1] if machine.sync_epochs else None,
-        "resyncs": len(system.resyncs),
+        "resyncs": len(system.following.resyncs),
     }
 
 

@@ -11,7 +11,6 @@ and the simulator of a seed.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -25,8 +24,6 @@ from actornet.errors import (
     FencedError,
     LinkError,
     LogDamagedError,
-    LogError,
-    OtherCodeError,
     StateError,
 )
 from actornet.journal import Journal, fingerprint, path_of
@@ -37,8 +34,6 @@ from actornet.limits import (
     LINKS_LOOK_MS,
     LOG_KEEP_RECORDS_DEFAULT,
     REQUESTS_PER_TURN,
-    RESYNCS_MAX,
-    RESYNCS_S,
 )
 from actornet.log.record import ControlBody, EpochBody, decode
 from actornet.log.store import Log
@@ -46,6 +41,7 @@ from actornet.node.catch_up import CatchUp
 from actornet.node.cores import Cores
 from actornet.node.environment import Environment, Link
 from actornet.node.fabric import FabricSpec
+from actornet.node.following import Following
 from actornet.node.leadership import Leadership
 from actornet.node.network_function import load_nf
 from actornet.node.operators import Operators
@@ -87,10 +83,6 @@ from actornet.replication.protocol import (
 from actornet.replication.unsent import Unsent
 
 _log = structlog.get_logger()
-
-
-NO_PRIMARY = ("key", "version", "garbage")
-"""Counters of a link that say: what answers there is not this deployment's primary."""
 
 
 _NOT_LOGGED = 1 << 62
@@ -141,9 +133,9 @@ class OwnerSystem:
         self.upkeep = self._upkeep()
         self.syncer = environment.open_syncer(self.log)
         self.leadership = Leadership(self)
+        self.following = Following(self)
         self.catch_up = CatchUp(self)
         self.operators = Operators(self)
-        self.resyncs: deque[int] = deque()
         self.unsent = Unsent()
         self.identity = Identity(
             spec.name,
@@ -170,8 +162,6 @@ class OwnerSystem:
         and sends both at once."""
         self.drained = False  # nothing of the cores is served any more
         self._begun = 0  # an epoch of which the peer has not been told: the syncer's number for it
-        self._was_welcome = False
-        self._disconnected = ""
 
     # -- life -------------------------------------------------------------------------------------------------------
 
@@ -179,12 +169,12 @@ class OwnerSystem:
         """Take up the role; on return the cores may attach."""
         if self.spec.role == "primary":
             self.page.role = PASSIVE
-            self._follow()
+            self.following.begin()
             self.leadership.seek()
         else:
             self.page.role = PASSIVE
             self.page.epoch = self.journal.epoch
-            self._follow()
+            self.following.begin()
             self.link = self.environment.dial()
 
     def step(self) -> None:
@@ -302,7 +292,7 @@ class OwnerSystem:
         opened = None
         try:
             opened = self.environment.open_log(path_of(self.nf))
-            return opened, self._journal_of(opened)
+            return opened, self.journal_of(opened)
         except (LogDamagedError, DivergenceError) as error:
             if opened is not None:
                 opened.close()
@@ -314,9 +304,9 @@ class OwnerSystem:
             aside = self.environment.set_aside_log()
             _log.error("damaged log set aside", detail=str(error), directory=str(aside))
             opened = self.environment.open_log(path_of(self.nf))
-            return opened, self._journal_of(opened)
+            return opened, self.journal_of(opened)
 
-    def _journal_of(self, log: Log) -> Journal:
+    def journal_of(self, log: Log) -> Journal:
         code = fingerprint(self.nf)
         journal = Journal(log, self.environment.random_bits, code)
         if journal.tested:
@@ -327,7 +317,7 @@ class OwnerSystem:
         return self.environment.monotonic_ns()
 
     @contextmanager
-    def _unwatched(self) -> Iterator[None]:
+    def unwatched(self) -> Iterator[None]:
         """For what takes as long as the state is large: the monitor takes no rest of a beat of 0 for a stall."""
         beat, self.page.owner_beat = self.page.owner_beat, 0
         try:
@@ -346,6 +336,12 @@ class OwnerSystem:
             self._links_down = down
         if down != self.machine.links_down:
             self.act(self.machine.links(down, now_ns))
+
+    def _turn_cores(self) -> None:
+        held = self.cores.hold_flows
+        self.cores.turn()
+        if self.cores.hold_flows and not held:
+            self.following.cores_hold_flows()
 
     # -- log, watermark ---------------------------------------------------------------------------------------------
 
@@ -383,9 +379,14 @@ class OwnerSystem:
             if self.upkeep.turn(leads=leads, needed_lsn=needed_lsn):
                 self.commit()
         except DivergenceError as error:
-            self._resync(error)
+            self.following.resync(error)
         if leads:
             self.cores.balance()
+
+    def state_replaced(self) -> None:
+        """The journal's state is another one."""
+        self.upkeep = self._upkeep()
+        self.cores.restore_flows(self.journal)
 
     def _upkeep(self) -> Upkeep:
         lease_ms = self.spec.lease_ms if self.spec.witness is not None else 0
@@ -454,19 +455,6 @@ class OwnerSystem:
         if self._begun:
             self._begun = self.syncer.soon()
 
-    def _follow(self, *, wants_snapshot: bool = False) -> None:
-        self.machine = Backup(
-            self.identity,
-            self.spec.durability,
-            epoch=self.known_epoch,
-            durable_lsn=0,
-            now_ns=self.now_ns(),
-            needs_lease=self.leadership.keeper is not None,
-            wants_snapshot=wants_snapshot,
-            node=self.spec.node,
-        )
-        self._secure(self.machine)  # what a former life left may not be on the disk, and no record may follow it
-
     def _promote(self, action: Promote) -> None:
         """Take over: the flows are in the cores' tables and the owners' states are current (G6)."""
         began_ns = self.now_ns()
@@ -514,7 +502,7 @@ class OwnerSystem:
                     if isinstance(self.machine, Primary)
                     else self.machine.disconnected(event.reason, now_ns)
                 )
-                self._note_disconnected(link, event.reason)
+                self.following.disconnected(link, event.reason)
             else:
                 self.act(
                     self.machine.receive(event.message, now_ns, event.number)
@@ -531,30 +519,11 @@ class OwnerSystem:
             for line in self.cores.lines:
                 line.wake()
 
-    def _note_disconnected(self, link: Link, reason: str) -> None:
-        """A backup that waits for its primary says why, once; what waiting cannot mend ends it."""
-        if not isinstance(self.machine, Backup) or self._was_welcome:
-            return
-        if any(link.counters[counter] for counter in NO_PRIMARY):
-            self.fail(LinkError(f"the primary at {link.address} cannot be followed: {reason}"))
-        elif reason != self._disconnected:
-            self._disconnected = reason
-            _log.info("waiting for the primary", at=link.address, reason=reason)
-
-    def _compare_settings(self) -> None:
-        """They may differ while they are changed, one node after the other; whoever does not mean that is to know."""
-        term = self.journal.replica.term
-        theirs = term.settings if term is not None else {}
-        differing = {name: theirs.get(name) for name, value in self.settings.items() if theirs.get(name) != value}
-        if differing:
-            ours = {name: self.settings[name] for name in differing}
-            _log.warning("settings differ from the primary's", primary=differing, here=ours)
-
     def _end(self) -> Position:
         lsn = self.log.last_lsn
         return Position(lsn, self.log.last_chain, self.journal.epoch) if lsn else Position()
 
-    def _position(self, lsn: int) -> Position:
+    def position(self, lsn: int) -> Position:
         record = decode(self.log.read(lsn), lsn)
         complete = isinstance(record.body, EpochBody) and record.body.complete
         return Position(lsn, record.chain, record.epoch, complete)
@@ -579,16 +548,14 @@ class OwnerSystem:
                     self.link.drop(action.reason, action.peer)
                 self.catch_up.drop(action.peer)
             case Note():
-                self._was_welcome |= action.event == "catching up"
-                if action.event == "in sync":
-                    self._compare_settings()
+                self.following.noted(action)
                 (self.events.warning if action.alarm else self.events.info)(action.event, detail=action.detail)
             case Apply():
-                self._apply(action)
+                self.following.apply(action)
             case Compare() if isinstance(machine, Primary):
                 try:
                     first_lsn = max(1, self.log.first_lsn)
-                    found = match(action.end, first_lsn, self.log.last_lsn, self._position)
+                    found = match(action.end, first_lsn, self.log.last_lsn, self.position)
                 except LogDamagedError as error:
                     self.act(machine.incomparable(action.end, str(error), action.peer))
                 else:
@@ -606,11 +573,8 @@ class OwnerSystem:
                 self.leadership.claim(action)
             case Unclaim():
                 self.leadership.unclaim()
-            case InstallSnapshot() if isinstance(machine, Backup):
-                with self._unwatched():
-                    self._install(action)
-                    self._secure(machine)
-                self._tell_applied(machine)
+            case InstallSnapshot():
+                self.following.install(action)
             case Remember():
                 self.log.epoch_raise(action.epoch)
             case Adopt():
@@ -631,11 +595,9 @@ class OwnerSystem:
                     self.log.epoch_raise(action.epoch)
                 self.fail(FencedError(f"epoch {action.epoch} exists: this node is no longer the primary"))
             case Refused():
-                _log.error("the primary refuses this backup", reason=action.reason)
-                if not self._was_welcome:
-                    self.fail(LinkError(f"the primary{self._primary_at()} refuses this backup: {action.reason}"))
+                self.following.refused(action)
             case Rewind():
-                self._rewind(action)
+                self.following.rewind(action)
             case Leave():
                 _log.warning("asked to hand over", reason=action.reason)
                 self.wants_to_leave = action.reason
@@ -644,101 +606,6 @@ class OwnerSystem:
                     self.page.role = PASSIVE
                 self.ending = self.ending or action.reason
                 _log.info("stopping", reason=action.reason)
-
-    # -- following --------------------------------------------------------------------------------------------------
-
-    def _apply(self, action: Apply) -> None:
-        machine = self.machine
-        assert isinstance(machine, Backup)
-        try:
-            bodies = self.journal.apply(action.records)
-        except (DivergenceError, LogDamagedError) as error:
-            self._resync(error)
-            return
-        self.cores.applied(bodies)
-        self.journal.commit()
-        self._secure(machine)
-        self.page.epoch = self.journal.epoch
-        self._tell_applied(machine)
-        if self.link is not None:
-            self.link.flush()
-
-    def _tell_applied(self, backup: Backup) -> None:
-        """To the primary, which counts on this node from then on: not before the cores hold the flows (G6)."""
-        if self.cores.hold_flows:
-            self.act(backup.applied(self.journal.lsn, self.now_ns()))
-
-    def _turn_cores(self) -> None:
-        """The cores of a backup may hold now what its state began with."""
-        held, machine = self.cores.hold_flows, self.machine
-        self.cores.turn()
-        if self.cores.hold_flows and not held and isinstance(machine, Backup) and machine.lag is not None:
-            self._tell_applied(machine)
-
-    def _secure(self, backup: Backup) -> None:
-        """In the mode `durable`, bring the log to the disk before it is acknowledged."""
-        if self.spec.durability == "durable":
-            self.log.sync()
-            self.act(backup.durable(self.journal.lsn, self.now_ns()))
-
-    def _install(self, action: InstallSnapshot) -> None:
-        """The primary's whole state in place of our own, which is older: that log is set aside, not overwritten (G8)."""
-        self.cores.forget_flows()
-        if self.log.last_lsn:
-            self._set_log_aside()
-        self.journal.install(action.end.lsn, action.end.chain, action.data)
-        self.upkeep = self._upkeep()
-        self.cores.restore_flows(self.journal)
-
-    def _resync(self, error: LogError) -> None:
-        """This backup's state or log is not the primary's: out of service with it, and begin anew (G4, G8)."""
-        if not isinstance(self.machine, Backup):
-            raise error
-        now_ns = self.now_ns()
-        self.resyncs.append(now_ns)
-        _log.error("backup out of service", detail=str(error), resyncs=len(self.resyncs))
-        if len(self.resyncs) > RESYNCS_MAX and now_ns - self.resyncs.popleft() < RESYNCS_S * 1e9:
-            raise error
-        term = self.journal.replica.term
-        if isinstance(error, DivergenceError) and term is not None and term.fingerprint != self.identity.fingerprint:
-            raise OtherCodeError(f"this code is not the primary's, and decides otherwise: {error}") from error
-        if self.link is not None:
-            self.link.drop(str(error))
-        self.cores.forget_flows()
-        self._set_log_aside()
-        self._renew_journal(wants_snapshot=True)
-
-    def _renew_journal(self, *, wants_snapshot: bool = False) -> None:
-        """State and protocol begin anew with what the log holds now."""
-        self.journal = self._journal_of(self.log)
-        self.upkeep = self._upkeep()
-        self.cores.restore_flows(self.journal)
-        self._follow(wants_snapshot=wants_snapshot)
-
-    def _primary_at(self) -> str:
-        return f" at {self.link.address}" if self.link is not None else ""
-
-    def _rewind(self, action: Rewind) -> None:
-        """Drop what this node logged as primary and nobody else got; it was never committed."""
-        if self.log.last_lsn < action.fork_lsn or self._position(action.fork_lsn).chain != action.fork_chain:
-            self.fail(LinkError(f"the primary{self._primary_at()} refuses this backup: {action.reason}"))
-            return
-        removed = self.log.truncate(action.fork_lsn)
-        _log.warning("uncommitted records dropped", records=removed, after_lsn=action.fork_lsn)
-        self.cores.forget_flows()
-        self._renew_journal()
-
-    def _set_log_aside(self) -> None:
-        epoch = self.log.epoch
-        self.syncer.close()
-        aside = self.log.set_aside()
-        _log.warning("older log set aside", directory=str(aside))
-        self.log = self.environment.open_log(path_of(self.nf))
-        self.log.epoch_raise(epoch)
-        self.log.adopt(self.identity.history)
-        self.journal.log = self.log
-        self.leadership.renamed()
-        self.syncer = self.environment.open_syncer(self.log)
 
     def status(self) -> dict[str, Any]:
         """Called from the control thread."""

@@ -41,17 +41,18 @@ def leave_sockets() -> None:
                 os.close(int(name))
 
 
-def run_first(priority: int = 1) -> None:
-    """Let this thread run before all that is not real-time, as far as this process may; threads that it starts do not.
+def run_first(priority: int = 1, thread: int = 0) -> None:
+    """Let a thread of this process (0: this one) run before all that is not real-time, as far as it may; threads that it
+    starts do not.
 
     Of two real-time threads on one CPU, that of the higher priority runs; one of the same would wait up to 100 ms.
     A thread that runs so must sleep 5 % of the time: beyond that the kernel stops it for 50 ms.
     """
     sys.setswitchinterval(_SWITCH_INTERVAL_S)  # how long another thread may keep the interpreter
     try:
-        os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(priority))
+        os.sched_setscheduler(thread, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(priority))
     except OSError:
-        run_early()
+        run_early(thread=thread)
 
 
 def push_ahead(pid: int, priority: int = 3) -> None:
@@ -60,8 +61,8 @@ def push_ahead(pid: int, priority: int = 3) -> None:
         os.sched_setscheduler(pid, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(priority))
 
 
-def run_early(nice: int = NICE) -> None:
-    """Let this thread run before ordinary ones, as far as this process may; as one of them with `nice` 0."""
+def run_early(nice: int = NICE, thread: int = 0) -> None:
+    """Let a thread of this process (0: this one) run before ordinary ones, as far as it may; as one of them with `nice` 0."""
     with suppress(OSError):
-        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
+        os.sched_setscheduler(thread, os.SCHED_OTHER, os.sched_param(0))
+        os.setpriority(os.PRIO_PROCESS, thread or threading.get_native_id(), nice)

@@ -21,7 +21,7 @@ import msgspec
 
 from actornet.errors import UsageError, WitnessError
 from actornet.limits import WITNESS_TIMEOUT_MS
-from actornet.node.thread import leave_sockets
+from actornet.node.thread import leave_sockets, run_first
 from actornet.replication.lease import Entry, Look, Swap
 
 _decode = msgspec.json.Decoder(Entry).decode
@@ -303,6 +303,7 @@ class WitnessThread:
 
     def _run(self) -> None:
         leave_sockets()
+        run_first()  # on a busy machine the lease would be over before an ordinary thread has renewed it
         while True:
             self._due.acquire()
             request = self._last if self._ended else self._request
