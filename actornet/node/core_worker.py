@@ -90,6 +90,10 @@ ANNOUNCE_SLEEP_S = 0.005
 """After a core became active, it announces its addresses again and again: a switch may have learned them from the old
 primary's last frames since, and would go on sending there."""
 
+READY_SLEEP_S = 0.005
+READY_NS = 50_000_000
+"""A core is ready once it is active: what comes from then on is treated. One that has nothing to lead is after so long."""
+
 RATE_S = 1.0
 
 HANDLERS_END_S = 0.02
@@ -302,6 +306,7 @@ class CoreWorker:
         self._turns = 0
         self._failure: BaseException | None = None
         self._ready: Callable[[], None] | None = ready
+        self._attached_ns = 0
         self._errors_logged: dict[int, int] = {}
         self._thread = threading.get_ident()
         self._rings = [self.fabric.replies[spec.index]]
@@ -467,8 +472,10 @@ class CoreWorker:
 
     def _sleep(self) -> None:
         if self._ready is not None and self.link.attached:
-            self._ready()
-            self._ready = None
+            self._attached_ns = self._attached_ns or time.monotonic_ns()
+            if self._role == ACTIVE or time.monotonic_ns() - self._attached_ns > READY_NS:
+                self._ready()
+                self._ready = None
         self._watch_ports()
         if self._role == PASSIVE:
             self._go_first()
@@ -484,6 +491,8 @@ class CoreWorker:
     def _sleep_s(self) -> float:
         if self._stations_due:
             return 0.0
+        if self._ready is not None:
+            return READY_SLEEP_S
         return ANNOUNCE_SLEEP_S if self._announcements else IDLE_SLEEP_S
 
     def _go_first(self) -> None:
