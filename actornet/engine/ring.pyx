@@ -210,8 +210,8 @@ cdef class ControlPage:
 
     The owner system writes `committed` of each core, `watermark`, `lsn_logged`, `lsn_applied`, `epoch`, `followed`,
     `lease_until_ns`, `alert_until_ns`, `role` (PASSIVE, ACTIVE or FENCED), `owner_beat` and OWNER_COUNTERS counters; a core
-    writes its `core_beat` and CORE_COUNTERS counters. What a counter's index means is for its writer to say. Raises IndexError for a core or counter that is not
-    there.
+    writes its `core_beat` and CORE_COUNTERS counters. What a counter's index means is for its writer to say. Raises IndexError
+    for a core or counter that is not there.
     """
 
     def __cinit__(self, int fd, int cores):

@@ -62,8 +62,7 @@ cdef class LogSyncer:
                 os.close(fd)
 
     def soon(self) -> int:
-        self.asked += 1
-        an_word_store(&self.asked, self.asked)
+        an_word_store(&self.asked, self.asked + 1)
         self._wake()
         return self.asked
 

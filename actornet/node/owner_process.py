@@ -95,7 +95,7 @@ class Machine:
 
     def open_syncer(self, log: Log) -> LogSyncer:
         self._syncer = LogSyncer(log)
-        self.hurry(self.hurries)
+        self._syncer.hurry(self.hurries)
         return self._syncer
 
     def hurry(self, hurries: bool) -> None:

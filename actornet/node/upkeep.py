@@ -88,7 +88,8 @@ class Upkeep:
         logged = self._audit(now_ns, leads)
         if not logged:
             self._store(now_ns)
-            self._prune(now_ns, needed_lsn)
+            self._release_readers(now_ns)
+            self._prune(needed_lsn)
         return logged
 
     @property
@@ -167,14 +168,14 @@ class Upkeep:
         self._note("snapshot", None, lsn)
         _log.info("snapshot", lsn=lsn, bytes=sum(map(len, pieces)), freeze_us_max=self.freeze_us_max)
 
-    def _prune(self, now_ns: int, needed_lsn: int) -> None:
-        log = self.journal.log
-        if log is None:
-            return
-        if now_ns - self._released_ns > LOG_READERS_S * _S:
+    def _release_readers(self, now_ns: int) -> None:
+        if self.journal.log is not None and now_ns - self._released_ns > LOG_READERS_S * _S:
             self._released_ns = now_ns
-            log.release_readers()
-        if not self.snapshot_lsn:
+            self.journal.log.release_readers()
+
+    def _prune(self, needed_lsn: int) -> None:
+        log = self.journal.log
+        if log is None or not self.snapshot_lsn:
             return
         before_lsn = min(self.journal.lsn - self._keep_records, needed_lsn, self.snapshot_lsn + 1)
         if before_lsn > max(1, log.first_lsn):
