@@ -279,6 +279,9 @@ has to be woken and is in no cache; and nobody needs the CPU."""
 ALERT_US = 2000
 """How long the cores of a backup that has lost its primary wait awake for the takeover."""
 
+SENDERS_END_MS = 3
+"""How long a node that takes over waits for the cores of a killed one on the same host to have ended."""
+
 LINGER_US = 300
 """How long an owner system, after it has answered flows, waits for their records before it logs and sends the answers."""
 

@@ -67,6 +67,7 @@ def assemble(deployment: Deployment) -> NodePlan:
         spins=bool(spare),
         keys_max=deployment.cores * deployment.flows_max,
         interfaces=[port.interface for port in deployment.ports.values() if port.interface is not None],
+        wire=deployment.wire,
     )
     workers = [WorkerPlan("owner-system", "owner", "actornet.node.owner_process:run", owner, spare)]
     for index, cpu in enumerate(taken):
@@ -80,7 +81,7 @@ def assemble(deployment: Deployment) -> NodePlan:
             poll=deployment.poll,
             flows_max=deployment.flows_max,
             follows=deployment.role == "backup",
-            wire=zlib.crc32(str(deployment.key_file).encode()),
+            wire=deployment.wire,
         )
         workers.append(WorkerPlan(f"core-{index}", "core", "actornet.node.core_worker:run", core, (cpu,)))
     spec = BeatsSpec(fabric.page.fd, fabric.boxes.fd, deployment.cores, deployment.nf, list(deployment.ports))

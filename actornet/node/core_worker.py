@@ -65,6 +65,7 @@ from actornet.node.exchange import (
 )
 from actornet.node.fabric import Fabric, FabricSpec
 from actornet.node.network_function import load_nf
+from actornet.node.senders import Senders
 from actornet.node.thread import run_early, run_first
 from actornet.place import place_in, place_of
 from actornet.ports.announcement import announcement
@@ -113,7 +114,7 @@ class CoreSpec(msgspec.Struct, frozen=True):
     fabric: FabricSpec
     poll: Poll = "adaptive"
     flows_max: int = FLOWS_MAX_DEFAULT
-    wire: int | None = None
+    wire: int = 0
     follows: bool = False
 
 
@@ -294,6 +295,8 @@ class CoreWorker:
         self.core.look_for_stations()
         self.link.core = self.core
         self._role = PASSIVE
+        self._senders = Senders.of(spec.wire)
+        self._sends = False  # has its place among them
         self._announcements: deque[float] = deque()
         self._stations_due: deque[tuple[int, int]] = deque()
         self._committed = 0  # as it was when this turn began
@@ -325,6 +328,8 @@ class CoreWorker:
         self.loop.call_soon(self._slice)
         self.loop.run_forever()
         memory.close()
+        if self._senders is not None:
+            self._senders.close()
         if self._failure is not None:
             raise self._failure
         self.loop.close()
@@ -441,6 +446,7 @@ class CoreWorker:
             self.link.take_up(self.page.lsn_applied)  # every flow that was sent is here before its packets (G6)
             self.core.siblings = self._siblings
             self._close_condemned()
+            self._sends = self._senders is not None and self._senders.take(self.spec.index)
             for port in self.ports:
                 port.activate()
             begun = time.monotonic()
@@ -453,7 +459,13 @@ class CoreWorker:
             for port in self.ports:
                 port.deactivate()
             self.core.drop_held()
+            self._send_no_more()
         self._role = role
+
+    def _send_no_more(self) -> None:
+        if self._senders is not None and self._sends:
+            self._sends = False
+            self._senders.leave(self.spec.index)
 
     def _close_condemned(self) -> None:
         for handler, flow in self.core.close_condemned():
@@ -540,6 +552,7 @@ class CoreWorker:
         self._breathe_while(lambda: self.core.suspended > 0, HANDLERS_END_S)
         self.link.detach()
         self._breathe_while(lambda: self.core.held > 0 and self.page.role == ACTIVE, HELD_END_S)
+        self._send_no_more()
 
     def _breathe_while(self, condition: Callable[[], bool], limit_s: float) -> None:
         deadline = time.monotonic() + limit_s

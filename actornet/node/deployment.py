@@ -12,6 +12,7 @@ import ipaddress
 import re
 import stat
 import tomllib
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
@@ -129,6 +130,11 @@ class Deployment(msgspec.Struct, frozen=True):
     lease_ms: int
     keep_records: int
     control: str
+
+    @property
+    def wire(self) -> int:
+        """A number that all nodes of the deployment have on one host, and no other deployment should."""
+        return zlib.crc32(f"{self.key_file}/{self.name}".encode())
 
 
 def load_deployment(

@@ -27,6 +27,7 @@ from actornet.limits import (
     OWNER_IDLE_MS,
     OWNER_REST_SHARE,
     RESTED_US,
+    SENDERS_END_MS,
     SPIN_RESTED_US,
     SPIN_US,
     WORKER_STOP_S,
@@ -39,6 +40,7 @@ from actornet.node.link import LinkClient, LinkServer
 from actornet.node.log_syncer import LogSyncer
 from actornet.node.operators import Answer
 from actornet.node.owner_system import OwnerSpec, OwnerSystem
+from actornet.node.senders import Senders
 from actornet.node.thread import own_descriptors, run_early, run_first
 from actornet.node.witness import WitnessThread, witness_at
 
@@ -74,10 +76,11 @@ class Machine:
         self.time_ns = time.time_ns
         self.random_bits = secrets.randbits
         self._syncer: LogSyncer | None = None
-        self.hurries = True
+        self.hurry(True)
         self._probe = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
         self.witness_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.epoll.register(self.witness_fd, select.EPOLLIN | select.EPOLLET)
+        self._senders = Senders.of(spec.wire)
 
     def links_down(self) -> int:
         return sum(not self._has_link(interface) for interface in self._spec.interfaces)
@@ -90,6 +93,13 @@ class Machine:
             return False
         return bool(flags & IFF_UP and flags & IFF_RUNNING)
 
+    def still_sending(self) -> int:
+        return self._senders.wait(SENDERS_END_MS * 1_000_000) if self._senders is not None else 0
+
+    def close(self) -> None:
+        if self._senders is not None:
+            self._senders.close()
+
     def open_log(self, nf: str) -> Log:
         return Log(self._spec.log, name=self._spec.name, nf=nf)
 
@@ -99,12 +109,17 @@ class Machine:
         return self._syncer
 
     def hurry(self, hurries: bool) -> None:
-        """Have this thread, and the one that brings the log to the disk, run before all but real-time ones, or as others do."""
+        """Have the process' threads run before all but real-time ones, or as others do.
+
+        This one, the one that brings the log to the disk, and the control thread: others could take the CPU from that while
+        it has the interpreter, and nothing would be heard of this one for so long.
+        """
         self.hurries = hurries
-        if hurries:
-            run_first(PRIORITY)
-        else:
-            run_early(nice=0)
+        for thread in (0, os.getpid()):
+            if hurries:
+                run_first(PRIORITY, thread)
+            else:
+                run_early(nice=0, thread=thread)
         if self._syncer is not None:
             self._syncer.hurry(hurries)
 
@@ -170,6 +185,7 @@ class OwnerProcess:
             system.fail(error)
         finally:
             system.close()
+            self.machine.close()
         if system.failure is not None:
             raise system.failure
         if not system.left:
@@ -247,7 +263,6 @@ class OwnerProcess:
 def run(spec: OwnerSpec, stop: threading.Event, report: Any) -> None:
     """The owner system's data plane; see `actornet.node.plan.WorkerPlan`."""
     own_descriptors()
-    run_first(PRIORITY)
     process = OwnerProcess(spec, report.key, stop)
     report.on_status(process.system.status)
     report.on_command(process.command)

@@ -95,6 +95,7 @@ class OwnerSpec(msgspec.Struct, frozen=True):
     `node` says which of the deployment's this is, `peers` where the others listen when they lead. `witness`, `etcd` and
     `keep_records` as in the deployment file. `spins`: there are CPUs on which it takes nothing from a core when it looks for
     what is about to come. `keys_max`: how many flow keys its cores hold (0: not known). `interfaces`: those of the ports.
+    `wire`: see `CoreSpec`.
     """
 
     name: str
@@ -117,6 +118,7 @@ class OwnerSpec(msgspec.Struct, frozen=True):
     spins: bool = True
     keys_max: int = 0
     interfaces: list[str] = []
+    wire: int = 0
 
 
 class OwnerSystem:
@@ -433,6 +435,8 @@ class OwnerSystem:
         went_on = self.cores.go_on(self.unsent, lsn)
         for line in self.cores.lines:
             line.flush()
+        if takeover and (left := self.environment.still_sending()):
+            _log.warning("cores of another node here are still active", cores=left)
         self.page.role = ACTIVE
         self._publish()
         for line in self.cores.lines:

@@ -472,6 +472,9 @@ class _Environment:
     def links_down(self) -> int:
         return self._node.links_down
 
+    def still_sending(self) -> int:
+        return 0
+
 
 _PAYLOAD = struct.Struct(">8sHI")
 
