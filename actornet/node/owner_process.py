@@ -41,7 +41,7 @@ from actornet.node.log_syncer import LogSyncer
 from actornet.node.operators import Answer
 from actornet.node.owner_system import OwnerSpec, OwnerSystem
 from actornet.node.senders import Senders
-from actornet.node.thread import own_descriptors, run_early, run_first
+from actornet.node.thread import NICE, own_descriptors, run_early, run_first
 from actornet.node.witness import WitnessThread, witness_at
 
 OWNER_PID_COUNTER = 31
@@ -111,15 +111,16 @@ class Machine:
     def hurry(self, hurries: bool) -> None:
         """Have the process' threads run before all but real-time ones, or as others do.
 
-        This one, the one that brings the log to the disk, and the control thread: others could take the CPU from that while
-        it has the interpreter, and nothing would be heard of this one for so long.
+        This one, the one that brings the log to the disk, and, a little, the control thread: busy cores could take the CPU from
+        that while it has the interpreter, for which this one waits. It is no real-time one: mostly it ends last of a process
+        that is killed, and frees the memory, on a CPU where others take over.
         """
         self.hurries = hurries
-        for thread in (0, os.getpid()):
-            if hurries:
-                run_first(PRIORITY, thread)
-            else:
-                run_early(nice=0, thread=thread)
+        if hurries:
+            run_first(PRIORITY)
+        else:
+            run_early(nice=0)
+        run_early(nice=NICE if hurries else 0, thread=os.getpid())
         if self._syncer is not None:
             self._syncer.hurry(hurries)
 
