@@ -234,7 +234,8 @@ def test_random_kills_lose_no_translation(tmp_path: Path, victim: str) -> None:
     with Pair(tmp_path / "pair", witness=witness, lease_ms=150) as pair:
         with Wiretap(pair.lab) as tap:
             pair.start()
-            with UdpStream(pair.lab) as stream, Churn(pair.lab, ["10.0.0.2"], range(2000, 2100), SEED, threads=1):
+            exchanges = Churn(pair.lab, ["10.0.0.2"], range(2000, 2100), SEED, threads=1)
+            with UdpStream(pair.lab) as stream, exchanges:
                 churn(pair, rng.randint(50, 300), rng)
                 time.sleep(rng.random() * 0.2)
                 if victim == "everything":
@@ -248,6 +249,7 @@ def test_random_kills_lose_no_translation(tmp_path: Path, victim: str) -> None:
                 time.sleep(0.4)
         assert taken["records_replayed"] == 0, f"seed {SEED}, {victim}"
         assert stream.received[-1][1] > taken_ns, f"seed {SEED}, {victim}: the stream went on"
+        assert exchanges.failures == [], f"seed {SEED}, {victim}"
         pair.stop("b")
         verify_log(pair, "b")
         verify_log(pair, "a")

@@ -296,13 +296,16 @@ class Churn(Traffic):
         self.exchanged = {"udp": 0, "tcp": 0}
         self.unanswered = 0
         self.failures: list[str] = []
-        self._threads = [_thread(self._accept)]
-        self._threads += [threading.Thread(target=self._run, args=(random.Random(seed + n),)) for n in range(threads)]
+        self._accepting = True
+        exchanges = [threading.Thread(target=self._run, args=(random.Random(seed + n),)) for n in range(threads)]
+        self._threads = [*exchanges, _thread(self._accept)]
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
-        for thread in self._threads:
+        for thread in self._threads[:-1]:  # each ends with its exchange, for which a connection may yet have to be accepted
             thread.join(20)
+        self._accepting = False
+        self._threads[-1].join(20)
         self._echo.close()
         self._listener.close()
 
@@ -349,7 +352,7 @@ class Churn(Traffic):
         return echoed == data
 
     def _accept(self) -> None:
-        while not self._ended.is_set():
+        while self._accepting:
             with suppress(TimeoutError):
                 sock, _ = self._listener.accept()
                 threading.Thread(target=self._echo_tcp, args=(sock,), daemon=True).start()
