@@ -159,6 +159,7 @@ class OwnerSystem:
         self._left_until_ns = 0
         self._links_due_ns = self._links_down = 0
         self._served = False
+        self._broken = False  # the link: its other end was closed, as a process' end does
         self.lingers = False
         """Flows just got their answers, and their records are about to come: the next step, due in LINGER_US at most, logs
         and sends both at once."""
@@ -435,7 +436,7 @@ class OwnerSystem:
         went_on = self.cores.go_on(self.unsent, lsn)
         for line in self.cores.lines:
             line.flush()
-        if takeover and (left := self.environment.still_sending()):
+        if takeover and self._broken and (left := self.environment.still_sending()):
             _log.warning("cores of another node here are still active", cores=left)
         self.page.role = ACTIVE
         self._publish()
@@ -492,6 +493,7 @@ class OwnerSystem:
         link = self.link
         for event in link.events(self.now_ns()):
             now_ns = self.now_ns()
+            self._broken = event.kind == "disconnected"
             if event.kind == "connected":
                 self.unsent.forget()
                 self.act(
