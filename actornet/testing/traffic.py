@@ -302,9 +302,7 @@ class Churn(Traffic):
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
-        for thread in self._threads[
-            :-1
-        ]:  # each ends with its exchange, for which a connection may yet have to be accepted
+        for thread in self._threads[:-1]:  # each ends with its exchange, which may yet have to be accepted
             thread.join(20)
         self._accepting = False
         self._threads[-1].join(20)
