@@ -295,7 +295,7 @@ class CoreWorker:
         self.core.look_for_stations()
         self.link.core = self.core
         self._role = PASSIVE
-        self._senders = Senders.of(spec.wire)
+        self._senders = Senders(spec.wire)
         self._sends = False  # has its place among them
         self._announcements: deque[float] = deque()
         self._stations_due: deque[tuple[int, int]] = deque()
@@ -328,8 +328,7 @@ class CoreWorker:
         self.loop.call_soon(self._slice)
         self.loop.run_forever()
         memory.close()
-        if self._senders is not None:
-            self._senders.close()
+        self._senders.close()
         if self._failure is not None:
             raise self._failure
         self.loop.close()
@@ -446,7 +445,7 @@ class CoreWorker:
             self.link.take_up(self.page.lsn_applied)  # every flow that was sent is here before its packets (G6)
             self.core.siblings = self._siblings
             self._close_condemned()
-            self._sends = self._senders is not None and self._senders.take(self.spec.index)
+            self._sends = self._senders.take(self.spec.index)
             for port in self.ports:
                 port.activate()
             begun = time.monotonic()
@@ -463,7 +462,7 @@ class CoreWorker:
         self._role = role
 
     def _send_no_more(self) -> None:
-        if self._senders is not None and self._sends:
+        if self._sends:
             self._sends = False
             self._senders.leave(self.spec.index)
 

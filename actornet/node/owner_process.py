@@ -80,7 +80,7 @@ class Machine:
         self._probe = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
         self.witness_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.epoll.register(self.witness_fd, select.EPOLLIN | select.EPOLLET)
-        self._senders = Senders.of(spec.wire)
+        self._senders = Senders(spec.wire)
 
     def links_down(self) -> int:
         return sum(not self._has_link(interface) for interface in self._spec.interfaces)
@@ -94,11 +94,10 @@ class Machine:
         return bool(flags & IFF_UP and flags & IFF_RUNNING)
 
     def still_sending(self) -> int:
-        return self._senders.wait(SENDERS_END_MS * 1_000_000) if self._senders is not None else 0
+        return self._senders.wait(SENDERS_END_MS * 1_000_000)
 
     def close(self) -> None:
-        if self._senders is not None:
-            self._senders.close()
+        self._senders.close()
 
     def open_log(self, nf: str) -> Log:
         return Log(self._spec.log, name=self._spec.name, nf=nf)

@@ -16,6 +16,14 @@ def is_stopped(pid: int) -> bool:
     return False
 
 
+def has_ended(pid: int) -> bool:
+    """Whether the process is gone, or only waits for its parent to hear of that, all its threads with it."""
+    with suppress(OSError):
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return state in "ZX" and len(os.listdir(f"/proc/{pid}/task")) == 1
+    return True
+
+
 def resident_bytes(pid: int) -> int:
     """Its memory, what it shares with others included; 0 if it has ended."""
     with suppress(OSError):

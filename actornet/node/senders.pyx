@@ -17,12 +17,11 @@ from contextlib import suppress
 
 import structlog
 
-from actornet.errors import NodeError
 from actornet.limits import CORES_MAX
 
 cdef extern from "<errno.h>":
     enum:
-        EBUSY, EINVAL, EOWNERDEAD
+        EBUSY, EEXIST, EINVAL, EOWNERDEAD
 
 cdef extern from "<time.h>" nogil:
     struct timespec:
@@ -76,7 +75,8 @@ def path_of(wire) -> str:
 cdef class Senders:
     """The places of all cores of a deployment's nodes on this host; `wire` is the deployment's number.
 
-    Only processes of one user that see each other (one PID namespace) share them. NodeError: there is no such memory.
+    Only processes of one user that see each other (one PID namespace) share them. Where there is no such memory, which is
+    logged, nobody has a place, and a takeover does not wait.
     """
 
     cdef uint8_t *memory
@@ -89,16 +89,8 @@ cdef class Senders:
             self.fd = self._open()
             self.memory = _map(self.fd)
         except OSError as error:
-            raise NodeError(f"{self.path}: {error.strerror or error}") from None
-
-    @classmethod
-    def of(cls, wire):
-        """The same; or None, which is logged: a takeover on this host will not wait."""
-        try:
-            return cls(wire)
-        except NodeError as error:
-            _log.warning("nodes on this host cannot tell when each other's cores have ended", error=str(error))
-            return None
+            _log.warning("nodes on this host cannot tell when each other's cores have ended",
+                         error=f"{self.path}: {error.strerror or error}")
 
     cdef int _open(self) except -1:
         """The file, made if there is none, and locked (shared) for as long as it is used."""
@@ -113,7 +105,7 @@ cdef class Senders:
             status = os.fstat(fd)
             if status.st_uid != os.geteuid() or status.st_size != size:
                 os.close(fd)
-                raise NodeError(f"{self.path} is not of this program and user: remove it")
+                raise FileExistsError(EEXIST, "it is not of this program and user: remove it")
             if status.st_nlink:
                 return fd
             os.close(fd)  # its last user has just removed it
@@ -145,6 +137,8 @@ cdef class Senders:
 
     def close(self) -> None:
         """This process is done with it; the last one removes the file."""
+        if self.memory == NULL:
+            return
         with suppress(BlockingIOError):
             fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.unlink(self.path)
@@ -154,13 +148,14 @@ cdef class Senders:
         return <pthread_mutex_t *>(self.memory + AN_LINE * core)
 
     def take(self, size_t core) -> bool:
-        """This thread sends from now on, as the core of this number, until it `leaves` or ends. False: another thread does."""
+        """This thread sends from now on, as the core of this number, until it `leaves` or ends. False: it has no place, as
+        another thread has it."""
         assert core < places
-        return _lock(self._place(core), NULL) == 0
+        return self.memory != NULL and _lock(self._place(core), NULL) == 0
 
     def leave(self, size_t core) -> None:
         """This thread, which has taken the place, sends no more."""
-        assert core < places
+        assert core < places and self.memory != NULL
         pthread_mutex_unlock(self._place(core))
 
     def wait(self, uint64_t limit_ns) -> int:
@@ -168,6 +163,8 @@ cdef class Senders:
         cdef timespec until
         cdef size_t i
         cdef int left = 0
+        if self.memory == NULL:
+            return 0
         with nogil:
             clock_gettime(CLOCK_MONOTONIC, &until)
             until.tv_sec += limit_ns // 1_000_000_000

@@ -19,6 +19,7 @@ from typing import Any, Literal, Self
 
 from actornet.errors import ActornetError
 from actornet.limits import LEASE_MS_DEFAULT
+from actornet.node.process import has_ended
 from actornet.testing.fault_proxy import FaultProxy
 from actornet.testing.netns import Lab
 
@@ -256,7 +257,7 @@ class Pair:
             with suppress(ProcessLookupError):  # with its parent
                 os.kill(pid, signal.SIGKILL)
         self.nodes[node].wait()
-        while any(Path(f"/proc/{pid}").exists() for pid in victims):
+        while not all(map(has_ended, victims)):
             time.sleep(0.001)
         os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
         return began_ns
