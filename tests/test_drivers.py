@@ -22,8 +22,10 @@ import pytest
 from actornet.cli.main import main
 from actornet.embedded import Embedded
 from actornet.limits import HEARTBEAT_MS
+from actornet.node.deployment import load_deployment
 from actornet.ports.memory import MemoryPort
 from actornet.testing.netns import Lab
+from actornet.testing.pair import ask_worker
 from actors.nat import SourceNAT
 from tests.live_ports import raw_socket, until
 
@@ -265,9 +267,7 @@ def test_a_nodes_flows_survive_what_happens_to_its_interface(tmp_path: Path, dri
         server = lab.call("server", raw_socket, "eth0")
 
         def status() -> Any:
-            argv = [sys.executable, "-m", "actornet.cli.main", "status", str(tmp_path / "one.toml"), "--json"]
-            (found,) = json.loads(lab.run("box", argv).stdout)
-            return next(each["status"] for each in found["workers"] if each["name"] == "core-0")
+            return ask_worker(lab, "box", load_deployment(tmp_path / "one.toml", "primary"), "core-0")["status"]
 
         def passes() -> bool:
             client = lab.call("client", raw_socket, "eth0")

@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +16,9 @@ from typing import Any
 import pytest
 
 from actornet.errors import HandlerStalled
+from actornet.node.deployment import load_deployment
 from actornet.testing.netns import Lab
+from actornet.testing.pair import ask_worker
 from tests.live_ports import raw_socket, until
 from tests.stuck_node import (
     BREAKS,
@@ -73,14 +74,18 @@ class Live:
         return sent
 
     def core(self) -> Any:
-        argv = [sys.executable, "-m", "actornet.cli.main", "status", str(self.directory / "one.toml"), "--json"]
-        (found,) = json.loads(self.lab.run("box", argv).stdout)
-        return next(each for each in found["workers"] if each["name"] == "core-0")
+        return ask_worker(self.lab, "box", load_deployment(self.directory / "one.toml", "primary"), "core-0")
 
     def restarted(self, times: int) -> dict[str, int]:
         """The core's counters, once it runs after so many restarts."""
-        until(lambda: self.core()["restarts"] == times and self.core()["state"] == "running", seconds=15)
-        counters: dict[str, int] = self.core()["status"]["counters"]
+        found: dict[str, Any] = {}
+
+        def runs() -> bool:
+            found.update(self.core())
+            return bool(found["restarts"] == times and found["state"] == "running" and found["status"])
+
+        until(runs, seconds=15)
+        counters: dict[str, int] = found["status"]["counters"]
         return counters
 
     def told(self, event: str) -> list[Any]:

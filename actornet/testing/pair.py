@@ -19,6 +19,8 @@ from typing import Any, Literal, Self
 
 from actornet.errors import ActornetError
 from actornet.limits import LEASE_MS_DEFAULT
+from actornet.node.control import NodeClient
+from actornet.node.deployment import Deployment, load_deployment, read_key
 from actornet.node.process import has_ended
 from actornet.testing.fault_proxy import FaultProxy
 from actornet.testing.netns import Lab
@@ -222,9 +224,11 @@ class Pair:
 
     def worker(self, node: Name, name: str) -> dict[str, Any]:
         """One worker's entry in the status, with its own `status` inside; asked anew if that did not come in time."""
+        role = self._role(node)
+        deployment = load_deployment(self.file(self.primary), "primary" if role == "primary" else "backup", node=role)
         deadline = time.monotonic() + COMMAND_S
         while True:
-            found: dict[str, Any] = next(one for one in self.status(node)["workers"] if one["name"] == name)
+            found = ask_worker(self.lab, node, deployment, name)
             if found["status"] is not None or time.monotonic() > deadline:
                 return found
 
@@ -284,6 +288,17 @@ class Pair:
         """Each node its own CPUs for its cores, as far as there are so many: else both would take the first ones."""
         cpus = sorted(os.sched_getaffinity(0), reverse=node == "b")[: self.cores]
         return ["--cpus", ",".join(map(str, sorted(cpus)))] if len(cpus) == self.cores else []
+
+
+def ask_worker(lab: Lab, space: str, deployment: Deployment, name: str) -> dict[str, Any]:
+    """One worker's entry in the status of the deployment's node that runs in this namespace."""
+
+    def ask() -> dict[str, Any]:
+        with NodeClient(deployment.control, read_key(deployment.key_file)) as client:
+            found: dict[str, Any] = next(one for one in client.status()["workers"] if one["name"] == name)
+            return found
+
+    return lab.call(space, ask)
 
 
 _ACTORNET = [sys.executable, "-m", "actornet.cli.main"]
