@@ -23,7 +23,7 @@ from actornet.engine.flow_base cimport MARK_SAVED, Ask, FlowBase
 from actornet.engine.ring cimport Ring
 from actornet.engine.types cimport an_key, an_packet
 from actornet.engine.unsent cimport PACKET_HEAD, write_packet
-from actornet.engine.wire cimport address_chars
+from actornet.engine.wire cimport address_chars, an_entry_key
 
 import msgspec
 
@@ -313,13 +313,13 @@ cdef uint8_t *write_request(uint8_t *out, FlowBase flow, str owner, str message,
     """Writes at most `request_bytes_max`; returns the end."""
     cdef Py_ssize_t length
     cdef const char *text
-    cdef an_key *key = NULL
+    cdef an_key key
     cdef an_packet *packet = packet_kept(flow)
     if flow is not None:
         if flow.core == NULL:
             raise RuntimeError("this flow is closed")
-        key = &(<Core>flow.core).flows.table.entries[flow.first].key
-    out = write_key(an_mp_head(out, AN_MP_ARRAY + FIELDS, ASK, 1), key)
+        key = an_entry_key(&(<Core>flow.core).flows.table.entries[flow.first])
+    out = write_key(an_mp_head(out, AN_MP_ARRAY + FIELDS, ASK, 1), &key if flow is not None else NULL)
     out = an_mp_uint(out, flow.incarnation if flow is not None else 0)
     out = an_mp_uint(out, flow.asks if flow is not None else 0)
     text = PyUnicode_AsUTF8AndSize(owner, &length)

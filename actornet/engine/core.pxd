@@ -21,7 +21,7 @@ from actornet.engine.wire cimport an_table
 
 cdef extern from "offload.h" nogil:
     enum:
-        AN_GENERAL
+        AN_GENERAL, AN_NOTHING, AN_ACTOR
 
     uint64_t an_now_ns()
     uint64_t an_steady_ns()
@@ -137,6 +137,7 @@ cdef class Core:
     cdef public object on_error
     cdef public object wants_memory  # called when the flow table is about to outgrow what is backed of it
     cdef bint memory_wanted
+    cdef bint needs_whole        # packets of the last burst needed more of entries than what offloaded ones do
     cdef readonly uint64_t suspended
     cdef readonly uint64_t on_loop    # suspended handlers that wait for asyncio, not for an owner
 
@@ -146,6 +147,7 @@ cdef class Core:
     cdef int process(self, an_packet *p) except -1
     cdef int meet(self, an_packet *p) except -1
     cdef int offloaded(self, an_entry *e, an_packet *p) except -1
+    cdef int enter(self, FlowBase flow, an_packet *p, int phase) except -1
     cdef int _mirrored(self, FlowBase flow, an_packet *p) except -1
     cdef int carry_out(self, an_entry *e, an_packet *p) except -1
     cdef int drop(self, an_packet *p, int counter) except -1

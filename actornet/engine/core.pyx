@@ -39,7 +39,7 @@ from actornet.engine.verdict cimport (
     VERDICT_ANSWER, VERDICT_DROP, VERDICT_OFFLOADED, VERDICT_REJECT, VERDICT_EMIT, VERDICT_REWRITE, Answer, Emit, Forward, Made, Verdict,
 )
 from actornet.engine.wire cimport (
-    an_hash, an_is_discovery, an_key_equal, an_parse, an_parse_inner, an_rewrite_apply, an_rewrite_prepare, an_rss_core,
+    an_entry_key, an_hash, an_is_discovery, an_key_equal, an_parse, an_parse_inner, an_rewrite_apply, an_rewrite_prepare, an_rss_core,
     an_rss_core_keyed, an_table_back, an_table_find, an_table_prefetch, an_table_probe, an_table_wants,
     five_tuple,
 )
@@ -350,7 +350,7 @@ cdef class Core:
         its actor's fields refer to. Packets that a glance at them tells all about are parsed only if the fast path cannot
         treat them.
         """
-        cdef int i, out, queued, slow = 0
+        cdef int i, out, queued, beyond, slow = 0, needs_whole = 0
         cdef an_packet *p
         cdef an_table *table = &self.flows.table
         cdef const an_adjacency *adjacencies
@@ -379,14 +379,16 @@ cdef class Core:
                 hashes[i] = p.hash = <uint32_t>an_hash(&p.key, table.seed)
             an_table_prefetch(table, hashes[i])
         for i in range(n):
-            probed[i] = an_table_probe(table, hashes[i])
+            probed[i] = an_table_probe(table, hashes[i], self.needs_whole)
         if self.moves.due:
             self.moves.look(n, probed)
-        if self.has_packet or self.flows.extras:
-            for i in range(n):
-                slow += an_prefetch_beyond(table, probed[i], self.actor_bytes)
-            if table.used < FETCHED:
-                slow = 0
+        for i in range(n):
+            beyond = an_prefetch_beyond(table, probed[i], self.actor_bytes)
+            slow += beyond == AN_ACTOR
+            needs_whole += beyond != AN_NOTHING
+        self.needs_whole = needs_whole != 0
+        if table.used < FETCHED:
+            slow = 0
         self.counters[<int>C_RX_PACKETS] += n
         self.counters[<int>C_RX_BYTES] += total
         self.counters[<int>C_IP_OPTIONS] += options
@@ -743,7 +745,7 @@ cdef class Core:
         args[0] = <PyObject *>flow
         args[1] = <PyObject *>self.view if phase != PHASE_MESSAGE else <PyObject *>self.message
         self.driving = flow
-        an_black_box_enter(self.box, &p.key if p != NULL else &self.flows.table.entries[flow.first].key, phase)
+        self.enter(flow, p, phase)
         result = PyObject_Vectorcall(handler, args, 1 if phase == PHASE_CLOSE else 2, NULL)
         if result == NULL:
             return self._failed(flow, p, phase)
@@ -752,6 +754,14 @@ cdef class Core:
         if asynchronous:
             return self._step(flow, outcome, p, phase)
         return self.completed(flow, p, phase, outcome)
+
+    cdef int enter(self, FlowBase flow, an_packet *p, int phase) except -1:
+        """Note in the black box that a handler begins, or goes on, with this packet, or NULL."""
+        cdef an_key key
+        if p == NULL:
+            key = an_entry_key(&self.flows.table.entries[flow.first])
+        an_black_box_enter(self.box, &p.key if p != NULL else &key, phase)
+        return 0
 
     cdef int _step(self, FlowBase flow, object coroutine, an_packet *p, int phase) except -1:
         """Drive a handler until it completes or waits."""
@@ -946,7 +956,8 @@ cdef class Core:
                 self._bind_reply(flow, &key)
         index = flow.first
         for _ in range(flow.keys):
-            shun(self.box, &self.flows.table.entries[index].key, self.now_ns, 0)
+            key = an_entry_key(&self.flows.table.entries[index])
+            shun(self.box, &key, self.now_ns, 0)
             index = self.flows.table.entries[index].next_key
         flow.reason = "its handler was the end of a core's process"
         if phase == PHASE_CLOSE:

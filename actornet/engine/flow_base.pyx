@@ -14,7 +14,7 @@ from actornet.engine.counters cimport C_ASKS, C_FLOW_TABLE_FULL, C_STREAM_GAPS
 from actornet.engine.types cimport AN_NONE, AN_PUNT_TCP, AN_TERMS, an_entry, an_key, an_terms
 from actornet.engine.flows cimport make_terms
 from actornet.engine.verdict cimport Verdict
-from actornet.engine.wire cimport an_timer_arm, five_tuple, key_of
+from actornet.engine.wire cimport an_entry_has, an_entry_key, an_timer_arm, five_tuple, key_of
 
 from actornet.engine.terms import Meter, Mirror
 from actornet.errors import OwnerError, UsageError
@@ -117,18 +117,19 @@ cdef class FlowBase:
     def flow(self):
         """FiveTuple that the flow was opened with."""
         cdef Core core = core_of(self)
-        return five_tuple(&core.flows.table.entries[self.first].key)
+        cdef an_key key = an_entry_key(&core.flows.table.entries[self.first])
+        return five_tuple(&key)
 
     @property
     def port(self) -> str:
         """Name of the port at which the flow was opened."""
         cdef Core core = core_of(self)
-        return core.port_names[core.flows.table.entries[self.first].key.port]
+        return core.port_names[core.flows.table.entries[self.first].port]
 
     @property
     def port_index(self) -> int:
         cdef Core core = core_of(self)
-        return core.flows.table.entries[self.first].key.port
+        return core.flows.table.entries[self.first].port
 
     @property
     def idle_s(self) -> float:
@@ -189,7 +190,7 @@ cdef class FlowBase:
         cdef Core core = core_of(self)
         cdef an_key key
         cdef uint32_t index
-        key_of(flow, core.resolve_out(port, core.flows.table.entries[self.first].key.port), &key)
+        key_of(flow, core.resolve_out(port, core.flows.table.entries[self.first].port), &key)
         index = core.flows.find(&key)
         if index != AN_NONE and core.flows.table.entries[index].actor != NULL:
             if core.flows.table.entries[index].actor != <void *>self:
@@ -261,8 +262,8 @@ cdef class FlowBase:
         key_of(flow, core.resolve_out(port, 0) if port is not None else 0, &key)
         for _ in range(self.keys):
             if port is None:
-                key.port = core.flows.table.entries[index].key.port
-            if memcmp(&core.flows.table.entries[index].key, &key, sizeof(an_key)) == 0:
+                key.port = core.flows.table.entries[index].port
+            if an_entry_has(&core.flows.table.entries[index], &key):
                 return index
             index = core.flows.table.entries[index].next_key
         raise UsageError(f"{what}: {flow} is not bound to this flow; call bind first")
@@ -332,10 +333,12 @@ cdef class FlowBase:
         cdef Core core = core_of(self)
         cdef uint32_t i = self.first
         cdef an_entry *e
+        cdef an_key key
         bound = []
         for _ in range(self.keys):
             e = &core.flows.table.entries[i]
-            bound.append((five_tuple(&e.key), core.port_names[e.key.port]))
+            key = an_entry_key(e)
+            bound.append((five_tuple(&key), core.port_names[e.port]))
             i = e.next_key
         return bound
 

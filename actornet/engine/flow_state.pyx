@@ -13,9 +13,10 @@ from actornet.engine.core cimport Core
 from actornet.engine.flow_base cimport FlowBase, core_of
 from actornet.engine.types cimport (
     AN_DECREMENT_TTL, AN_DROP, AN_LINK_DESTINATION, AN_LINK_SOURCE, AN_LINK_VLAN, AN_PUNT_TCP, AN_SET_DESTINATION,
-    AN_SET_DESTINATION_PORT, AN_SET_DSCP, AN_SET_LINK, AN_SET_SOURCE, AN_SET_SOURCE_PORT, AN_TERMS, an_entry, an_rewrite,
+    AN_SET_DESTINATION_PORT, AN_SET_DSCP, AN_SET_LINK, AN_SET_SOURCE, AN_SET_SOURCE_PORT, AN_TERMS, an_entry, an_key, an_rewrite,
 )
 from actornet.engine.verdict cimport mac_text
+from actornet.engine.wire cimport an_entry_key
 
 import msgspec
 
@@ -69,11 +70,12 @@ def saved_state(FlowBase self) -> bytes:
 
 cpdef bytes flow_body(FlowBase flow):
     """The body of the FLOW record that saves the flow as it is."""
+    cdef an_key key = an_entry_key(&core_of(flow).flows.table.entries[flow.first])
     cdef bytes state = saved_state(flow)
     cdef uint8_t head[KEY_BYTES_MAX + 4 * AN_MP_HEAD_MAX]
     cdef uint8_t *out = an_mp_head(head, AN_MP_ARRAY + 5, 0, 0)
     cdef bytes body
-    out = write_key(out, &core_of(flow).flows.table.entries[flow.first].key)
+    out = write_key(out, &key)
     out = an_mp_bin_head(an_mp_uint(an_mp_uint(out, flow.incarnation), flow.asks), <uint32_t>PyBytes_GET_SIZE(state))
     body = PyBytes_FromStringAndSize(NULL, (out - head) + PyBytes_GET_SIZE(state))
     memcpy(PyBytes_AS_STRING(body), head, out - head)
@@ -113,8 +115,9 @@ cdef uint8_t *write_uint_or_nil(uint8_t *out, bint there, uint64_t value) noexce
 
 cdef uint8_t *write_key_state(uint8_t *out, Core core, const an_entry *e) except NULL:
     """As `actornet.flow.KeyState`."""
-    out = write_five_tuple(an_mp_head(out, AN_MP_ARRAY + 5 + (e.state & AN_TERMS != 0), 0, 0), &e.key)
-    out = write_text(out, <str>core.port_names[e.key.port])
+    cdef an_key key = an_entry_key(e)
+    out = write_five_tuple(an_mp_head(out, AN_MP_ARRAY + 5 + (e.state & AN_TERMS != 0), 0, 0), &key)
+    out = write_text(out, <str>core.port_names[e.port])
     out = write_offload(out, core, e) if core.flows.stands(e) else write_bool(out, False)
     out = write_bool(out, e.state & AN_PUNT_TCP != 0)
     out = write_bytes(out, core.neighbors.form(e.rewrite.adjacency))
@@ -130,13 +133,13 @@ cdef uint8_t *write_offload(uint8_t *out, Core core, const an_entry *e) except N
         return an_mp_head(out, AN_MP_NIL, 0, 0)
     if r.fields == 0:
         return write_text(an_mp_head(out, AN_MP_ARRAY + 1, 0, 0), <str>core.port_names[r.out_port])
-    if e.key.version == 6 and e.extra != NULL:
+    if e.version == 6 and e.extra != NULL:
         source, destination = e.extra.addresses, e.extra.addresses + 16
     out = an_mp_head(out, AN_MP_ARRAY + 7 + (3 if r.fields & AN_SET_LINK else 0), 0, 0)
     out = write_text(out, <str>core.port_names[r.out_port])
-    out = write_address_or_nil(out, r.fields & AN_SET_SOURCE, source, e.key.version)
+    out = write_address_or_nil(out, r.fields & AN_SET_SOURCE, source, e.version)
     out = write_uint_or_nil(out, r.fields & AN_SET_SOURCE_PORT, r.source_port)
-    out = write_address_or_nil(out, r.fields & AN_SET_DESTINATION, destination, e.key.version)
+    out = write_address_or_nil(out, r.fields & AN_SET_DESTINATION, destination, e.version)
     out = write_uint_or_nil(out, r.fields & AN_SET_DESTINATION_PORT, r.destination_port)
     out = write_uint_or_nil(out, r.fields & AN_SET_DSCP, r.dscp)
     out = write_bool(out, r.fields & AN_DECREMENT_TTL)

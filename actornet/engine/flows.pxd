@@ -22,7 +22,6 @@ cdef class Flows:
     cdef uint64_t revocations    # so many times have owners revoked all offloads
     cdef uint32_t hand           # where the search for a flow to evict has come to
     cdef void *core              # borrowed: the Core whose flows these are
-    cdef bint extras             # an entry has, or had, what few need
     cdef tuple defaults          # offsets of slots, and values of a new flow's fields
     cdef tuple defaults_copied   # names and values of those that change in place
 

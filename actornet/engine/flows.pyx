@@ -17,8 +17,8 @@ from actornet.engine.types cimport (
 )
 from actornet.engine.verdict cimport VERDICT_DROP, VERDICT_FORWARD, VERDICT_REWRITE, Forward, Rewrite
 from actornet.engine.wire cimport (
-    AN_TIMER_SLOTS, AN_TIMER_TICK_SHIFT, an_hash, an_rewrite_prepare, an_table_find, an_table_free, an_table_init, an_table_insert,
-    an_table_remove, an_timer_advance, an_timer_arm, key_of,
+    AN_TIMER_SLOTS, AN_TIMER_TICK_SHIFT, an_entry_key, an_hash, an_rewrite_prepare, an_table_find, an_table_free, an_table_init,
+    an_table_insert, an_table_remove, an_timer_advance, an_timer_arm, key_of,
 )
 
 from actornet.engine.terms import Meter, Mirror
@@ -201,8 +201,10 @@ cdef class Flows:
         """Whether packets of all keys of the flow come to this core."""
         cdef Core core = <Core>self.core
         cdef uint32_t i = flow.first
+        cdef an_key key
         for _ in range(flow.keys if core.cores > 1 else 0):
-            if core.home(&self.table.entries[i].key) != <unsigned>core.index:
+            key = an_entry_key(&self.table.entries[i])
+            if core.home(&key) != <unsigned>core.index:
                 return False
             i = self.table.entries[i].next_key
         return True
@@ -339,6 +341,7 @@ cdef class Flows:
         """Make `verdict` the entry's offload; `terms` may be NULL."""
         cdef Core core = <Core>self.core
         cdef an_entry *e = &self.table.entries[index]
+        cdef an_key key = an_entry_key(e)
         cdef an_rewrite r
         cdef Rewrite rewrite = None
         cdef an_extra *extra
@@ -349,21 +352,21 @@ cdef class Flows:
             r.action = AN_DROP
         elif verdict.kind == VERDICT_FORWARD:
             r.action = AN_FORWARD
-            r.out_port = core.resolve_out((<Forward>verdict).to, e.key.port)
+            r.out_port = core.resolve_out((<Forward>verdict).to, key.port)
         elif verdict.kind == VERDICT_REWRITE:
             rewrite = <Rewrite>verdict
             if rewrite.payload is not None:
                 raise UsageError("offload: a payload is one packet's, so it cannot be offloaded")
-            if rewrite.version and rewrite.version != e.key.version:
-                raise UsageError(f"offload: an IPv{rewrite.version} address for an IPv{e.key.version} flow")
+            if rewrite.version and rewrite.version != key.version:
+                raise UsageError(f"offload: an IPv{rewrite.version} address for an IPv{key.version} flow")
             r = rewrite.rewrite
             addresses = rewrite.ipv6_addresses()
-            r.out_port = core.resolve_out(rewrite.to, e.key.port)
-            an_rewrite_prepare(&r, &e.key, addresses)
+            r.out_port = core.resolve_out(rewrite.to, key.port)
+            an_rewrite_prepare(&r, &key, addresses)
         else:
             raise UsageError(f"offload: {verdict!r} is not a decision that the core can carry out")
         if r.action == AN_FORWARD:
-            adjacency = core.neighbors.adjacency(r.out_port, &e.key, &r, addresses)
+            adjacency = core.neighbors.adjacency(r.out_port, &key, &r, addresses)
             if adjacency < 0:
                 raise NoRouteError(f"offload: no route to the destination out of port {core.port_names[r.out_port]}")
             r.adjacency = adjacency
@@ -379,7 +382,7 @@ cdef class Flows:
         else:
             e.state &= ~AN_TERMS
         e.rewrite = r
-        e.generation = self.table.generation
+        e.rewrite.generation = self.table.generation
         if punt:
             e.state |= AN_PUNT_TCP
         else:
@@ -391,7 +394,6 @@ cdef class Flows:
             e.extra = <an_extra *>calloc(1, sizeof(an_extra))
             if e.extra == NULL:
                 raise MemoryError("offload")
-            self.extras = True
         return e.extra
 
     cdef int withdraw(self, an_entry *e) noexcept:

@@ -23,6 +23,7 @@ from actornet.engine.parked cimport an_queue_pop
 from actornet.engine.ring cimport an_word_load
 from actornet.engine.suspension cimport Suspension, refuse, stop
 from actornet.engine.types cimport AN_NONE, an_entry, an_key
+from actornet.engine.wire cimport an_entry_key
 
 from actornet.errors import StateError
 from actornet.limits import MOVE_FLOWS_MAX, MOVE_TURNS_MAX
@@ -117,7 +118,7 @@ cdef class Moves:
             raise MemoryError("a flow's keys")
         try:
             for n in range(count):
-                keys[n] = core.flows.table.entries[i].key
+                keys[n] = an_entry_key(&core.flows.table.entries[i])
                 i = core.flows.table.entries[i].next_key
             flow.suspension = None
             core.flows.remove(flow)

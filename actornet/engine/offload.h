@@ -44,7 +44,7 @@ static inline const uint8_t *an_addresses(const struct an_entry *e)
 /* Whether an offload stands that an owner has revoked since. */
 static inline int an_revoked(const struct an_table *table, const struct an_entry *e)
 {
-    return e->generation != table->generation && e->rewrite.action != AN_SLOW && e->rewrite.action != AN_REDIRECT;
+    return e->rewrite.generation != table->generation && e->rewrite.action != AN_SLOW && e->rewrite.action != AN_REDIRECT;
 }
 
 /* Whether the entry's rewrite, rather than its flow's actor, decides about the packet. */
@@ -69,7 +69,7 @@ static inline int an_offload(struct an_table *table, struct an_packet *p, uint32
     e = &table->entries[p->entry];
     next_hop = &adjacencies[e->rewrite.adjacency];
     if (an_unlikely(e->rewrite.action != AN_FORWARD || e->state & (AN_BUSY | AN_HELD | AN_TERMS) ||
-                    e->rewrite.fields & AN_SET_LINK || e->generation != table->generation || p->flags & AN_ICMP_ERROR ||
+                    e->rewrite.fields & AN_SET_LINK || e->rewrite.generation != table->generation || p->flags & AN_ICMP_ERROR ||
                     (e->state & AN_PUNT_TCP && p->tcp_flags & AN_TCP_SYN_FIN_RST) || !next_hop->resolved ||
                     an_rewrite_apply(p, &e->rewrite, an_addresses(e)) != 0))
         return AN_GENERAL;
@@ -98,14 +98,13 @@ static inline int an_offload_glanced(struct an_table *table, struct an_packet *p
     const struct an_rewrite *r = &e->rewrite;
     if (r->action != AN_FORWARD)
         return AN_GENERAL;
-    uint64_t addresses = an_load32(e->key.source) | (uint64_t)an_load32(e->key.destination) << 32;
-    if (an_unlikely((g->addresses ^ addresses) | (g->tail ^ an_load64(&e->key.source_port))))
+    if (an_unlikely((g->addresses ^ an_entry_addresses(e)) | (g->tail ^ an_entry_tail(e))))
         return AN_GENERAL;
     const struct an_adjacency *next_hop = &adjacencies[r->adjacency];
     uint8_t fields = r->fields, state = e->state, protocol = (uint8_t)(g->tail >> 32);
     uint8_t decrement = fields & AN_DECREMENT_TTL ? 1 : 0;
     if (an_unlikely(state & (AN_BUSY | AN_HELD | AN_TERMS) || fields & (AN_SET_LINK | AN_SET_DSCP) ||
-                    e->generation != table->generation || !next_hop->resolved || ip[8] <= decrement))
+                    r->generation != table->generation || !next_hop->resolved || ip[8] <= decrement))
         return AN_GENERAL;
     if (protocol == AN_TCP && state & AN_PUNT_TCP && l4[13] & AN_TCP_SYN_FIN_RST)
         return AN_GENERAL;
@@ -115,7 +114,7 @@ static inline int an_offload_glanced(struct an_table *table, struct an_packet *p
     ports = (ports & keep) | (ports_new & ~keep);
     uint32_t source = fields & AN_SET_SOURCE ? r->source : (uint32_t)g->addresses;
     uint32_t destination = fields & AN_SET_DESTINATION ? r->destination : (uint32_t)(g->addresses >> 32);
-    uint16_t l3_delta = r->l3_delta, l4_delta = r->l4_delta, pseudo_delta = r->pseudo_delta;
+    uint16_t l3_delta = an_rewrite_l3_delta(r), l4_delta = r->l4_delta, addresses_delta = r->addresses_delta;
     int out = r->out_port;
     e->packets++;
     e->bytes += p->length;
@@ -126,7 +125,8 @@ static inline int an_offload_glanced(struct an_table *table, struct an_packet *p
     an_store16(ip + 10, an_csum_update(an_load16(ip + 10), l3_delta));
     an_store64(ip + 12, source | (uint64_t)destination << 32);
     memcpy(l4, &ports, 4);
-    an_rewrite_csum(l4 + (protocol == AN_TCP ? 16 : 6), protocol, an_csum_is_partial(p, l4), l4_delta, pseudo_delta);
+    an_rewrite_csum(l4 + (protocol == AN_TCP ? 16 : 6), protocol, an_csum_is_partial(p, l4), l4_delta,
+                    addresses_delta);
     return out;
 }
 
@@ -139,21 +139,26 @@ static inline uint32_t an_flow_from(const struct an_table *table, uint32_t index
     return AN_NONE;
 }
 
-/* What the general path will touch beyond the entry: of a flow that is not offloaded its actor, of `bytes` bytes; else what
- * only few offloads have. Whether it is an actor. */
-static inline int an_prefetch_beyond(const struct an_table *table, uint32_t index, unsigned bytes)
+/* What a packet needs beyond the first line of its entry. */
+enum an_beyond { AN_NOTHING = 0, AN_ACTOR, AN_EXTRA };
+
+/* Have that fetched which lies beyond the entry: of a flow that is not offloaded its actor, of `bytes` bytes; else what only
+ * few offloads have. */
+static inline enum an_beyond an_prefetch_beyond(const struct an_table *table, uint32_t index, unsigned bytes)
 {
     if (index == AN_NONE)
-        return 0;
+        return AN_NOTHING;
     const struct an_entry *e = &table->entries[index];
     int slow = e->rewrite.action == AN_SLOW;
+    if (!slow && e->version == 4 && !(e->state & AN_TERMS || e->rewrite.fields & AN_SET_LINK))
+        return AN_NOTHING;
     const char *begin = slow ? (const char *)e->actor - 16 : (const char *)e->extra;
-    if (begin == NULL)
-        return 0;
-    __builtin_prefetch(begin, 1);
-    for (unsigned at = 64; at < (slow ? bytes + 80 : sizeof(struct an_extra) + 64); at += 64)
-        __builtin_prefetch(begin + at, 1, 1);
-    return slow;
+    if (begin != NULL) {
+        __builtin_prefetch(begin, 1);
+        for (unsigned at = 64; at < (slow ? bytes + 80 : sizeof(struct an_extra) + 64); at += 64)
+            __builtin_prefetch(begin + at, 1, 1);
+    }
+    return slow ? AN_ACTOR : AN_EXTRA;
 }
 
 /* And what a handler will, once its actor is here: the objects that its fields, at `from` to `to`, refer to. */
@@ -162,7 +167,7 @@ static inline void an_prefetch_fields(const struct an_table *table, uint32_t ind
     if (index == AN_NONE || table->entries[index].rewrite.action != AN_SLOW)
         return;
     const struct an_entry *e = &table->entries[index];
-    const char *actor = e->key.version == 0xff ? NULL : e->actor; /* 0xff: of a flow that has gone within this burst */
+    const char *actor = e->version == 0xff ? NULL : e->actor; /* 0xff: of a flow that has gone within this burst */
     for (unsigned at = from; actor && at < to; at += sizeof(void *)) {
         const char *field = *(const char *const *)(actor + at);
         __builtin_prefetch(field, 1);

@@ -30,12 +30,12 @@ static inline const uint8_t *an_rewrite_destination(const struct an_rewrite *r, 
 static inline void an_rewrite_prepare(struct an_rewrite *r, const struct an_key *from, const uint8_t *addresses)
 {
     uint32_t bytes = from->version == 4 ? 4 : 16;
-    uint16_t pseudo = 0, ports = 0;
+    uint16_t addresses_delta = 0, ports = 0;
     if (r->fields & AN_SET_SOURCE)
-        pseudo = an_sum_diff(from->source, an_rewrite_source(r, from->version, addresses), bytes);
+        addresses_delta = an_sum_diff(from->source, an_rewrite_source(r, from->version, addresses), bytes);
     if (r->fields & AN_SET_DESTINATION)
-        pseudo = an_sum_add(pseudo, an_sum_diff(from->destination, an_rewrite_destination(r, from->version, addresses),
-                                                bytes));
+        addresses_delta = an_sum_add(
+            addresses_delta, an_sum_diff(from->destination, an_rewrite_destination(r, from->version, addresses), bytes));
     if (from->protocol == AN_ICMP || from->protocol == AN_ICMPV6) {
         if (r->fields & (AN_SET_SOURCE_PORT | AN_SET_DESTINATION_PORT))
             ports = an_sum_add(an_swap16(an_rewrite_identifier(r)), (uint16_t)~an_swap16(from->source_port));
@@ -46,9 +46,14 @@ static inline void an_rewrite_prepare(struct an_rewrite *r, const struct an_key 
             ports = an_sum_add(ports, an_sum_add(an_swap16(r->destination_port),
                                                  (uint16_t)~an_swap16(from->destination_port)));
     }
-    r->l3_delta = r->fields & AN_DECREMENT_TTL ? an_sum_add(pseudo, 0xfffe) : pseudo; /* TTL is its word's low byte */
-    r->l4_delta = from->protocol == AN_ICMP ? ports : an_sum_add(pseudo, ports);
-    r->pseudo_delta = from->protocol == AN_ICMP ? 0 : pseudo;
+    r->addresses_delta = addresses_delta;
+    r->l4_delta = from->protocol == AN_ICMP ? ports : an_sum_add(addresses_delta, ports);
+}
+
+/* The sum of (new - old) over what the IPv4 header checksum covers: the TTL is the low byte of a word. */
+static inline uint16_t an_rewrite_l3_delta(const struct an_rewrite *r)
+{
+    return r->fields & AN_DECREMENT_TTL ? an_sum_add(r->addresses_delta, 0xfffe) : r->addresses_delta;
 }
 
 /* Writes an even number of bytes and adds the change to `*delta`. */
@@ -237,7 +242,7 @@ static inline int an_rewrite_apply(struct an_packet *p, const struct an_rewrite 
         uint32_t source = fields & AN_SET_SOURCE ? r->source : an_load32(ip + 12);
         uint32_t destination = fields & AN_SET_DESTINATION ? r->destination : an_load32(ip + 16);
         ip[8] -= decrement;
-        an_store16(ip + 10, an_csum_update(an_load16(ip + 10), r->l3_delta));
+        an_store16(ip + 10, an_csum_update(an_load16(ip + 10), an_rewrite_l3_delta(r)));
         memcpy(ip + 12, &source, 4);
         memcpy(ip + 16, &destination, 4);
     } else {
@@ -259,11 +264,11 @@ static inline int an_rewrite_apply(struct an_packet *p, const struct an_rewrite 
         ports[0] = fields & AN_SET_SOURCE_PORT ? an_swap16(r->source_port) : ports[0];
         ports[1] = fields & AN_SET_DESTINATION_PORT ? an_swap16(r->destination_port) : ports[1];
         memcpy(l4, ports, 4);
-        an_rewrite_csum(l4 + (protocol == AN_TCP ? 16 : 6), protocol, partial, r->l4_delta, r->pseudo_delta);
+        an_rewrite_csum(l4 + (protocol == AN_TCP ? 16 : 6), protocol, partial, r->l4_delta, r->addresses_delta);
     } else {
         if (fields & (AN_SET_SOURCE_PORT | AN_SET_DESTINATION_PORT))
             an_store16(l4 + 4, an_swap16(an_rewrite_identifier(r)));
-        an_rewrite_csum(l4 + 2, protocol, partial, r->l4_delta, r->pseudo_delta);
+        an_rewrite_csum(l4 + 2, protocol, partial, r->l4_delta, protocol == AN_ICMP ? 0 : r->addresses_delta);
     }
     return 0;
 }

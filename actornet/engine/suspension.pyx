@@ -8,7 +8,7 @@ from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport uint32_t
 from libc.stdlib cimport free
 
-from actornet.engine.black_box cimport an_black_box_enter, an_black_box_leave
+from actornet.engine.black_box cimport an_black_box_leave
 from actornet.engine.core cimport (
     PHASE_MESSAGE, PHASE_PACKET, PYGEN_ERROR, PYGEN_NEXT, PYGEN_RETURN, Core, PyIter_Send, PySendResult, an_now_ns, an_offloaded,
     an_steady_ns, take_error,
@@ -170,8 +170,7 @@ cdef class Suspension:
                 asyncio_tasks._leave_task(core.loop, outer)
             asyncio_tasks._enter_task(core.loop, task)
         core.driving = self.flow
-        an_black_box_enter(
-            core.box, &self.packet.p.key if self.packet != NULL else &core.flows.table.entries[self.flow.first].key, phase)
+        core.enter(self.flow, &self.packet.p if self.packet != NULL else NULL, phase)
         if self.unawaitable:
             self.coroutine.close()
             status = PYGEN_ERROR

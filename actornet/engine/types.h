@@ -1,12 +1,12 @@
 /* Data structures of the packet engine, shared by its headers and the Cython modules.
  *
  * One `an_packet` describes a frame in flight; parse.h fills what follows `time_ns`. One `an_entry` per key stands in
- * the flow table (flow_table.h): two cache lines, the first holding all that an offloaded packet needs to be matched and
- * rewritten, the second what it only counts.
+ * the flow table (flow_table.h): two cache lines, of which an offloaded IPv4 packet needs the first alone.
  */
 #ifndef ACTORNET_TYPES_H
 #define ACTORNET_TYPES_H
 
+#include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -121,8 +121,7 @@ struct an_extra {
     struct an_terms terms;
 };
 
-/* A decision that the compiled core can carry out alone: 24 bytes, so that it shares the key's cache line.
- * IPv4 addresses are held here; IPv6 ones in the entry's `extra`. */
+/* A decision that the compiled core can carry out alone. IPv4 addresses are held here; IPv6 ones in the entry's `extra`. */
 struct an_rewrite {
     uint8_t action;      /* enum an_action */
     uint8_t fields;
@@ -130,10 +129,10 @@ struct an_rewrite {
     uint8_t dscp;
     uint16_t source_port, destination_port; /* host order */
     uint32_t source, destination;           /* IPv4, network order as loaded */
-    uint16_t l3_delta; /* one's complement sum of (new - old) over what the IPv4 header checksum covers */
-    uint16_t l4_delta; /* the same for the TCP/UDP checksum (pseudo-header addresses and ports) */
-    uint16_t pseudo_delta; /* addresses only: for AN_CSUM_PARTIAL */
-    uint16_t adjacency;    /* index of the next hop's MAC addresses on out_port; 0 = leave Ethernet header as is */
+    uint16_t addresses_delta; /* one's complement sum of (new - old) over the addresses */
+    uint16_t l4_delta;        /* the same over what the transport checksum covers: addresses and ports */
+    uint16_t adjacency;       /* index of the next hop's MAC addresses on out_port; 0 = leave Ethernet header as is */
+    uint16_t generation;      /* of an entry's: void once the table has another */
 };
 
 /* an_entry.state */
@@ -144,24 +143,28 @@ struct an_rewrite {
 #define AN_TERMS 0x20   /* its offload has terms: `extra` is there */
 #define AN_BUSY 0x10    /* a handler of its flow is suspended: packets join the mailbox (G1) */
 
+/* Its key is in two parts, see an_entry_key(): what IPv4 has of it, and the rest of IPv6 addresses. */
 struct an_entry {
-    struct an_key key;         /* 40 */
-    struct an_rewrite rewrite; /* 24: end of first line */
+    uint8_t source[4], destination[4];
+    uint16_t source_port, destination_port;
+    uint8_t protocol, version, port;
+    uint8_t state;             /* where a key has a 0 */
+    struct an_rewrite rewrite; /* 24 */
     uint64_t packets, bytes;
-    uint64_t last_seen_ns;
+    uint64_t last_seen_ns;     /* end of first line */
+    uint8_t source_rest[12], destination_rest[12];
     void *actor;               /* borrowed: PyObject* of the flow actor */
     struct an_extra *extra;    /* or NULL */
     uint32_t hash;
     uint32_t next_key;         /* ring of the flow's entries */
     uint32_t timer_next, timer_prev;
     uint32_t timer_slot;       /* AN_NONE when not armed */
-    uint8_t state;
-    uint8_t pad;
-    uint16_t generation;       /* of its offload: void once the table has another */
 } __attribute__((aligned(64)));
 
 _Static_assert(sizeof(struct an_key) == 40, "a key is 40 bytes");
-_Static_assert(sizeof(struct an_rewrite) == 24, "a rewrite fills the key's cache line");
+_Static_assert(sizeof(struct an_rewrite) == 24, "a rewrite is 24 bytes");
 _Static_assert(sizeof(struct an_entry) == 128, "an entry is two cache lines");
+_Static_assert(offsetof(struct an_entry, source_rest) == 64, "the first one ends with what every packet counts");
+_Static_assert(offsetof(struct an_entry, state) == offsetof(struct an_entry, source_port) + 7, "see AN_TAIL");
 
 #endif

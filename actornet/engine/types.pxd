@@ -57,10 +57,10 @@ cdef extern from "types.h" nogil:
         uint16_t destination_port
         uint32_t source
         uint32_t destination
-        uint16_t l3_delta
+        uint16_t addresses_delta
         uint16_t l4_delta
-        uint16_t pseudo_delta
         uint16_t adjacency
+        uint16_t generation
 
     struct an_link:
         uint8_t destination[6]
@@ -87,7 +87,9 @@ cdef extern from "types.h" nogil:
         an_terms terms
 
     struct an_entry:
-        an_key key
+        uint8_t version
+        uint8_t port
+        uint8_t state
         an_rewrite rewrite
         uint64_t packets
         uint64_t bytes
@@ -99,5 +101,3 @@ cdef extern from "types.h" nogil:
         uint32_t timer_next
         uint32_t timer_prev
         uint32_t timer_slot
-        uint8_t state
-        uint16_t generation

@@ -378,7 +378,7 @@ cdef class Table:
         key_of(flow, port, &key)
         cdef uint32_t hash = self.hash(&key)
         an_table_prefetch(&self.table, hash)
-        cdef uint32_t guess = an_table_probe(&self.table, hash)
+        cdef uint32_t guess = an_table_probe(&self.table, hash, True)
         if probed is not None:
             guess = number_of(probed, "index", self.table.entries_max - 1)
         cdef uint32_t index = an_table_find_probed(&self.table, &key, hash, guess)
@@ -404,7 +404,8 @@ cdef class Table:
 
     def flow(self, index: int) -> FiveTuple:
         """The key of a live entry."""
-        return five_tuple(&self.table.entries[self.live(index)].key)
+        cdef an_key key = an_entry_key(&self.table.entries[self.live(index)])
+        return five_tuple(&key)
 
     def arm(self, index: int, deadline_ns: int) -> None:
         """Arms or re-arms the timer of a live entry."""

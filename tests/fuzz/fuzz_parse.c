@@ -164,7 +164,7 @@ static void check_table(struct an_table *t, const struct an_key *key)
 {
     uint32_t hash = (uint32_t)an_hash(key, t->seed), index = an_table_find(t, key, hash), due[8];
     an_table_prefetch(t, hash);
-    CHECK(an_table_find_probed(t, key, hash, an_table_probe(t, hash)) == index);
+    CHECK(an_table_find_probed(t, key, hash, an_table_probe(t, hash, (int)below(2))) == index);
     if (index == AN_NONE) {
         index = an_table_insert(t, key, hash);
         CHECK((index == AN_NONE) == (t->used == t->entries_max && an_table_find(t, key, hash) == AN_NONE));
@@ -173,8 +173,11 @@ static void check_table(struct an_table *t, const struct an_key *key)
         CHECK(an_table_find(t, key, hash) == AN_NONE);
         return;
     }
-    if (index != AN_NONE)
+    if (index != AN_NONE) {
+        struct an_key its = an_entry_key(&t->entries[index]);
+        CHECK(an_key_equal(&its, key));
         an_timer_arm(t, index, t->now_ns + below(UINT32_MAX) * (uint64_t)below(200));
+    }
     uint32_t count = an_timer_advance(t, t->now_ns + below(UINT32_MAX), due, 8);
     for (uint32_t i = 0; i < count; i++)
         an_table_remove(t, due[i]);
@@ -250,7 +253,7 @@ static void check_glance(struct an_table *t, const struct an_packet *p)
     };
     an_rewrite_prepare(&e->rewrite, &p->key, NULL);
     e->state = (uint8_t)(AN_LIVE | (below(2) ? AN_PUNT_TCP : 0) | (below(8) ? 0 : below(64)));
-    e->generation = t->generation;
+    e->rewrite.generation = t->generation;
     before = *e;
     one.data = malloc(p->length), other.data = malloc(p->length);
     memcpy(one.data, p->data, p->length);
