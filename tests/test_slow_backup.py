@@ -105,7 +105,7 @@ def judged(pair: Pair, tap: Wiretap) -> list[str]:
 
 def test_a_short_freeze_is_waited_for(tmp_path: Path) -> None:
     """G3: below the silence limit new flows' packets wait for the backup's word, none is lost, and it goes on counting."""
-    waited = 0
+    waited = too_long = 0
     with Pair(tmp_path / "pair") as pair, Wiretap(pair.lab) as tap:
         pair.start()
         victim = pair.process("b", "owner-system")
@@ -114,12 +114,14 @@ def test_a_short_freeze_is_waited_for(tmp_path: Path) -> None:
             for _ in range(10):
                 begun_ns, ended_ns = freeze(victim, 0.4 * SILENCE_MS / 1000)
                 time.sleep(0.1)
-                if ended_ns - begun_ns < 0.8 * SILENCE_MS * 1e6:  # else this machine was too busy to do it
+                if ended_ns - begun_ns < 0.8 * SILENCE_MS * 1e6:
                     sent = opens.during(begun_ns, ended_ns)
                     assert all(at + took * 1e6 >= ended_ns for at, took in sent), "an output did not wait"
                     waited += len(sent)
+                else:
+                    too_long += 1  # this machine was too busy to do it
             assert waited >= 3
-            assert '"event":"backup lost"' not in pair.printed("a")
+            assert pair.printed("a").count('"event":"backup lost"') <= too_long
             assert all(took < float("inf") for _, took in opens.taken), "one was lost"
             take_over(pair, stream)
         assert transfer.outcome()
@@ -137,8 +139,9 @@ def test_a_long_freeze_is_gone_on_without(tmp_path: Path) -> None:
             pair.wait_for("a", r'"event":"going on without a backup"')
             status = pair.worker("a", "owner-system")["status"]
             assert (status["state"], status["commits_alone"], status["lag_records"]) == ("alone", True, None)
+            wait_until(lambda: opens.during(begun_ns, time.monotonic_ns())[20:])
             during = opens.during(begun_ns, time.monotonic_ns())
-            assert len(during) > 20 and max(took for _, took in during) < 10 * SILENCE_MS, "new flows were not served"
+            assert max(took for _, took in during) < 10 * SILENCE_MS, "new flows were not served"
             pair.signal("b", signal.SIGCONT)
             wait_until(lambda: pair.printed("a").count('"event":"backup in sync"') == 2, 10)
             assert '"event":"took over"' not in pair.printed("b")
@@ -165,8 +168,9 @@ def test_a_slow_link_is_waited_for(tmp_path: Path) -> None:
                     status = pair.worker("a", "owner-system")["status"]
                     lags.append((status["state"], status["lag_records"], status["lag_ms"]))
                 if '"event":"backup lost"' not in pair.printed("a"):
+                    wait_until(lambda: opens.during(begun_ns, time.monotonic_ns())[20:])
                     slowed = opens.during(begun_ns, time.monotonic_ns())
-                    assert len(slowed) > 20 and min(took for _, took in slowed) >= 2 * DELAY_MS, f"seed {SEED}"
+                    assert min(took for _, took in slowed) >= 2 * DELAY_MS, f"seed {SEED}"
                 assert not stream.lost(begun_ns), f"seed {SEED}"
                 assert median(stream.took_ms(begun_ns)) < 2 * DELAY_MS, "offloaded packets wait for nobody"
                 take_over(pair, stream)

@@ -39,9 +39,8 @@ from actornet.engine.verdict cimport (
     VERDICT_ANSWER, VERDICT_DROP, VERDICT_OFFLOADED, VERDICT_REJECT, VERDICT_EMIT, VERDICT_REWRITE, Answer, Emit, Forward, Made, Verdict,
 )
 from actornet.engine.wire cimport (
-    an_entry_key, an_hash, an_is_discovery, an_key_equal, an_parse, an_parse_inner, an_rewrite_apply, an_rewrite_prepare, an_rss_core,
-    an_rss_core_keyed, an_table_back, an_table_find, an_table_prefetch, an_table_probe, an_table_wants,
-    five_tuple,
+    an_entry_key, an_hash, an_is_discovery, an_key_equal, an_parse, an_parse_inner, an_rewrite_apply, an_rewrite_prepare,
+    an_rss_core, an_rss_core_keyed, an_table_back, an_table_find, an_table_prefetch, an_table_probe, an_table_wants, five_tuple,
 )
 
 from actornet.engine.counters import COUNTERS, PID_COUNTER

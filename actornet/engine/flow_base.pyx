@@ -7,8 +7,6 @@ from msgspec import ValidationError
 from cpython.object cimport PyObject, PyObject_GenericSetAttr
 from cpython.ref cimport Py_INCREF
 
-from libc.string cimport memcmp
-
 from actornet.engine.core cimport PYGEN_ERROR, PYGEN_NEXT, PYGEN_RETURN, Core, PySendResult
 from actornet.engine.counters cimport C_ASKS, C_FLOW_TABLE_FULL, C_STREAM_GAPS
 from actornet.engine.types cimport AN_NONE, AN_PUNT_TCP, AN_TERMS, an_entry, an_key, an_terms

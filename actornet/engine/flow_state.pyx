@@ -13,7 +13,8 @@ from actornet.engine.core cimport Core
 from actornet.engine.flow_base cimport FlowBase, core_of
 from actornet.engine.types cimport (
     AN_DECREMENT_TTL, AN_DROP, AN_LINK_DESTINATION, AN_LINK_SOURCE, AN_LINK_VLAN, AN_PUNT_TCP, AN_SET_DESTINATION,
-    AN_SET_DESTINATION_PORT, AN_SET_DSCP, AN_SET_LINK, AN_SET_SOURCE, AN_SET_SOURCE_PORT, AN_TERMS, an_entry, an_key, an_rewrite,
+    AN_SET_DESTINATION_PORT, AN_SET_DSCP, AN_SET_LINK, AN_SET_SOURCE, AN_SET_SOURCE_PORT, AN_TERMS, an_entry, an_key,
+    an_rewrite,
 )
 from actornet.engine.verdict cimport mac_text
 from actornet.engine.wire cimport an_entry_key
