@@ -105,7 +105,7 @@ def judged(pair: Pair, tap: Wiretap) -> list[str]:
 
 def test_a_short_freeze_is_waited_for(tmp_path: Path) -> None:
     """G3: below the silence limit new flows' packets wait for the backup's word, none is lost, and it goes on counting."""
-    waited = too_long = 0
+    waited = 0
     with Pair(tmp_path / "pair") as pair, Wiretap(pair.lab) as tap:
         pair.start()
         victim = pair.process("b", "owner-system")
@@ -114,14 +114,12 @@ def test_a_short_freeze_is_waited_for(tmp_path: Path) -> None:
             for _ in range(10):
                 begun_ns, ended_ns = freeze(victim, 0.4 * SILENCE_MS / 1000)
                 time.sleep(0.1)
-                if ended_ns - begun_ns < 0.8 * SILENCE_MS * 1e6:
+                if ended_ns - begun_ns < 0.8 * SILENCE_MS * 1e6:  # else this machine was too busy to do it
                     sent = opens.during(begun_ns, ended_ns)
                     assert all(at + took * 1e6 >= ended_ns for at, took in sent), "an output did not wait"
                     waited += len(sent)
-                else:
-                    too_long += 1  # this machine was too busy to do it
             assert waited >= 3
-            assert pair.printed("a").count('"event":"backup lost"') <= too_long
+            assert '"event":"backup lost"' not in pair.printed("a")
             assert all(took < float("inf") for _, took in opens.taken), "one was lost"
             take_over(pair, stream)
         assert transfer.outcome()
