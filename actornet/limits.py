@@ -82,8 +82,10 @@ CORES_MAX = 64
 """Cores of one node."""
 
 HEARTBEAT_MS = 5
-SILENCE_MS = 30
-"""Heartbeat interval of the link, and the silence after which the peer counts as dead."""
+SILENCE_MS_DEFAULT = 30
+SILENCE_MS_MIN = 3 * HEARTBEAT_MS
+SILENCE_MS_MAX = 10_000
+"""Heartbeat interval of the link, the silence after which the peer counts as dead, and what may be configured."""
 
 LINKS_LOOK_MS = 50
 LINKS_DOWN_MS = 300
@@ -162,7 +164,7 @@ LINK_QUEUE_BYTES_MAX = 1 << 24
 
 LINK_BATCH_RECORDS = 256
 LINK_BATCH_BYTES = 1 << 18
-"""Records and bytes of one message: small enough that a backup applies and acknowledges it within `SILENCE_MS`."""
+"""Records and bytes of one message: small enough that a backup applies and acknowledges it within `SILENCE_MS_DEFAULT`."""
 
 LINK_WINDOW_RECORDS = 1 << 13
 LINK_WINDOW_BYTES = 1 << 22
@@ -291,7 +293,7 @@ OWNER_IDLE_MS = 20
 OWNER_BUSY_MS = 5
 OWNER_REST_SHARE = 0.07
 """An owner system that did not sleep for so long rests for this share of that time: its thread is a real-time one, of
-which the kernel takes 50 ms away in one go, more than `SILENCE_MS`, if it leaves less than 5 % of the time to others."""
+which the kernel takes 50 ms away in one go, more than SILENCE_MS_DEFAULT, if it leaves less than 5 % of the time to others."""
 
 STANDBY_BUSY_MS = 20
 """A standby core that did not sleep for so long restores many flows: until it sleeps again it is no real-time thread."""

@@ -21,6 +21,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from actornet.limits import SILENCE_MS_DEFAULT
 from actornet.testing.netns import Lab
 from actornet.testing.pair import Pair
 from actornet.testing.traffic import SERVER, TcpTransfer, UdpEcho, UdpStream, udp_socket
@@ -43,7 +44,7 @@ while connection.recv({RECORDS_BYTES}):
 
 def takeover(directory: Path) -> Row:
     """One kill -9 under traffic."""
-    with Pair(directory) as pair:
+    with Pair(directory, silence_ms=SILENCE_MS_DEFAULT) as pair:
         pair.start()
         with UdpStream(pair.lab) as stream, TcpTransfer(pair.lab) as transfer:
             time.sleep(0.7)
@@ -109,7 +110,7 @@ def latency(directory: Path, rounds: int) -> list[Row]:
     rows: list[Row] = []
     for number in range(rounds):
         for name, durability in (("replicated", "applied"), ("solo", "solo")):
-            with Pair(directory / f"{name}-{number}", durability=durability) as pair:
+            with Pair(directory / f"{name}-{number}", durability=durability, silence_ms=SILENCE_MS_DEFAULT) as pair:
                 pair.launch("a", "primary")
                 if durability != "solo":
                     pair.launch("b", "backup")

@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 
 from actornet.errors import ActornetError
+from actornet.limits import SILENCE_MS_DEFAULT
 from actornet.testing.pair import Pair
 from bench.forward import build_traffic, received
 from bench.report import Row, table, write_json
@@ -59,7 +60,7 @@ def new_flows(pair: Pair, binary: Path, seconds: float) -> tuple[float, float]:
 
 def measure(directory: Path, binary: Path, seconds: float, *, replicated: bool) -> tuple[float, ...] | None:
     """Offloaded Mpps, opens per second and CPU time per open; None if the backup took over meanwhile."""
-    with Pair(directory, durability="applied" if replicated else "solo") as pair:
+    with Pair(directory, durability="applied" if replicated else "solo", silence_ms=SILENCE_MS_DEFAULT) as pair:
         pair.launch("a", "primary")
         if replicated:
             pair.launch("b", "backup")

@@ -21,7 +21,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from actornet.limits import FLOWS_MAX_DEFAULT
+from actornet.limits import FLOWS_MAX_DEFAULT, SILENCE_MS_DEFAULT
 from actornet.testing.netns import Lab
 from actornet.testing.pair import Name, Pair
 from actornet.testing.traffic import SERVER, Traffic, UdpEcho, UdpStream, udp_socket
@@ -111,7 +111,7 @@ class NewFlows(Traffic):
 
 
 def measure(directory: Path, binary: Path, flows: int, timeout_s: float) -> Row:
-    with Pair(directory) as pair:
+    with Pair(directory, silence_ms=SILENCE_MS_DEFAULT) as pair:
         flags = ["--flows-max", str(4 * flows + FLOWS_MAX_DEFAULT)]  # two keys per flow
         pair.launch("a", "primary", *flags)
         fill_s = fill(pair, binary, flows, timeout_s)

@@ -107,7 +107,7 @@ def test_flags_alone_are_enough():
 FLAGS = """
 --name n --nf a:B+c:D --cores 2 --cpus 1,0 --flows-max 9 --poll busy --port
 lan=x0,address=10.1.0.1/8,gateway=10.1.0.9 --port lan=x1,driver=tap,mac=02:00:00:00:00:01 --set
-first=1 --set A.last=2 --durability solo --without-backup stop --witness etcd:h:1 --lease-ms 400
+first=1 --set A.last=2 --durability solo --without-backup stop --witness etcd:h:1 --lease-ms 400 --silence-ms 90
 --etcd-ca ca --etcd-cert cert --etcd-key key --etcd-user me --etcd-password-file word
 --keep-records 5000 --key-file k --log l --link 127.0.0.1:1 --listen 127.0.0.1:2 --control
 127.0.0.1:3
@@ -128,7 +128,8 @@ def test_every_key_of_the_file_has_a_flag(file, monkeypatch):
     assert (d.name, d.nf, d.cores, d.cpus, d.flows_max, d.poll) == ("n", "a:B+c:D", 2, [1, 0], 9, "busy")
     assert d.ports["lan"] == PortTable("x1", "tap", "10.1.0.1/8", "10.1.0.9", "02:00:00:00:00:01")
     assert d.settings == {"address": "203.0.113.1", "first": "1", "A.last": "2"}
-    assert (d.durability, d.without_backup, d.witness, d.lease_ms) == ("solo", "stop", "etcd:h:1", 400)
+    assert (d.durability, d.without_backup, d.witness) == ("solo", "stop", "etcd:h:1")
+    assert (d.lease_ms, d.silence_ms) == (400, 90)
     assert d.etcd == EtcdAccess("ca", "cert", "key", "me", "word").within(Path.cwd())
     assert (d.keep_records, d.links, d.listen, d.control) == (5000, ["127.0.0.1:1"], "127.0.0.1:2", "127.0.0.1:3")
     assert (d.key_file, d.log) == (Path("k").resolve(), Path("l").resolve())
@@ -152,6 +153,8 @@ def test_every_key_of_the_file_has_a_flag(file, monkeypatch):
             {"replication.durability": "sometimes"},
             "`replication.durability` = 'sometimes': choose one of solo, received",
         ),
+        ({"replication.silence_ms": 14}, "`replication.silence_ms` = 14: choose 15 to 10000"),
+        ({"replication.lease_ms": 19}, "`replication.lease_ms` = 19: choose 20 to 60000"),
         ({"ports": {}}, "`ports` has 0 tables: describe 1 to 16"),
         ({"ports.lan": "lan0"}, "`ports.lan`: Expected `object`, got `str`"),
         ({"ports.lan.interface": "wan0"}, "`ports.lan.interface` = 'wan0': two ports cannot share an interface"),

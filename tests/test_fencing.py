@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from actornet.limits import SILENCE_MS_DEFAULT
 from actornet.testing.etcd_pair import EtcdPair
 from actornet.testing.pair import Pair
 from actornet.testing.traffic import UdpStream
@@ -24,7 +25,9 @@ LEASE_MS = 150
 
 @pytest.fixture
 def pair(tmp_path: Path) -> Iterator[Pair]:
-    with Pair(tmp_path / "pair", witness=f"file:{tmp_path}/witness", lease_ms=LEASE_MS) as made:
+    with Pair(
+        tmp_path / "pair", witness=f"file:{tmp_path}/witness", lease_ms=LEASE_MS, silence_ms=SILENCE_MS_DEFAULT
+    ) as made:
         yield made
 
 
@@ -103,7 +106,7 @@ def test_a_primary_that_is_cut_off_from_backup_and_witness_falls_silent(tmp_path
     be another's, the backup takes over, and the old one, once it is back, is fenced."""
     if shutil.which("etcd") is None:
         pytest.skip("etcd is not installed (Debian: etcd-server)")
-    with EtcdPair(tmp_path / "pair", lease_ms=LEASE_MS) as pair:
+    with EtcdPair(tmp_path / "pair", lease_ms=LEASE_MS, silence_ms=SILENCE_MS_DEFAULT) as pair:
         pair.start()
         with Wiretap(pair.lab) as tap, UdpStream(pair.lab) as stream:
             time.sleep(0.3)

@@ -34,16 +34,14 @@ def test_a_hot_core_gives_flows_to_a_cold_one(tmp_path: Path) -> None:
         assert sum(count["flows_moved"] for count in counters(pair)) >= 1
         time.sleep(1.0)
         for stream in streams:
-            numbers = [number for number, _ in stream.received]
-            assert numbers == list(range(len(numbers))) and len(numbers) > 500
+            assert stream.jumps == [] and len(stream.received) > 500
         assert all(count["handled"] > 500 for count in counters(pair))
         killed_ns = pair.kill("a")
         pair.wait_takeover("b")
         time.sleep(1.0)
         for stream in streams:
             assert stream.outage_ms(killed_ns) < 500 and stream.received[-1][1] > killed_ns
-            numbers = [number for number, _ in stream.received]
-            assert numbers == sorted(set(numbers))
+            assert all(after > before for before, after in stream.jumps), stream.jumps
 
 
 def counters(pair: Pair) -> list[dict[str, int]]:

@@ -22,7 +22,9 @@ from actornet.limits import (
     PATIENCE_MS,
     PAUSE_MARGIN,
     PAUSE_MS_MAX,
-    SILENCE_MS,
+    SILENCE_MS_DEFAULT,
+    SILENCE_MS_MAX,
+    SILENCE_MS_MIN,
     SNAPSHOT_CHUNK_BYTES,
     TERM_EPOCHS,
 )
@@ -507,16 +509,20 @@ def test_refused_once_is_told_once() -> None:
     assert only(machine.receive(Refuse(TERM, "cut", 7, 107), T), Rewind) == Rewind(7, 107, "cut")
 
 
-def test_silence() -> None:
-    """G6: after SILENCE_MS, and not before; acknowledgements are the backup's own signs of life."""
-    machine = synced()
+@pytest.mark.parametrize("silence_ms", [SILENCE_MS_MIN, SILENCE_MS_DEFAULT, SILENCE_MS_MAX])
+def test_silence(silence_ms: int) -> None:
+    """G6: after `silence_ms`, and not before; acknowledgements are the backup's own signs of life."""
+    machine, leader = synced(), in_sync("applied", "solo")
+    machine.silence_ms = leader.silence_ms = silence_ms
     now_ns, signs = T, 0
-    while now_ns < T + SILENCE_MS * MS:
+    while now_ns < T + silence_ms * MS:
         now_ns += MS
         signs += len(sent(machine.tick(now_ns)))
-    assert machine.state is State.IN_SYNC and signs == SILENCE_MS // HEARTBEAT_MS
+        leader.tick(now_ns)
+    assert machine.state is leader.state is State.IN_SYNC and signs == silence_ms // HEARTBEAT_MS
+    assert Close(f"silent for {silence_ms} ms") in leader.tick(now_ns + MS) and leader.epoch == TERM + 1
     actions = machine.tick(now_ns + MS)
-    assert only(actions, Promote) == Promote(2 * TERM, f"primary silent for {SILENCE_MS} ms")
+    assert only(actions, Promote) == Promote(2 * TERM, f"primary silent for {silence_ms} ms")
     assert sent(actions) == [Fence(2 * TERM)] and machine.state is State.PROMOTED
 
 
@@ -542,14 +548,14 @@ def test_a_pause_that_was_announced_is_no_silence() -> None:
     (heartbeat,), (ack,) = sent(leader.pausing(pause_ns, T)), sent(machine.pausing(pause_ns, T))
     machine.receive(heartbeat, T)
     leader.receive(ack, T)
-    for wait_ms in range(0, SILENCE_MS + told_ms + 1, 5):
+    for wait_ms in range(0, SILENCE_MS_DEFAULT + told_ms + 1, 5):
         machine.tick(T + wait_ms * MS)
         leader.tick(T + wait_ms * MS)
-    later = T + (SILENCE_MS + told_ms) * MS
+    later = T + (SILENCE_MS_DEFAULT + told_ms) * MS
     assert machine.state is leader.state is State.IN_SYNC
     machine.receive(Heartbeat(TERM, 3, T), later)
     acked(leader, 3, later)
-    for wait_ms in range(SILENCE_MS + 2):
+    for wait_ms in range(SILENCE_MS_DEFAULT + 2):
         machine.tick(later + wait_ms * MS)
         leader.tick(later + wait_ms * MS)
     assert machine.state is State.PROMOTED and leader.epoch == TERM + 1
@@ -560,7 +566,7 @@ def test_a_pause_that_was_announced_is_no_silence() -> None:
     assert only(machine.disconnected("refused", T), Promote)
     machine = synced()
     machine.receive(Heartbeat(TERM, 3, T, 10**9), T)
-    for wait_ms in range(0, SILENCE_MS + PAUSE_MS_MAX + 10, 5):
+    for wait_ms in range(0, SILENCE_MS_DEFAULT + PAUSE_MS_MAX + 10, 5):
         machine.tick(T + wait_ms * MS)
     assert machine.state is State.PROMOTED, "nobody is waited for forever"
 
@@ -572,7 +578,7 @@ def test_a_process_that_slept_accuses_nobody() -> None:
     machine.tick(later)
     leader.tick(later)
     assert machine.state is leader.state is State.IN_SYNC
-    for wait_ms in range(SILENCE_MS + 2):
+    for wait_ms in range(SILENCE_MS_DEFAULT + 2):
         machine.tick(later + wait_ms * MS)
         leader.tick(later + wait_ms * MS)
     assert machine.state is State.PROMOTED and leader.epoch == TERM + 1
@@ -599,13 +605,13 @@ def test_a_live_primary_welcomes_again() -> None:
 
 
 def test_doubt_ends() -> None:
-    """G6: a primary that takes the connection and says nothing is dead, too, SILENCE_MS after the break."""
+    """G6: a primary that takes the connection and says nothing is dead, too, `silence_ms` after the break."""
     machine = synced()
     machine.disconnected("reset", T)
     machine.connected(Position(3, 103, TERM), T + 10 * MS)
-    for wait_ms in range(SILENCE_MS + 1):
+    for wait_ms in range(SILENCE_MS_DEFAULT + 1):
         assert machine.tick(T + wait_ms * MS) == []
-    assert only(machine.tick(T + (SILENCE_MS + 1) * MS), Promote)
+    assert only(machine.tick(T + (SILENCE_MS_DEFAULT + 1) * MS), Promote)
 
 
 def test_not_in_sync_is_no_successor() -> None:
@@ -666,7 +672,7 @@ def claiming() -> Backup:
     """A backup in sync in TERM whose primary fell silent, with a witness to be asked."""
     machine = synced()
     machine.needs_lease = True
-    for step in range(SILENCE_MS + 2):
+    for step in range(SILENCE_MS_DEFAULT + 2):
         actions = machine.tick(T + step * MS)
         if actions and machine.state is State.CLAIMING:
             break
@@ -681,7 +687,7 @@ def test_a_takeover_waits_for_the_witness() -> None:
     assert machine.disconnected("refused", T) == machine.tick(T + 10**12) == []
     assert machine.state is State.CLAIMING
     actions = machine.granted(2 * TERM, T)
-    assert only(actions, Promote) == Promote(2 * TERM, f"primary silent for {SILENCE_MS} ms", complete=True)
+    assert only(actions, Promote) == Promote(2 * TERM, f"primary silent for {SILENCE_MS_DEFAULT} ms", complete=True)
     assert machine.epoch == 2 * TERM
 
 

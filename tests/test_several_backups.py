@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from actornet.limits import BACKUPS_MAX, SILENCE_MS, TERM_EPOCHS, YIELD_MS
+from actornet.limits import BACKUPS_MAX, SILENCE_MS_DEFAULT, TERM_EPOCHS, YIELD_MS
 from actornet.replication.backup import Backup
 from actornet.replication.messages import (
     VERSION,
@@ -170,7 +170,7 @@ def test_losses_one_after_the_other() -> None:
 def test_two_that_fall_silent_at_once() -> None:
     """G7: no epoch is begun before the one before it is logged."""
     machine = two()
-    late = T + (SILENCE_MS + 1) * MS
+    late = T + (SILENCE_MS_DEFAULT + 1) * MS
     machine.tick(late - 2 * MS)  # it did not sleep itself
     machine.feeds[B].heard_ns = machine.feeds[C].heard_ns = T
     actions = machine.tick(late)
@@ -321,8 +321,8 @@ def test_a_backup_leaves_others_time_to_be_first(told: list[int]) -> None:
     lost, silent, named, promoted = machines
     lost.disconnected("reset", T)
     assert only(lost.disconnected("refused", T), Claim).rank == 1
-    silent.tick(T + SILENCE_MS * MS)
-    assert only(silent.tick(T + (SILENCE_MS + 1) * MS), Claim).rank == 1
+    silent.tick(T + SILENCE_MS_DEFAULT * MS)
+    assert only(silent.tick(T + (SILENCE_MS_DEFAULT + 1) * MS), Claim).rank == 1
     assert only(named.receive(Stop(TERM + len(told), 3), T), Claim).rank == 0
     promoted.disconnected("reset", T)
     assert only(promoted.promote(force=False), Claim).rank == 0

@@ -12,11 +12,11 @@ from statistics import median
 
 import pytest
 
-from actornet.limits import SILENCE_MS
+from actornet.limits import SILENCE_MS_DEFAULT
 from actornet.node.thread import run_first
 from actornet.testing.checker import judge
 from actornet.testing.fault_proxy import Fault
-from actornet.testing.pair import Pair
+from actornet.testing.pair import PATIENT_MS, Pair
 from actornet.testing.traffic import SERVER, TcpTransfer, UdpStream, udp_socket
 from actornet.testing.wiretap import Wiretap
 from tests.processes import wait_echoes, wait_until
@@ -106,15 +106,15 @@ def judged(pair: Pair, tap: Wiretap) -> list[str]:
 def test_a_short_freeze_is_waited_for(tmp_path: Path) -> None:
     """G3: below the silence limit new flows' packets wait for the backup's word, none is lost, and it goes on counting."""
     waited = 0
-    with Pair(tmp_path / "pair") as pair, Wiretap(pair.lab) as tap:
+    with Pair(tmp_path / "pair", silence_ms=PATIENT_MS) as pair, Wiretap(pair.lab) as tap:
         pair.start()
         victim = pair.process("b", "owner-system")
         with UdpStream(pair.lab) as stream, TcpTransfer(pair.lab) as transfer, Opens(pair) as opens:
             time.sleep(0.3)
             for _ in range(10):
-                begun_ns, ended_ns = freeze(victim, 0.4 * SILENCE_MS / 1000)
+                begun_ns, ended_ns = freeze(victim, 0.4 * PATIENT_MS / 1000)
                 time.sleep(0.1)
-                if ended_ns - begun_ns < 0.8 * SILENCE_MS * 1e6:  # else this machine was too busy to do it
+                if ended_ns - begun_ns < 0.8 * PATIENT_MS * 1e6:  # else this machine was too busy to do it
                     sent = opens.during(begun_ns, ended_ns)
                     assert all(at + took * 1e6 >= ended_ns for at, took in sent), "an output did not wait"
                     waited += len(sent)
@@ -128,7 +128,7 @@ def test_a_short_freeze_is_waited_for(tmp_path: Path) -> None:
 
 def test_a_long_freeze_is_gone_on_without(tmp_path: Path) -> None:
     """G3, G6: above the limit the primary goes on alone; the backup does not take over, and catches up."""
-    with Pair(tmp_path / "pair") as pair, Wiretap(pair.lab) as tap:
+    with Pair(tmp_path / "pair", silence_ms=SILENCE_MS_DEFAULT) as pair, Wiretap(pair.lab) as tap:
         pair.start()
         with UdpStream(pair.lab) as stream, TcpTransfer(pair.lab) as transfer, Opens(pair) as opens:
             time.sleep(0.3)
@@ -139,7 +139,7 @@ def test_a_long_freeze_is_gone_on_without(tmp_path: Path) -> None:
             assert (status["state"], status["commits_alone"], status["lag_records"]) == ("alone", True, None)
             wait_until(lambda: opens.during(begun_ns, time.monotonic_ns())[20:])
             during = opens.during(begun_ns, time.monotonic_ns())
-            assert max(took for _, took in during) < 10 * SILENCE_MS, "new flows were not served"
+            assert max(took for _, took in during) < 10 * SILENCE_MS_DEFAULT, "new flows were not served"
             pair.signal("b", signal.SIGCONT)
             wait_until(lambda: pair.printed("a").count('"event":"backup in sync"') == 2, 10)
             assert '"event":"took over"' not in pair.printed("b")

@@ -40,6 +40,14 @@ def test_a_stream_that_does_not_come_back_is_an_outage_to_the_end(wire: Lab) -> 
     assert stream.outage_ms(cut_ns, until_ns) == (until_ns - last_ns) / 1e6 - 1 > 200, "from the last echo on"
 
 
+def test_a_stream_tells_where_echoes_are_missing_or_late(wire: Lab) -> None:
+    with UdpStream(wire) as stream:
+        wait_echoes(stream)
+    assert stream.jumps == []
+    stream.received = [(number, 0) for number in (1, 2, 5, 4)]
+    assert stream.jumps == [(-1, 1), (2, 5), (5, 4)]
+
+
 def test_a_transfer_that_stands_still_is_an_outage_to_the_end(wire: Lab) -> None:
     with TcpTransfer(wire) as transfer:
         time.sleep(0.2)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from actornet.limits import SILENCE_MS_DEFAULT
 from actornet.replay import History, verify
 from actornet.testing.pair import Name
 from actornet.testing.traffic import TcpTransfer, UdpStream
@@ -24,7 +25,9 @@ LEASE_MS = 150
 
 @pytest.fixture
 def trio(tmp_path: Path) -> Iterator[Trio]:
-    with Trio(tmp_path / "trio", witness=f"file:{tmp_path}/witness", lease_ms=LEASE_MS) as made:
+    with Trio(
+        tmp_path / "trio", witness=f"file:{tmp_path}/witness", lease_ms=LEASE_MS, silence_ms=SILENCE_MS_DEFAULT
+    ) as made:
         yield made
         pids = [pid for node in made.nodes for pid in made.processes(node) if made.nodes[node].poll() is None]
     assert not any(map(is_alive, pids)), "a process is left"

@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 
 from actornet.errors import DivergenceError, StateError
 from actornet.journal import Journal
-from actornet.limits import PAUSE_TOLD_MS, UPKEEP_MS
+from actornet.limits import PAUSE_TOLD_MS, SILENCE_MS_DEFAULT, UPKEEP_MS
 from actornet.log.record import EpochBody, FlowBody, Kind, decode
 from actornet.log.store import Log
 from actornet.node import upkeep as module
@@ -187,8 +187,8 @@ def test_a_pause_that_could_only_be_guessed_is_told_by_what_the_last_one_took(
 
 @pytest.mark.root
 def test_a_long_pause_is_no_death(tmp_path: Path) -> None:
-    """G6, G7: to copy this state takes both nodes about SILENCE_MS; they say so before, and no takeover comes of it."""
-    with Pair(tmp_path / "pair", "tests.large_node:Watch", "") as pair:
+    """G6, G7: to copy this state takes both nodes about SILENCE_MS_DEFAULT; they say so before, and no takeover comes of it."""
+    with Pair(tmp_path / "pair", "tests.large_node:Watch", "", silence_ms=SILENCE_MS_DEFAULT) as pair:
         pair.start()
 
         def audited() -> bool:

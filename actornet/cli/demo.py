@@ -19,6 +19,7 @@ import msgspec
 
 from actornet.cli.main import INTERRUPTED, main
 from actornet.errors import ActornetError, UsageError
+from actornet.limits import SILENCE_MS_DEFAULT
 from actornet.log.record import AskBody
 from actornet.replay import History, verify
 from actornet.testing.netns import Lab
@@ -187,7 +188,7 @@ def _fail_over(directory: Path) -> bool:
     Lab.sweep()
     print(NETWORK)
     clock = _Clock()
-    with Pair(directory) as pair:
+    with Pair(directory, silence_ms=SILENCE_MS_DEFAULT) as pair:
         clock.say("five network namespaces are made")
         with _interrupts_kept():  # from the nodes: they end when told, after the traffic
             pair.launch("a", "primary")

@@ -56,6 +56,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add("--etcd-key", metavar="FILE", help="and its key")
     add("--etcd-user", metavar="NAME", help="one of etcd's users")
     add("--etcd-password-file", metavar="FILE", help="file with that user's password")
+    add("--silence-ms", type=int, metavar="MS", help="a node that says nothing for so long counts as dead")
     add("--lease-ms", type=int, metavar="MS", help="a primary that has not renewed its lease for so long emits nothing")
     add("--keep-records", type=int, metavar="N", help="records that stay in the log for replay")
     add("--key-file", metavar="FILE", help="file with the deployment's key")
@@ -130,6 +131,7 @@ def _overrides(args: argparse.Namespace) -> dict[str, Any]:
         "etcd.key": _absolute(args.etcd_key),
         "etcd.user": args.etcd_user,
         "etcd.password_file": _absolute(args.etcd_password_file),
+        "replication.silence_ms": args.silence_ms,
         "replication.lease_ms": args.lease_ms,
         "replication.keep_records": args.keep_records,
         f"{node}.log": _absolute(args.log),

@@ -62,6 +62,7 @@ def assemble(deployment: Deployment) -> NodePlan:
         peers=deployment.peers,
         witness=deployment.witness,
         etcd=deployment.etcd,
+        silence_ms=deployment.silence_ms,
         lease_ms=deployment.lease_ms,
         keep_records=deployment.keep_records,
         spins=bool(spare),

@@ -30,6 +30,9 @@ from actornet.limits import (
     LEASE_MS_MIN,
     LOG_KEEP_RECORDS_DEFAULT,
     PORTS_MAX,
+    SILENCE_MS_DEFAULT,
+    SILENCE_MS_MAX,
+    SILENCE_MS_MIN,
 )
 from actornet.node.thespian_base import split_address
 from actornet.node.witness import OPEN, EtcdAccess, witness_at
@@ -46,13 +49,15 @@ KEY_BYTES_MIN = 32
 class ReplicationTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The `[replication]` table: what the commit watermark waits for, with a backup and without; the witness (G7).
 
-    `witness` is "none", "file:DIRECTORY" or "etcd:HOST:PORT". A primary that has not renewed its lease with it for
-    `lease_ms` emits nothing; after that time the backup may take over. `keep_records` stay in the log for replay.
+    A peer that is silent for `silence_ms` counts as dead. `witness` is "none", "file:DIRECTORY" or "etcd:HOST:PORT". A
+    primary that has not renewed its lease with it for `lease_ms` emits nothing; after that time the backup may take over.
+    `keep_records` stay in the log for replay.
     """
 
     durability: Literal["solo", "received", "durable", "applied"] = "applied"
     without_backup: Literal["wait", "solo", "stop"] = "solo"
     witness: str = "none"
+    silence_ms: int = SILENCE_MS_DEFAULT
     lease_ms: int = LEASE_MS_DEFAULT
     keep_records: int = LOG_KEEP_RECORDS_DEFAULT
 
@@ -127,6 +132,7 @@ class Deployment(msgspec.Struct, frozen=True):
     peers: list[str]
     witness: str | None
     etcd: EtcdAccess
+    silence_ms: int
     lease_ms: int
     keep_records: int
     control: str
@@ -208,6 +214,7 @@ def load_deployment(
         peers=peers,
         witness=whole.replication.witness if whole.replication.witness != "none" else None,
         etcd=etcd,
+        silence_ms=whole.replication.silence_ms,
         lease_ms=whole.replication.lease_ms,
         keep_records=whole.replication.keep_records,
         control=control,
@@ -382,8 +389,12 @@ def _replication_problem(table: ReplicationTable) -> str | None:
             witness_at(table.witness, "deployment")
         except UsageError as error:
             return f"witness`: {error}"
-    if not LEASE_MS_MIN <= table.lease_ms <= LEASE_MS_MAX:
-        return f"lease_ms` = {table.lease_ms}: choose {LEASE_MS_MIN} to {LEASE_MS_MAX}"
+    for key, value, least, most in (
+        ("silence_ms", table.silence_ms, SILENCE_MS_MIN, SILENCE_MS_MAX),
+        ("lease_ms", table.lease_ms, LEASE_MS_MIN, LEASE_MS_MAX),
+    ):
+        if not least <= value <= most:
+            return f"{key}` = {value}: choose {least} to {most}"
     if table.keep_records < 0:
         return f"keep_records` = {table.keep_records}: choose 0 or more"
     return None

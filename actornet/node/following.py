@@ -41,6 +41,7 @@ class Following:
             epoch=system.known_epoch,
             durable_lsn=0,
             now_ns=system.now_ns(),
+            silence_ms=system.spec.silence_ms,
             needs_lease=system.leadership.keeper is not None,
             wants_snapshot=wants_snapshot,
             node=system.spec.node,

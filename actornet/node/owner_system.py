@@ -34,6 +34,7 @@ from actornet.limits import (
     LINKS_LOOK_MS,
     LOG_KEEP_RECORDS_DEFAULT,
     REQUESTS_PER_TURN,
+    SILENCE_MS_DEFAULT,
 )
 from actornet.log.record import ControlBody, EpochBody, decode
 from actornet.log.store import Log
@@ -113,6 +114,7 @@ class OwnerSpec(msgspec.Struct, frozen=True):
     peers: list[str] = []
     witness: str | None = None
     etcd: EtcdAccess = OPEN
+    silence_ms: int = SILENCE_MS_DEFAULT
     lease_ms: int = LEASE_MS_DEFAULT
     keep_records: int = LOG_KEEP_RECORDS_DEFAULT
     spins: bool = True
@@ -427,6 +429,7 @@ class OwnerSystem:
             logged_lsn=self.log.last_lsn,
             takeover=takeover,
             now_ns=self.now_ns(),
+            silence_ms=self.spec.silence_ms,
             needs_lease=self.leadership.keeper is not None,
         )
         self._begin_epoch(epoch, reason, complete=complete)

@@ -10,7 +10,7 @@ from actornet.limits import (
     LINKS_DOWN_MS,
     PATIENCE_MS,
     PAUSE_MS_MAX,
-    SILENCE_MS,
+    SILENCE_MS_DEFAULT,
     SNAPSHOT_BYTES_MAX,
     SNAPSHOT_CHUNK_BYTES,
     YIELD_MS,
@@ -71,7 +71,8 @@ class Backup:
     """A backup, from its start until it is promoted or stopped.
 
     `epoch` is the highest that the log or its metadata knows, `durable_lsn` what of the log is synced to disk. With
-    `needs_lease` a witness has to agree to a takeover; with `wants_snapshot` records are not to be applied from the first.
+    `needs_lease` a witness has to agree to a takeover; with `wants_snapshot` records are not to be applied from the first. A
+    primary that is silent for `silence_ms` is dead.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class Backup:
         epoch: int,
         durable_lsn: int,
         now_ns: int,
+        silence_ms: int = SILENCE_MS_DEFAULT,
         needs_lease: bool = False,
         wants_snapshot: bool = False,
         node: str = "",
@@ -89,6 +91,7 @@ class Backup:
         self.identity = identity
         self.node = node
         self.durability = durability
+        self.silence_ms = silence_ms
         self.epoch = epoch
         self.needs_lease = needs_lease
         self.wants_snapshot = wants_snapshot
@@ -196,7 +199,7 @@ class Backup:
 
     def tick(self, now_ns: int) -> list[BackupAction]:
         """Time passes: signs of life for the primary, silence of the primary."""
-        slept, self._ticked_ns = now_ns - self._ticked_ns > SILENCE_MS * _MS, now_ns
+        slept, self._ticked_ns = now_ns - self._ticked_ns > self.silence_ms * _MS, now_ns
         if self.state in _UNLINKED:
             return []
         if slept:
@@ -204,7 +207,7 @@ class Backup:
             self._better_since_ns = 0
         if self.state is State.CLAIMING:
             return []
-        limit_ms = SILENCE_MS + self._pause_ms if self.state in _MAY_TAKE_OVER else PATIENCE_MS
+        limit_ms = self.silence_ms + self._pause_ms if self.state in _MAY_TAKE_OVER else PATIENCE_MS
         if self.state is State.GREETING:
             limit_ms = GREETING_MS
         if self.state is State.DOUBT and self._yields:

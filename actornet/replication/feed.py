@@ -19,7 +19,6 @@ from actornet.limits import (
     LINK_WINDOW_RECORDS,
     PATIENCE_MS,
     PAUSE_MS_MAX,
-    SILENCE_MS,
     SNAPSHOT_BYTES_MAX,
     SNAPSHOT_CHUNK_BYTES,
     TAIL_RECORDS_MAX,
@@ -182,7 +181,8 @@ class Feed:
         """Time passes: heartbeat, silence, stall."""
         if slept:
             self.heard_ns = self.progress_ns = now_ns
-        limit_ms = SILENCE_MS + min(self.ack.pause_ms, PAUSE_MS_MAX) if self.counts else PATIENCE_MS
+        pause_ms = min(self.ack.pause_ms, PAUSE_MS_MAX)
+        limit_ms = self.primary.silence_ms + pause_ms if self.counts else PATIENCE_MS
         if self.state is State.GREETING:
             limit_ms = GREETING_MS
         if now_ns - self.heard_ns > limit_ms * _MS:

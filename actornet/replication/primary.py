@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from actornet.errors import FencedError
-from actornet.limits import BACKUPS_MAX, SILENCE_MS
+from actornet.limits import BACKUPS_MAX, SILENCE_MS_DEFAULT
 from actornet.replication.feed import Feed
 from actornet.replication.messages import VERSION, Ack, AnyMessage, Fence, Hello, Seen, Stop, Sync, Unsent, Yield
 from actornet.replication.protocol import (
@@ -43,9 +43,9 @@ class Primary:
     """The primary of a deployment, for as long as its process is that.
 
     `logged_lsn` is the log's last LSN; the EPOCH record of `epoch` must be the next one. `epoch` comes from
-    `epoch_of_launch` or, with `takeover`, from a Promote action. `watermark` never falls. With `needs_lease` a witness has
-    granted `epoch`, and has to grant every further one. `peer`, in all methods, is the backup's connection. `state` and
-    `leading` may be read by other threads.
+    `epoch_of_launch` or, with `takeover`, from a Promote action. `watermark` never falls. A backup that is silent for
+    `silence_ms` no longer counts. With `needs_lease` a witness has granted `epoch`, and has to grant every further one.
+    `peer`, in all methods, is the backup's connection. `state` and `leading` may be read by other threads.
     """
 
     def __init__(
@@ -59,11 +59,13 @@ class Primary:
         logged_lsn: int,
         takeover: bool,
         now_ns: int,
+        silence_ms: int = SILENCE_MS_DEFAULT,
         needs_lease: bool = False,
     ) -> None:
         self.identity = identity
         self.durability = durability
         self.without_backup = without_backup
+        self.silence_ms = silence_ms
         self.epoch = epoch
         self.feeds: dict[int, Feed] = {}
         self.first_lsn = first_lsn  # the owner system raises it when it prunes the log, never above `needed_lsn`
@@ -205,7 +207,7 @@ class Primary:
 
     def tick(self, now_ns: int) -> list[PrimaryAction]:
         """Time passes."""
-        slept, self._ticked_ns = now_ns - self._ticked_ns > SILENCE_MS * _MS, now_ns
+        slept, self._ticked_ns = now_ns - self._ticked_ns > self.silence_ms * _MS, now_ns
         if self._over is not None:
             return []
         actions: list[PrimaryAction] = []

@@ -31,7 +31,7 @@ first by rank (Sync); who is denied follows the winner, and cuts what it has and
 committed. The last one that counts is left out only as the policy says, or when another has joined. At a clean stop one is
 named the successor, and the others wait. An operator who promotes a backup in sync has the primary do just that (Yield).
 
-*Takeover.* A backup in sync whose primary is silent for SILENCE_MS promotes itself. When the link breaks it asks once
+*Takeover.* A backup in sync whose primary is silent for `silence_ms` promotes itself. When the link breaks it asks once
 more first: a dead process refuses the connection at once, a live primary welcomes the backup again. A backup that is
 not in sync never promotes itself; an operator may force it.
 
@@ -50,7 +50,7 @@ of an older epoch is refused and answered with Fence.
 the takeover ended, or of its term and the witness agreed to the takeover; then it is told where to cut its log. Any other
 divergence is refused and left to a person (G8).
 
-*A process that was itself stopped* for longer than SILENCE_MS accuses nobody: it counts silence anew. One that is about to be
+*A process that was itself stopped* for longer than `silence_ms` accuses nobody: it counts silence anew. One that is about to be
 busy, since it holds its state still, says so before (`pausing`), and is given so much longer, until its next message.
 """
 

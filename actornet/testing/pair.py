@@ -27,6 +27,11 @@ from actornet.testing.netns import Lab
 
 Name = Literal["a", "b", "c"]
 Role = Literal["primary", "backup"]
+PATIENT_MS = 250
+"""Machines that tests run on take CPUs away for 100 ms at a time: who does not test that silence counts as death waits so long
+for it."""
+STORY_LINES = 40
+"""So many of the last lines that its nodes have logged are told with an error."""
 READY_S = 20.0
 COMMAND_S = 15.0
 
@@ -57,6 +62,7 @@ mac = "02:00:5e:10:00:02"
 durability = "{durability}"
 without_backup = "{without_backup}"
 witness = "{witness}"
+silence_ms = {silence_ms}
 lease_ms = {lease_ms}
 
 [primary]
@@ -89,6 +95,7 @@ class Pair:
         durability: str = "applied",
         without_backup: str = "solo",
         witness: str = "none",
+        silence_ms: int = PATIENT_MS,
         lease_ms: int = LEASE_MS_DEFAULT,
         driver: str = "af_packet",
         poll: str = "adaptive",
@@ -114,6 +121,7 @@ class Pair:
                 durability=durability,
                 without_backup=without_backup,
                 witness=witness,
+                silence_ms=silence_ms,
                 lease_ms=lease_ms,
                 driver=driver,
                 poll=poll,
@@ -146,6 +154,8 @@ class Pair:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is not None:
+            error.add_note("\n".join(["What the nodes said last:", *self.story()[-STORY_LINES:]]))
         self.lab.close()
 
     def start(self) -> None:
@@ -207,6 +217,21 @@ class Pair:
     def printed(self, node: Name) -> str:
         """What the node has printed and logged since it was launched last."""
         return self.output(node).read_bytes()[self._begun[node] :].decode()
+
+    def story(self) -> list[str]:
+        """What all nodes have printed and logged, in order of time: "a 07:50:01.521536 owner-system took over epoch=8"."""
+        told: list[tuple[str, str]] = []
+        for node in self.nodes:
+            at = ""
+            for line in self.output(node).read_text(errors="replace").splitlines():
+                with suppress(ValueError):  # it is not an event
+                    fields = json.loads(line)
+                    at = fields.pop("timestamp").partition("T")[2].rstrip("Z")
+                    worker, event = fields.pop("worker"), fields.pop("event")
+                    said = [f"{key}={value}" for key, value in fields.items() if key not in ("node", "role", "level")]
+                    line = " ".join([worker, event, *said])
+                told.append((at, f"{node} {at} {line}"))
+        return [line for _, line in sorted(told, key=lambda each: each[0])]
 
     def log(self, node: Name) -> Path:
         """The node's log directory."""

@@ -95,6 +95,12 @@ class UdpStream(Traffic):
         came = {number for number, _ in self.received}
         return [n for n in range(max(came, default=0)) if n not in came and self.sent_ns[n] >= since_ns]
 
+    @property
+    def jumps(self) -> list[tuple[int, int]]:
+        """Where echoes did not come one after the other: of each such place the number before it (-1: none) and after it."""
+        numbers = [-1, *(number for number, _ in self.received)]
+        return [(before, after) for before, after in pairwise(numbers) if after != before + 1]
+
     def outage_ms(self, since_ns: int, until_ns: int | None = None) -> float:
         """The longest time without an echo, less the spacing: from the last echo before `since_ns` (monotonic) on.
 
