@@ -21,7 +21,7 @@ from actornet.engine.wire cimport an_table
 
 cdef extern from "offload.h" nogil:
     enum:
-        AN_GENERAL, AN_NOTHING, AN_ACTOR
+        AN_GENERAL, AN_WHOLE, AN_ACTOR
 
     uint64_t an_now_ns()
     uint64_t an_steady_ns()
@@ -34,6 +34,7 @@ cdef extern from "offload.h" nogil:
     int an_offload_glanced(an_table *table, an_packet *p, const an_glance *g, uint32_t probed, uint64_t now_ns,
                            const an_adjacency *adjacencies)
     int an_prefetch_beyond(const an_table *table, uint32_t index, unsigned size)
+    void an_prefetch_verdict(const an_table *table, uint32_t index)
     void an_prefetch_fields(const an_table *table, uint32_t index, unsigned start, unsigned end)
 
 cdef extern from "Python.h":
@@ -47,7 +48,6 @@ cdef enum:
     BURST = 64     # limits.BURST_PACKETS
     PORTS = 16     # limits.PORTS_MAX
     TX_BATCH = 64
-    AHEAD = 4      # packets from one whose actor's fields are fetched to the one that is treated
     FETCHED = 1024 # keys; with fewer flows, all that handlers touch is in the caches
 
 cdef enum:
@@ -110,7 +110,7 @@ cdef class Core:
     cdef void *waits_first       # suspensions that wait, by deadline
     cdef void *waits_last
     cdef bint open_async, packet_async, close_async, message_async, has_open, has_packet, has_close, has_mirror
-    cdef unsigned actor_bytes, fields_begin, fields_end  # of an actor: its size, and where its fields are
+    cdef unsigned fields_begin, fields_end  # where an actor has its first fields
     cdef object on_open, on_packet, on_close, on_message, on_mirror
     cdef object message          # what on_message is about to get
     cdef object reply            # who waits for its answer

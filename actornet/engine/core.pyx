@@ -39,8 +39,9 @@ from actornet.engine.verdict cimport (
     VERDICT_ANSWER, VERDICT_DROP, VERDICT_OFFLOADED, VERDICT_REJECT, VERDICT_EMIT, VERDICT_REWRITE, Answer, Emit, Forward, Made, Verdict,
 )
 from actornet.engine.wire cimport (
-    an_entry_key, an_hash, an_is_discovery, an_key_equal, an_parse, an_parse_inner, an_rewrite_apply, an_rewrite_prepare,
-    an_rss_core, an_rss_core_keyed, an_table_back, an_table_find, an_table_prefetch, an_table_probe, an_table_wants, five_tuple,
+    an_entry_key, an_entry_returned, an_hash, an_is_discovery, an_key_equal, an_parse, an_parse_inner, an_rewrite_apply,
+    an_rewrite_prepare, an_rss_core, an_rss_core_keyed, an_table_back, an_table_find, an_table_prefetch, an_table_probe,
+    an_table_wants, five_tuple,
 )
 
 from actornet.engine.counters import COUNTERS, PID_COUNTER
@@ -160,7 +161,6 @@ cdef class Core:
         self.on_message, self.message_async = nf.on_message, nf.suspends("on_message")
         self.on_mirror, self.has_mirror = nf.on_mirror, nf.handles("on_mirror")
         self.volatile_state = nf.volatile
-        self.actor_bytes = nf.__basicsize__
         self.fields_begin = FlowBase.__basicsize__
         self.fields_end = min(nf.__basicsize__, FlowBase.__basicsize__ + 64)
         self.evicts = nf.evict
@@ -345,11 +345,11 @@ cdef class Core:
     cdef int _burst(self, int n) except -1:
         """Treat the `n` packets in `burst`; returns `n`.
 
-        Three passes, so that the cache misses of a burst overlap: hash, probe, treat; and, before a handler treats one, what
-        its actor's fields refer to. Packets that a glance at them tells all about are parsed only if the fast path cannot
-        treat them.
+        Three passes, so that the cache misses of a burst overlap: hash, probe, treat; and while one packet is treated, what the
+        handlers of the next two refer to is on its way. Packets that a glance at them tells all about are parsed only if the fast
+        path cannot treat them.
         """
-        cdef int i, out, queued, beyond, slow = 0, needs_whole = 0
+        cdef int i, out, queued, needs = 0
         cdef an_packet *p
         cdef an_table *table = &self.flows.table
         cdef const an_adjacency *adjacencies
@@ -382,19 +382,18 @@ cdef class Core:
         if self.moves.due:
             self.moves.look(n, probed)
         for i in range(n):
-            beyond = an_prefetch_beyond(table, probed[i], self.actor_bytes)
-            slow += beyond == AN_ACTOR
-            needs_whole += beyond != AN_NOTHING
-        self.needs_whole = needs_whole != 0
+            needs |= an_prefetch_beyond(table, probed[i], self.fields_end)
+        self.needs_whole = needs & AN_WHOLE
         if table.used < FETCHED:
-            slow = 0
+            needs = 0
         self.counters[<int>C_RX_PACKETS] += n
         self.counters[<int>C_RX_BYTES] += total
         self.counters[<int>C_IP_OPTIONS] += options
         for i in range(n):
             p = &self.burst[i]
-            if slow and i + AHEAD < n:
-                an_prefetch_fields(table, probed[i + AHEAD], self.fields_begin, self.fields_end)
+            if needs & AN_ACTOR and i + 2 < n:
+                an_prefetch_verdict(table, probed[i + 2])
+                an_prefetch_fields(table, probed[i + 1], self.fields_begin, self.fields_end)
             if virtual_time and p.time_ns > self.now_ns:
                 self._pass_time(p.time_ns)
             adjacencies = self.neighbors.table
@@ -490,7 +489,7 @@ cdef class Core:
         if an_offloaded(&self.flows.table, e, p) and not e.state & AN_BUSY and not (
                 self.sees_icmp_errors and p.flags & AN_ICMP_ERROR and e.actor != NULL):
             return self.offloaded(e, p)
-        flow = <FlowBase>e.actor
+        flow = <FlowBase>(e.slow.actor if e.rewrite.action == AN_SLOW else e.actor)
         if an_revoked(&self.flows.table, e):
             self._end_offload(flow, e, C_OFFLOADS_REVOKED)
         if flow.suspension is not None:
@@ -1095,6 +1094,8 @@ cdef class Core:
         cdef Rewrite rewrite
         cdef int out, adjacency
         if type(verdict) is Rewrite and (<Rewrite>verdict).payload is None and self._is_prepared(<Rewrite>verdict, p):
+            if p.entry != AN_NONE:
+                an_entry_returned(&self.flows.table.entries[p.entry], <void *>verdict)
             return self._rewrite(flow, p, <Rewrite>verdict)
         if not isinstance(verdict, Verdict):
             return self.report(flow, TypeError(f"{self.nf.__name__}.on_packet must return a verdict, not {verdict!r}"),
@@ -1135,9 +1136,9 @@ cdef class Core:
 
     cdef int _rewrite(self, FlowBase flow, an_packet *p, Rewrite verdict) except -1:
         """Carry out a rewrite that is prepared for the packet's key."""
-        if an_rewrite_apply(p, &verdict.rewrite, verdict.ipv6_addresses()) != 0:
+        if an_rewrite_apply(p, &verdict.rewrite, NULL if p.key.version == 4 else verdict.ipv6_addresses()) != 0:
             return self._ttl_expired(p)
-        if verdict.link.fields:
+        if verdict.rewrite.fields & AN_SET_LINK:
             p = self._set_link(p, &verdict.link)
         if verdict.rewrite.adjacency:
             return self.neighbors.ethernet(flow, p, verdict.rewrite.out_port, verdict.rewrite.adjacency)

@@ -131,6 +131,25 @@ static inline struct an_key an_entry_key(const struct an_entry *e)
     return key;
 }
 
+/* From now on packets of this key come to its flow's actor. */
+static inline void an_entry_begin_slow(struct an_entry *e)
+{
+    e->slow = (struct an_slow){.action = AN_SLOW, .actor = e->actor};
+}
+
+/* Where the verdict is that the handler has returned last for this key, in order to have it fetched: most return the same
+ * one again. Objects begin at multiples of 16, and this one is mostly less than 64 GiB away from the actor. */
+static inline const char *an_entry_verdict(const struct an_entry *e)
+{
+    return (const char *)(((uintptr_t)e->slow.actor & ~(uintptr_t)0xfffffffffu) | (uintptr_t)e->slow.verdict << 4);
+}
+
+static inline void an_entry_returned(struct an_entry *e, const void *verdict)
+{
+    if (e->rewrite.action == AN_SLOW)
+        e->slow.verdict = (uint32_t)((uintptr_t)verdict >> 4);
+}
+
 static inline int an_entry_has(const struct an_entry *e, const struct an_key *key)
 {
     uint64_t addresses = an_load32(key->source) | (uint64_t)an_load32(key->destination) << 32;

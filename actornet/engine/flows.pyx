@@ -17,8 +17,8 @@ from actornet.engine.types cimport (
 )
 from actornet.engine.verdict cimport VERDICT_DROP, VERDICT_FORWARD, VERDICT_REWRITE, Forward, Rewrite
 from actornet.engine.wire cimport (
-    AN_TIMER_SLOTS, AN_TIMER_TICK_SHIFT, an_entry_key, an_hash, an_rewrite_prepare, an_table_find, an_table_free, an_table_init,
-    an_table_insert, an_table_remove, an_timer_advance, an_timer_arm, key_of,
+    AN_TIMER_SLOTS, AN_TIMER_TICK_SHIFT, an_entry_begin_slow, an_entry_key, an_hash, an_rewrite_prepare, an_table_find,
+    an_table_free, an_table_init, an_table_insert, an_table_remove, an_timer_advance, an_timer_arm, key_of,
 )
 
 from actornet.engine.terms import Meter, Mirror
@@ -139,6 +139,7 @@ cdef class Flows:
         flow.idle_ns = core.idle_ns_default
         e = &self.table.entries[index]
         e.actor = <void *>flow
+        an_entry_begin_slow(e)
         Py_INCREF(flow)
         # What is in the table is no garbage, so the collector need not look: a full collection would take 0.2 us per flow,
         # in one go.
@@ -190,6 +191,7 @@ cdef class Flows:
             return False
         e = &self.table.entries[index]
         e.actor = <void *>flow
+        an_entry_begin_slow(e)
         e.last_seen_ns = (<Core>self.core).now_ns
         e.state |= first.state & (AN_HELD | AN_BUSY)
         e.next_key = first.next_key
@@ -398,7 +400,7 @@ cdef class Flows:
 
     cdef int withdraw(self, an_entry *e) noexcept:
         """Packets of this key come to the actor again."""
-        e.rewrite.action = AN_SLOW
+        an_entry_begin_slow(e)
         e.state &= ~AN_TERMS
         return 0
 

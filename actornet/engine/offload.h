@@ -139,41 +139,55 @@ static inline uint32_t an_flow_from(const struct an_table *table, uint32_t index
     return AN_NONE;
 }
 
-/* What a packet needs beyond the first line of its entry. */
-enum an_beyond { AN_NOTHING = 0, AN_ACTOR, AN_EXTRA };
+/* What a packet needs besides the first line of its entry. */
+enum an_needs { AN_WHOLE = 1, AN_ACTOR = 2 };
 
-/* Have that fetched which lies beyond the entry: of a flow that is not offloaded its actor, of `bytes` bytes; else what only
- * few offloads have. */
-static inline enum an_beyond an_prefetch_beyond(const struct an_table *table, uint32_t index, unsigned bytes)
+static inline void an_prefetch_lines(const void *begin, unsigned bytes)
 {
-    if (index == AN_NONE)
-        return AN_NOTHING;
-    const struct an_entry *e = &table->entries[index];
-    int slow = e->rewrite.action == AN_SLOW;
-    if (!slow && e->version == 4 && !(e->state & AN_TERMS || e->rewrite.fields & AN_SET_LINK))
-        return AN_NOTHING;
-    const char *begin = slow ? (const char *)e->actor - 16 : (const char *)e->extra;
-    if (begin != NULL) {
-        __builtin_prefetch(begin, 1);
-        for (unsigned at = 64; at < (slow ? bytes + 80 : sizeof(struct an_extra) + 64); at += 64)
-            __builtin_prefetch(begin + at, 1, 1);
-    }
-    return slow ? AN_ACTOR : AN_EXTRA;
+    for (uintptr_t at = (uintptr_t)begin & ~(uintptr_t)63; at < (uintptr_t)begin + bytes; at += 64)
+        __builtin_prefetch((const void *)at, 0, 1);
 }
 
-/* And what a handler will, once its actor is here: the objects that its fields, at `from` to `to`, refer to. */
+/* Says that, and has that fetched which lies beyond the entry: of a flow that is not offloaded the first `bytes` bytes of its
+ * actor; else what only few offloads have. */
+static inline int an_prefetch_beyond(const struct an_table *table, uint32_t index, unsigned bytes)
+{
+    if (index == AN_NONE)
+        return 0;
+    const struct an_entry *e = &table->entries[index];
+    int whole = e->version == 4 ? 0 : AN_WHOLE;
+    if (e->rewrite.action == AN_SLOW) {
+        an_prefetch_lines(e->slow.actor, bytes);
+        return AN_ACTOR | whole;
+    }
+    if (!whole && !(e->state & AN_TERMS || e->rewrite.fields & AN_SET_LINK))
+        return 0;
+    if (e->extra == NULL)
+        return AN_WHOLE;
+    if (e->state & AN_TERMS)
+        an_prefetch_lines(&e->extra->terms, sizeof e->extra->terms);
+    if (whole || e->rewrite.fields & AN_SET_LINK)
+        an_prefetch_lines(e->extra, offsetof(struct an_extra, terms));
+    return AN_WHOLE;
+}
+
+/* What is read of the verdict of a flow that is not offloaded. For a packet that is treated soon: a core has some twenty lines
+ * under way at a time, and these are of pages that the burst has not seen. */
+static inline void an_prefetch_verdict(const struct an_table *table, uint32_t index)
+{
+    if (index != AN_NONE && table->entries[index].rewrite.action == AN_SLOW)
+        an_prefetch_lines(an_entry_verdict(&table->entries[index]), 128);
+}
+
+/* And what a handler will need, once its actor is here: the objects that its fields, at `from` to `to`, refer to. */
 static inline void an_prefetch_fields(const struct an_table *table, uint32_t index, unsigned from, unsigned to)
 {
     if (index == AN_NONE || table->entries[index].rewrite.action != AN_SLOW)
         return;
     const struct an_entry *e = &table->entries[index];
-    const char *actor = e->version == 0xff ? NULL : e->actor; /* 0xff: of a flow that has gone within this burst */
-    for (unsigned at = from; actor && at < to; at += sizeof(void *)) {
-        const char *field = *(const char *const *)(actor + at);
-        __builtin_prefetch(field, 1);
-        __builtin_prefetch(field + 64);
-        __builtin_prefetch(field + 128);
-    }
+    const char *actor = e->version == 0xff ? NULL : e->slow.actor; /* 0xff: of a flow that has gone within this burst */
+    for (unsigned at = from; actor && at < to; at += sizeof(void *))
+        __builtin_prefetch(*(const char *const *)(actor + at), 1);
 }
 
 #endif

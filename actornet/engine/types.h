@@ -135,6 +135,15 @@ struct an_rewrite {
     uint16_t generation;      /* of an entry's: void once the table has another */
 };
 
+/* In its place, what a packet for the flow's actor needs of the entry. */
+struct an_slow {
+    uint8_t action;   /* AN_SLOW */
+    uint8_t pad[7];
+    void *actor;      /* as an_entry.actor */
+    uint32_t verdict; /* a guess where the next verdict is, see an_entry_verdict() */
+    uint32_t zero;    /* where a rewrite has `adjacency` and `generation` */
+};
+
 /* an_entry.state */
 #define AN_LIVE 0x01
 #define AN_HELD 0x02    /* outputs of its flow wait for the watermark: join them (G3, order G1) */
@@ -149,7 +158,10 @@ struct an_entry {
     uint16_t source_port, destination_port;
     uint8_t protocol, version, port;
     uint8_t state;             /* where a key has a 0 */
-    struct an_rewrite rewrite; /* 24 */
+    union {
+        struct an_rewrite rewrite;
+        struct an_slow slow; /* of AN_SLOW */
+    };
     uint64_t packets, bytes;
     uint64_t last_seen_ns;     /* end of first line */
     uint8_t source_rest[12], destination_rest[12];
@@ -163,6 +175,7 @@ struct an_entry {
 
 _Static_assert(sizeof(struct an_key) == 40, "a key is 40 bytes");
 _Static_assert(sizeof(struct an_rewrite) == 24, "a rewrite is 24 bytes");
+_Static_assert(sizeof(struct an_slow) == 24, "in the place of a rewrite");
 _Static_assert(sizeof(struct an_entry) == 128, "an entry is two cache lines");
 _Static_assert(offsetof(struct an_entry, source_rest) == 64, "the first one ends with what every packet counts");
 _Static_assert(offsetof(struct an_entry, state) == offsetof(struct an_entry, source_port) + 7, "see AN_TAIL");

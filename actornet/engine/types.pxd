@@ -62,6 +62,11 @@ cdef extern from "types.h" nogil:
         uint16_t adjacency
         uint16_t generation
 
+    struct an_slow:
+        uint8_t action
+        void *actor
+        uint32_t verdict
+
     struct an_link:
         uint8_t destination[6]
         uint8_t source[6]
@@ -91,6 +96,7 @@ cdef extern from "types.h" nogil:
         uint8_t port
         uint8_t state
         an_rewrite rewrite
+        an_slow slow
         uint64_t packets
         uint64_t bytes
         uint64_t last_seen_ns

@@ -56,6 +56,8 @@ cdef extern from "flow_table.h" nogil:
     bint an_key_equal(const an_key *a, const an_key *b)
     bint an_entry_has(const an_entry *entry, const an_key *key)
     an_key an_entry_key(const an_entry *entry)
+    void an_entry_begin_slow(an_entry *entry)
+    void an_entry_returned(an_entry *entry, const void *verdict)
     uint32_t an_table_probe(const an_table *table, uint32_t hash, bint whole)
     uint32_t an_table_find(const an_table *table, const an_key *key, uint32_t hash)
     uint32_t an_table_find_probed(const an_table *table, const an_key *key, uint32_t hash, uint32_t probed)
