@@ -17,6 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
+import msgspec
+
 from actornet.errors import ActornetError
 from actornet.limits import LEASE_MS_DEFAULT
 from actornet.node.control import NodeClient
@@ -76,6 +78,17 @@ link = "{link}"
 listen = "10.9.0.{backup_host}:7400"
 control = "127.0.0.1:740{backup_host}"
 """
+
+
+class _Event(msgspec.Struct):
+    """What every event of a node says."""
+
+    timestamp: str
+    worker: str
+    event: str
+
+
+_TOLD = {*_Event.__struct_fields__, "node", "role", "level"}
 
 
 class Pair:
@@ -224,12 +237,12 @@ class Pair:
         for node in self.nodes:
             at = ""
             for line in self.output(node).read_text(errors="replace").splitlines():
-                with suppress(ValueError):  # it is not an event
-                    fields = json.loads(line)
-                    at = fields.pop("timestamp").partition("T")[2].rstrip("Z")
-                    worker, event = fields.pop("worker"), fields.pop("event")
-                    said = [f"{key}={value}" for key, value in fields.items() if key not in ("node", "role", "level")]
-                    line = " ".join([worker, event, *said])
+                with suppress(msgspec.DecodeError):  # it is not an event
+                    event = msgspec.json.decode(line, type=_Event)
+                    fields: dict[str, Any] = json.loads(line)
+                    at = event.timestamp.partition("T")[2].rstrip("Z")
+                    said = [f"{key}={value}" for key, value in fields.items() if key not in _TOLD]
+                    line = " ".join([event.worker, event.event, *said])
                 told.append((at, f"{node} {at} {line}"))
         return [line for _, line in sorted(told, key=lambda each: each[0])]
 
