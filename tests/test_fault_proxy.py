@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from actornet.limits import SILENCE_MS_DEFAULT
 from actornet.testing.checker import judge
 from actornet.testing.fault_proxy import NONE, Fault, FaultProxy
 from actornet.testing.pair import Pair
@@ -186,9 +187,8 @@ def test_a_pair_whose_link_goes_through_everything(tmp_path: Path) -> None:
     """
     names = list(FAULTS)
     random.Random(SEED).shuffle(names)
-    with Pair(
-        tmp_path / "pair", witness=f"file:{tmp_path}/witness", lease_ms=150, links={"b": "10.9.0.2:7399"}
-    ) as pair:
+    links, witness = {"b": "10.9.0.2:7399"}, f"file:{tmp_path}/witness"
+    with Pair(tmp_path / "pair", links=links, witness=witness, lease_ms=150, silence_ms=SILENCE_MS_DEFAULT) as pair:
         with pair.fault_proxy("b", SEED) as proxy, Wiretap(pair.lab) as tap:
             pair.start()
             with UdpStream(pair.lab, spacing_s=0.005) as stream, TcpTransfer(pair.lab, pause_s=0.02) as transfer:
