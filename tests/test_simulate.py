@@ -16,6 +16,7 @@ import pytest
 
 from actornet import journal
 from actornet.engine.ring import NO_LEASE
+from actornet.limits import SILENCE_MS_DEFAULT
 from actornet.log.record import FlowBody, chain_of
 from actornet.log.store import Log
 from actornet.node import catch_up, cores, leadership
@@ -52,6 +53,7 @@ FAILED_ONCE = {
     2004151: "the same, with three nodes",
     910170: "the nodes were taken to be at rest while a reset was under way",
     810644: "a new history on an empty log begins with the first epoch again",
+    5000319: "what was left of a flow that had moved was overtaken after a takeover, as it began on another core than the flow",
     2001686: "a message of the epoch before was taken for one of an epoch that nobody had heard of",
 }
 
@@ -88,7 +90,7 @@ def test_guarantees_hold_in_every_life_of_a_pair(part: int, monkeypatch: pytest.
 @pytest.mark.parametrize("seed", FAILED_ONCE)
 def test_a_seed_that_failed_once_passes(seed: int) -> None:
     """G1, G7: what was mended in the product, and in what the simulator asks for."""
-    assert fails(draw(seed)) == "", FAILED_ONCE[seed]
+    assert fails(draw(seed, silence_ms=SILENCE_MS_DEFAULT)) == "", FAILED_ONCE[seed]
 
 
 def test_a_seed_always_takes_the_same_course() -> None:
@@ -466,7 +468,7 @@ def schedules(plant: Any) -> Iterator[Schedule]:
     witness, nodes = plant in WITNESSED or plant in THREE, 3 if plant in THREE else 2
     first = FOUND_LAST.get(plant, 0)
     for seed in (*range(first, MUTANT_SIMULATIONS), *range(first)):
-        schedule = draw(seed, witness, nodes)
+        schedule = draw(seed, witness, nodes, SILENCE_MS_DEFAULT)
         if plant is refusal_tells_no_epoch:  # few schedules have both of these, and each seed its own course of them
             events = Event(19, "kill at", "a", "before flush"), Event(44, "leader down", "a", value=70)
             schedule = Schedule(seed, "solo", "solo", 2, events)

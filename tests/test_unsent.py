@@ -18,7 +18,9 @@ import pytest
 from actornet import DROP, FORWARD, FlowActor, Owner, Packet, Struct, Verdict
 from actornet.engine.asks import ask_reply, is_ask
 from actornet.engine.core import Core
+from actornet.engine.five_tuple import FiveTuple
 from actornet.engine.ring import ACTIVE, ControlPage, Ring
+from actornet.engine.wire import rss_hash
 from actornet.errors import LinkError
 from actornet.limits import PACKET_KEPT_BYTES_MAX, UNSENT_PACKETS_MAX, UNSENT_S
 from actornet.node import exchange
@@ -150,6 +152,16 @@ def test_what_a_handler_waits_with_and_what_queues_behind_is_told() -> None:
     assert node.take(udp(5)) == [udp(5)] and not node.told[-1].waits, "what does not wait is told to nobody"
 
 
+def test_who_goes_on_is_told_where_the_flow_is_at_home() -> None:
+    """G1: by its first key, whichever core had it: there it begins after a takeover."""
+    node = Followed(Asking)
+    node.take(udp(1, source=1000), udp(2, source=1001), udp(3, source=1000))
+    homes = [rss_hash(FiveTuple(17, "10.0.0.2", source, "198.51.100.1", 53)) % 128 for source in (1000, 1001, 1000)]
+    assert homes[0] != homes[1]
+    leaving, taken = node.unsent.left(7, [], 0)
+    assert not leaving and [one.entry for one in taken] == homes
+
+
 def test_nobody_is_told_where_no_backup_counts() -> None:
     node = Followed(followed=False)
     assert node.take(udp(1)) == [] and not node.told
@@ -217,8 +229,8 @@ def test_a_core_resends_as_its_own() -> None:
     assert bytes(frame) == udp(1)[:6] + wan.mac + udp(1)[12:]
 
 
-def told(*waits: tuple[int, int, int, bytes], done: tuple[int, ...] = ()) -> Told:
-    return Told([(number, out, port, HEAD + data) for number, out, port, data in waits], list(done))
+def told(*waits: tuple[int, int, int, bytes], entry: int = 0, done: tuple[int, ...] = ()) -> Told:
+    return Told([(number, out, port, HEAD + data, entry) for number, out, port, data in waits], list(done))
 
 
 def test_the_ring_at_the_backup() -> None:
@@ -226,11 +238,11 @@ def test_the_ring_at_the_backup() -> None:
     unsent = Unsent()
     unsent.hear(0, 5, told((1, -1, 0, b"a"), (2, -1, 0, b"b"), (3, -1, 1, b"c")), 0)
     unsent.hear(0, 6, told((2, 1, 0, b"B")), 0)
-    unsent.hear(1, 7, told((1, 1, 0, b"other core"), (2, -1, 0, b"asked")), 0)
+    unsent.hear(1, 7, told((1, 1, 0, b"other core"), (2, -1, 0, b"asked"), entry=127), 0)
     unsent.hear(0, 8, told((3, 0, 1, b"C"), (1, 1, 0, b"A"), done=(9,)), 0)
     assert len(unsent) == 5
     leaving, taken = unsent.left(7, [(0, HEAD + b"asked")], 0)
-    assert leaving == [Leaving(0, 1, HEAD + b"B"), Leaving(1, 1, HEAD + b"other core")]
+    assert leaving == [Leaving(0, 1, HEAD + b"B"), Leaving(127, 1, HEAD + b"other core")]
     assert taken == [Taken(0, 0, HEAD + b"a"), Taken(0, 1, HEAD + b"c")]
     assert len(unsent) == 0
 
@@ -258,7 +270,15 @@ def test_the_ring_is_bounded() -> None:
 
 @pytest.mark.parametrize(
     "waits",
-    [(-1, -1, 0, HEAD), (1, 16, 0, HEAD), (1, -2, 0, HEAD), (1, -1, 16, HEAD), (1, -1, 0, b"short"), (1, -1, 0)],
+    [
+        (-1, -1, 0, HEAD, 0),
+        (1, 16, 0, HEAD, 0),
+        (1, -2, 0, HEAD, 0),
+        (1, -1, 16, HEAD, 0),
+        (1, -1, 0, b"short", 0),
+        (1, -1, 0, HEAD, 128),
+        (1, -1, 0, HEAD),
+    ],
 )
 def test_a_message_that_is_none_is_refused(waits: Any) -> None:
     """G9: a peer of the deployment is believed, but not to the point that a core fails."""

@@ -40,7 +40,7 @@ from actornet.engine.verdict cimport (
 )
 from actornet.engine.wire cimport (
     an_entry_key, an_entry_returned, an_hash, an_is_discovery, an_key_equal, an_parse, an_parse_inner, an_rewrite_apply,
-    an_rewrite_prepare, an_rss_core, an_rss_core_keyed, an_table_back, an_table_find, an_table_prefetch, an_table_probe,
+    an_rewrite_prepare, an_rss_core, an_rss_entry, an_rss_entry_keyed, an_table_back, an_table_find, an_table_prefetch, an_table_probe,
     an_table_wants, five_tuple,
 )
 
@@ -232,26 +232,27 @@ cdef class Core:
             self.memory_wanted = False
         return backed != 0
 
-    def breathe(self) -> int:
-        """Inhale a burst per port, treat it, commit, exhale; again while bursts come full, a bounded number of times.
+    def breathe(self, int again=BURST) -> int:
+        """Inhale a burst per port, treat it, commit, exhale; a bounded number of times, while each takes `again` packets.
 
-        Returns the number of packets taken.
+        Returns the number of packets taken; `at_rest` says whether the last time took none.
         """
         if self.loop is None:
-            return self._turns()
+            return self._turns(again)
         asyncio_tasks._enter_task(self.loop, self.task)
         try:
-            return self._turns()
+            return self._turns(again)
         finally:
             asyncio_tasks._leave_task(self.loop, self.task)
 
-    cdef int _turns(self) except -1:
-        cdef int n, taken = 0
+    cdef int _turns(self, int again) except -1:
+        cdef int n = 0, taken = 0
         for _ in range(turns_max):
             n = self._turn()
             taken += n
-            if n < BURST:
+            if n < again:
                 break
+        self.at_rest = n == 0
         return taken
 
     cdef int _turn(self) except -1:
@@ -555,9 +556,13 @@ cdef class Core:
 
     cdef unsigned home(self, const an_key *key) noexcept:
         """The core that packets with this key belong to."""
+        return an_rss_core(self.rss_entry(key), self.cores)
+
+    cdef unsigned rss_entry(self, const an_key *key) noexcept:
+        """And the entry of a network card's indirection table that names it, however many cores there are."""
         if self.sharded:
-            return an_rss_core_keyed(self.rss_keys[(key.port != 0) + 2 * (key.version == 6)], key, self.cores)
-        return an_rss_core(key, self.cores)
+            return an_rss_entry_keyed(self.rss_keys[(key.port != 0) + 2 * (key.version == 6)], key)
+        return an_rss_entry(key)
 
     cdef int _miss(self, an_packet *p) except -1:
         """The first packet of a flow, as far as this core knows."""

@@ -57,7 +57,7 @@ cdef class Held:
         if p != NULL:
             self.packets += 1
             core.counters[<int>C_HELD] += 1
-            core.unsent.tell(item, out)
+            core.unsent.tell(flow, item, out)
         return 0
 
     cdef bint full(self) noexcept:

@@ -53,7 +53,7 @@ cdef class Suspension:
         self.packet = core.park(p) if p != NULL else NULL
         self.view.p = &self.packet.p if p != NULL else NULL
         if p != NULL:
-            core.unsent.tell(self.packet, -1)
+            core.unsent.tell(self.flow, self.packet, -1)
         self.reply = core.reply if phase == PHASE_MESSAGE else None
         if core.loop is not None:
             self.task, core.task = core.task, FlowTask(core.loop)
@@ -125,7 +125,7 @@ cdef class Suspension:
             return core.drop(p, C_MAILBOX_FULL)
         item = core.park(p)
         an_queue_push(&self.mailbox, item)
-        return core.unsent.tell(item, -1)
+        return core.unsent.tell(self.flow, item, -1)
 
     def cancel(self) -> bool:
         """Throw CancelledError into the handler (a time-out has passed)."""

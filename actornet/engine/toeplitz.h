@@ -52,19 +52,19 @@ static inline uint32_t an_rss_hash(const struct an_key *key)
  * for some fields alone can tell neighbouring addresses apart (rss.py). */
 #define AN_RSS_TABLE 128u
 
-static inline unsigned an_rss_entry_core(uint32_t hash, unsigned cores)
+static inline unsigned an_rss_core(unsigned entry, unsigned cores)
 {
-    return (hash % AN_RSS_TABLE * cores + cores - 1) / AN_RSS_TABLE;
+    return (entry * cores + cores - 1) / AN_RSS_TABLE;
 }
 
-/* The core that a flow belongs to, the same for both directions; `cores` > 0. */
-static inline unsigned an_rss_core(const struct an_key *key, unsigned cores)
+/* The entry that a flow belongs to, the same for both directions. */
+static inline unsigned an_rss_entry(const struct an_key *key)
 {
-    return an_rss_entry_core(an_rss_hash(key), cores);
+    return an_rss_hash(key) % AN_RSS_TABLE;
 }
 
 /* The same under any key. As cards do, it takes the ports of TCP and UDP alone. */
-static inline unsigned an_rss_core_keyed(const uint8_t *key40, const struct an_key *key, unsigned cores)
+static inline unsigned an_rss_entry_keyed(const uint8_t *key40, const struct an_key *key)
 {
     uint8_t input[36];
     int bytes = key->version == 4 ? 4 : 16, n = 2 * bytes;
@@ -75,7 +75,7 @@ static inline unsigned an_rss_core_keyed(const uint8_t *key40, const struct an_k
         memcpy(input + n, ports, 4);
         n += 4;
     }
-    return an_rss_entry_core(an_toeplitz(key40, input, n), cores);
+    return an_toeplitz(key40, input, n) % AN_RSS_TABLE;
 }
 
 #endif

@@ -1,5 +1,6 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
+from actornet.engine.flow_base cimport FlowBase
 from actornet.engine.parked cimport an_parked
 from actornet.engine.types cimport an_packet
 
@@ -17,7 +18,7 @@ cdef class Unsent:
     cdef list done
     cdef uint32_t bytes              # of packets in `waits`
 
-    cdef int tell(self, an_parked *item, int out) except -1
+    cdef int tell(self, FlowBase flow, an_parked *item, int out) except -1
     cdef int settle(self, an_parked *item) except -1
     cdef int flush(self) except -1
 

@@ -12,7 +12,8 @@ from libc.string cimport memcpy, memset
 
 from actornet.engine.core cimport Core
 from actornet.engine.ring cimport an_word_load
-from actornet.engine.types cimport AN_CSUM_PARTIAL, AN_REASSEMBLED
+from actornet.engine.types cimport AN_CSUM_PARTIAL, AN_REASSEMBLED, an_key
+from actornet.engine.wire cimport an_entry_key
 
 from actornet.limits import PACKET_KEPT_BYTES_MAX, UNSENT_TOLD_BYTES
 
@@ -20,21 +21,25 @@ cdef uint32_t packet_kept_max = PACKET_KEPT_BYTES_MAX
 cdef uint32_t told_bytes = UNSENT_TOLD_BYTES
 
 cdef class Unsent:
-    """What is to be told: (number, port to leave by or -1, port of arrival, packet) of those that wait; numbers that are done."""
+    """What is to be told: (number, port to leave by or -1, port of arrival, packet, RSS entry of its flow) of those that wait;
+    numbers that are done."""
 
     def __cinit__(self):
         self.waits, self.done = [], []
         self.followed = &self.followed_own
 
-    cdef int tell(self, an_parked *item, int out) except -1:
-        """The packet waits to leave by port `out`, or, -1, to be treated. What is too large, or is to be cut, is not told."""
+    cdef int tell(self, FlowBase flow, an_parked *item, int out) except -1:
+        """The flow's packet waits to leave by port `out`, or, -1, to be treated. What is too large, or is to be cut, is not told."""
+        cdef Core core = <Core>self.core
+        cdef an_key key
         if not an_word_load(self.followed) or item.p.length > packet_kept_max or (
                 out >= 0 and item.p.flags & AN_REASSEMBLED):
             return 0
         if item.told == 0:
             self.last += 1
             item.told = self.last
-        self.waits.append((item.told, out, item.p.port, packet_bytes(&item.p)))
+        key = an_entry_key(&core.flows.table.entries[flow.first])
+        self.waits.append((item.told, out, item.p.port, packet_bytes(&item.p), core.rss_entry(&key)))
         self.bytes += PACKET_HEAD + item.p.length
         if self.bytes >= told_bytes:
             self.flush()

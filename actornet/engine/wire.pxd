@@ -18,8 +18,9 @@ cdef extern from "parse.h" nogil:
 cdef extern from "toeplitz.h" nogil:
     uint32_t an_toeplitz(const uint8_t *key40, const uint8_t *data, int n)
     uint32_t an_rss_hash(const an_key *key)
-    unsigned an_rss_core(const an_key *key, unsigned cores)
-    unsigned an_rss_core_keyed(const uint8_t *key40, const an_key *key, unsigned cores)
+    unsigned an_rss_core(unsigned entry, unsigned cores)
+    unsigned an_rss_entry(const an_key *key)
+    unsigned an_rss_entry_keyed(const uint8_t *key40, const an_key *key)
 
 
 cdef extern from "rewrite.h" nogil:

@@ -334,10 +334,15 @@ def rss_core(flow: FiveTuple, cores: int, rss_key: bytes | None = None) -> int:
         raise UsageError(f"{cores} cores: give 1 to 65535")
     key_of(flow, 0, &key)
     if rss_key is None:
-        return an_rss_core(&key, cores)
+        return an_rss_core(an_rss_entry(&key), cores)
     if len(rss_key) != 40:
         raise UsageError(f"an RSS key has 40 bytes, not {len(rss_key)}")
-    return an_rss_core_keyed(<const uint8_t *><const char *>rss_key, &key, cores)
+    return an_rss_core(an_rss_entry_keyed(<const uint8_t *><const char *>rss_key, &key), cores)
+
+
+def rss_entry_core(entry: int, cores: int) -> int:
+    """The core, from 0 to `cores` - 1, that an entry (0 to 127) of the indirection table names."""
+    return an_rss_core(entry, cores)
 
 
 cdef class Table:

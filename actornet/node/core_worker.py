@@ -167,7 +167,7 @@ class RingLink(OwnerLink):
     def close(self, actor: FlowActor, reason: str) -> int:
         return self.push(exchange.encode(CloseRequest(actor.flow, actor.port_index, actor.incarnation, reason)))
 
-    def unsent(self, waits: list[tuple[int, int, int, bytes]], done: list[int]) -> None:
+    def unsent(self, waits: list[tuple[int, int, int, bytes, int]], done: list[int]) -> None:
         """What waits in this core, and what no longer does; see `Told`."""
         self.push(exchange.UNSENT + exchange.encode((waits, done)), counted=False)
 
@@ -386,6 +386,8 @@ class CoreWorker:
                 return
             if taken:
                 self._answer_until_ns = time.monotonic_ns() + self._spin_ns
+            if not self.core.at_rest:
+                pass
             elif self._expects():
                 os.sched_yield()
             elif self._spins():
@@ -425,7 +427,7 @@ class CoreWorker:
             self._announce_stations()
         if self.link.resumed and self._role == ACTIVE:
             self.link.go_on()
-        taken: int = self.core.breathe()
+        taken: int = self.core.breathe(again=1)
         return taken
 
     def _announce_stations(self) -> None:

@@ -137,21 +137,18 @@ class Cores:
     def go_on(self, unsent: Unsent, lsn: int) -> dict[str, int]:
         """Have the cores go on with what those of the old primary, whose log came to `lsn`, had taken and not sent.
 
-        Returns how many packets that is. First of each flow goes what was decided upon, then what was not (G1).
+        Returns how many packets that is. First of each flow goes what was decided upon, then what was not, and at the flow's
+        home, where it begins here, so that nothing that arrives overtakes it (G1).
         """
         orphans = [(port, packet) for _, port, packet in self.journal.replica.orphans()]
         leaving, taken = unsent.left(lsn, orphans, self._environment.monotonic_ns())
         for made in leaving:
-            self._line_like(made.core).send(Resend(made.out, made.packet))
+            self.lines[self.placement.home_of(made.entry)].send(Resend(made.out, made.packet))
         for core in range(len(self.lines)):
             self.resume(core)
         for packet in taken:
-            self._line_like(packet.core).send(Resume(packet.port, packet.packet))
+            self.lines[self.placement.home_of(packet.entry)].send(Resume(packet.port, packet.packet))
         return {"resent": len(leaving), "resumed": len(taken) + len(orphans)}
-
-    def _line_like(self, core: int) -> CoreLine:
-        """Of the core that goes on for one of the old primary: it hands on what is another's."""
-        return self.lines[core % len(self.lines)]
 
     def resume(self, core: int) -> None:
         """Have this core's flows that asked and were not saved begin anew."""

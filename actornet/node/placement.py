@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from actornet.engine.five_tuple import FiveTuple
 from actornet.engine.rss import RssKeys
-from actornet.engine.wire import rss_core
+from actornet.engine.wire import rss_core, rss_entry_core
 from actornet.flow import FlowActor
 from actornet.log.record import FlowBody
 from actornet.node.core_line import CoreLine
@@ -38,6 +38,10 @@ class Placement:
             return 0
         keys = self._rss_keys
         return rss_core(flow, len(self._lines), None if keys is None else keys[":" in flow.source].key(port))
+
+    def home_of(self, entry: int) -> int:
+        """The core that an entry of the RSS table names."""
+        return rss_entry_core(entry, len(self._lines))
 
     def core_of(self, flow: FiveTuple, port: int) -> int:
         """The core that the flow lives on which was opened with this key."""

@@ -16,7 +16,7 @@ from posix.unistd cimport close
 
 from actornet.engine.core cimport an_now_ns
 from actornet.engine.types cimport *
-from actornet.engine.wire cimport an_parse, an_rss_core, an_rss_core_keyed
+from actornet.engine.wire cimport an_parse, an_rss_core, an_rss_entry, an_rss_entry_keyed
 from actornet.ports.live cimport LivePort, monotonic_ns
 from actornet.ports.memory cimport Arena
 from actornet.ports.playback cimport Playback
@@ -89,13 +89,16 @@ cdef class Share:
 
     cdef bint has(self, an_packet *p, int port) noexcept:
         """Frame `p`, parsed, arrives at port number `port`."""
+        cdef unsigned entry
         if self.cores == 1:
             return True
         if p.key.version == 0:
             return self.core == 0
         if self.keyed:
-            return an_rss_core_keyed(self.keys[(port != 0) + 2 * (p.key.version == 6)], &p.key, self.cores) == self.core
-        return an_rss_core(&p.key, self.cores) == self.core
+            entry = an_rss_entry_keyed(self.keys[(port != 0) + 2 * (p.key.version == 6)], &p.key)
+        else:
+            entry = an_rss_entry(&p.key)
+        return an_rss_core(entry, self.cores) == self.core
 
 
 cdef class Recording:

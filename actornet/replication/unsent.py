@@ -12,18 +12,21 @@ from typing import Annotated, NamedTuple
 
 import msgspec
 
+from actornet.engine.rss import TABLE_BITS
 from actornet.limits import PORTS_MAX, UNSENT_PACKETS_MAX, UNSENT_S
 
 Number = Annotated[int, msgspec.Meta(ge=0)]
 Port = Annotated[int, msgspec.Meta(ge=0, lt=PORTS_MAX)]
 Out = Annotated[int, msgspec.Meta(ge=-1, lt=PORTS_MAX)]
 Packet = Annotated[bytes, msgspec.Meta(min_length=13)]
+Entry = Annotated[int, msgspec.Meta(ge=0, lt=1 << TABLE_BITS)]
 
 
 class Told(msgspec.Struct, array_like=True):
-    """A core's word: number, port to leave by or -1, port of arrival, and packet, of those that wait; who waits no longer."""
+    """A core's word: of those that wait number, port to leave by or -1, port of arrival, packet, and the entry of the RSS table
+    that its flow belongs to; who waits no longer."""
 
-    waits: list[tuple[Number, Out, Port, Packet]]
+    waits: list[tuple[Number, Out, Port, Packet, Entry]]
     done: list[Number]
 
 
@@ -32,17 +35,17 @@ VOID = b"\xc0"
 
 
 class Leaving(NamedTuple):
-    """A packet to send on behalf of the old primary."""
+    """A packet to send on behalf of the old primary. `entry`, of the RSS table, names the flow's home."""
 
-    core: int
+    entry: int
     out: int
     packet: bytes
 
 
 class Taken(NamedTuple):
-    """A packet to treat that arrived at the old primary."""
+    """A packet to treat that arrived at the old primary. `entry`: as in `Leaving`."""
 
-    core: int
+    entry: int
     port: int
     packet: bytes
 
@@ -76,7 +79,7 @@ class Unsent:
         if told is None:
             self._packets = {key: packet for key, packet in packets.items() if key[0] != core}
             return
-        for number, out, port, data in told.waits:
+        for number, out, port, data, entry in told.waits:
             packet = packets.get((core, number))
             if packet is None:
                 if len(packets) >= UNSENT_PACKETS_MAX:
@@ -84,10 +87,10 @@ class Unsent:
                     self.evicted += 1
                 packet = packets[core, number] = _Packet(now_ns)
             if out < 0:
-                packet.taken = Taken(core, port, data)
+                packet.taken = Taken(entry, port, data)
             else:
                 self._told += 1
-                packet.leaving, packet.lsn, packet.order = Leaving(core, out, data), lsn, self._told
+                packet.leaving, packet.lsn, packet.order = Leaving(entry, out, data), lsn, self._told
         for number in told.done:
             packets.pop((core, number), None)
 

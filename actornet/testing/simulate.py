@@ -82,7 +82,7 @@ def explain(schedule: Schedule) -> str:
         trace.append(f"{type(error).__name__}: {error}")
     settings = f"durability {schedule.durability}, without backup {schedule.without_backup}, cores {schedule.cores}"
     settings += ", with a witness" if schedule.witness else ""
-    settings += f", {schedule.nodes} nodes"
+    settings += f", {schedule.nodes} nodes, silent for {set(schedule.silence_ms[: schedule.nodes])} ms at most"
     return "\n".join([f"seed {schedule.seed}: {settings}", *trace])
 
 

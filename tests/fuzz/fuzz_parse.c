@@ -536,7 +536,7 @@ int main(int argc, char **argv)
         counts[p.reason]++;
         errors += !!(p.flags & AN_ICMP_ERROR);
         check_offsets(&p);
-        CHECK(an_rss_core(&p.key, 1 + below(64)) < 64);
+        CHECK(an_rss_core(an_rss_entry(&p.key), 1 + below(64)) < 64);
         check_table(&table, &p.key);
         uint8_t addresses[32];
         for (int i = 0; i < 32; i++)

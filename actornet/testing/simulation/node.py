@@ -12,6 +12,7 @@ from actornet.engine.five_tuple import FiveTuple
 from actornet.engine.handoff import Handoff
 from actornet.engine.ring import ACTIVE, FENCED, NO_LEASE, PASSIVE, ControlPage, Ring
 from actornet.errors import ActornetError, LogError
+from actornet.limits import SILENCE_MS_DEFAULT
 from actornet.log.store import Log
 from actornet.node.core_line import RingLine
 from actornet.node.core_worker import RingLink
@@ -226,6 +227,7 @@ class Node:
         self.cores: list[SimulatedCore | None] = [None] * len(fabric.requests)
         self.end = ""  # why the last life ended
         self.rate = 1.0  # of its clock
+        self.silence_ms = SILENCE_MS_DEFAULT
         self.wall_offset_ns = 1_700_000_000_000_000_000
         self.paused_until_ns = 0
         self.crash_point: str | None = None
@@ -324,6 +326,7 @@ class Node:
             peers=list(self.peer_names),
             durability=self.durability,
             without_backup=self.without_backup,
+            silence_ms=self.silence_ms,
             fabric=FabricSpec(-1, -1, [], [], []),
             witness="simulated" if self.register is not None else None,
             lease_ms=LEASE_MS,

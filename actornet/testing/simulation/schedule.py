@@ -6,7 +6,7 @@ from random import Random
 
 import msgspec
 
-from actornet.limits import LINKS_DOWN_MS
+from actornet.limits import LINKS_DOWN_MS, SILENCE_MS_DEFAULT, SILENCE_MS_MIN
 from actornet.replication.protocol import Durability, WithoutBackup
 from actornet.testing.simulation.node import CRASH_POINTS
 
@@ -28,7 +28,7 @@ class Event(msgspec.Struct, frozen=True):
 
 
 class Schedule(msgspec.Struct, frozen=True):
-    """One simulation: the same schedule always takes the same course."""
+    """One simulation: the same schedule always takes the same course. `silence_ms` is for which a node waits for another."""
 
     seed: int
     durability: Durability
@@ -37,6 +37,7 @@ class Schedule(msgspec.Struct, frozen=True):
     events: tuple[Event, ...]
     witness: bool = False
     nodes: int = 2
+    silence_ms: tuple[int, ...] = (SILENCE_MS_DEFAULT,) * 3
 
     def without(self, indices: set[int]) -> Schedule:
         """The schedule less some of its events."""
@@ -69,7 +70,7 @@ WITNESS_KINDS = {"freeze": 3, "witness cut": 3, "witness slow": 1, "witness down
 """And those that come where there is a witness."""
 
 
-def draw(seed: int, witness: bool | None = None, nodes: int | None = None) -> Schedule:
+def draw(seed: int, witness: bool | None = None, nodes: int | None = None, silence_ms: int | None = None) -> Schedule:
     """The schedule of a seed. Some have a story that chance alone seldom tells."""
     random = Random(seed)
     durability: Durability = random.choice(("solo", "received", "durable", "applied", "applied"))
@@ -135,7 +136,19 @@ def draw(seed: int, witness: bool | None = None, nodes: int | None = None) -> Sc
     if nodes > 2:
         events = _among_three(Random(f"{seed} three"), events)
     events = _links(Random(f"{seed} links"), events, nodes)
-    return Schedule(seed, durability, without_backup, cores, tuple(events), witness, nodes)
+    limits = (silence_ms,) * 3 if silence_ms is not None else _silences(Random(f"{seed} silence"))
+    return Schedule(seed, durability, without_backup, cores, tuple(events), witness, nodes, limits)
+
+
+def _silences(random: Random) -> tuple[int, ...]:
+    """Mostly the default; else another, which nodes need not agree on: their files may differ while they are changed."""
+    others = SILENCE_MS_MIN, 60, 120, 400
+    match random.random():
+        case share if share < 0.6:
+            return (SILENCE_MS_DEFAULT,) * 3
+        case share if share < 0.85:
+            return (random.choice(others),) * 3
+    return tuple(random.choices((*others, SILENCE_MS_DEFAULT), k=3))
 
 
 def _among_three(random: Random, events: list[Event]) -> list[Event]:

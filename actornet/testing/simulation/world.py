@@ -89,6 +89,7 @@ class World:
         fabric = _fabrics.setdefault((name, cores), Fabric(cores))
         watched = (self._observe, self._seen, self._cut)
         node = Node(name, peers, self.network, fabric, plan.durability, plan.without_backup, *watched)
+        node.silence_ms = plan.silence_ms["abc".index(name)]
         node.rate = 1 + self.random.uniform(-0.01, 0.01)
         return node
 
