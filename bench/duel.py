@@ -27,6 +27,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
 
 from actornet import FlowActor
@@ -100,6 +101,8 @@ def contestant(text: str, *options: str) -> Iterator[Callable[[], float]]:
 def treat(nf: type[FlowActor], tree: Path, cpu: int, flows: int, packets: int) -> None:
     """A contestant's process: open all flows; for each line that comes treat packets, and print the ns that each took."""
     os.sched_setaffinity(0, {cpu})
+    with suppress(ModuleNotFoundError):  # in versions that had no such thing
+        import_module("actornet.engine.heap").use_huge_pages()
     code = sys.modules[Embedded.__module__].__file__
     assert code is not None and Path(code).is_relative_to(tree), f"{code} is not of {tree}"
     frames = templates(flows)

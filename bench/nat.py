@@ -26,6 +26,7 @@ import dpkt
 
 from actornet import OFFLOADED, FiveTuple, Packet, Rewrite, Verdict
 from actornet.embedded import Embedded
+from actornet.engine.heap import use_huge_pages
 from actornet.ports.memory import LoopPort
 from actors.nat import SourceNAT
 from bench.report import Row, resident_bytes, table, write_json
@@ -173,6 +174,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--peers", default="c,dpkt,pypacker,scapy")
     arguments = parser.parse_args()
+    use_huge_pages()  # as a live core does
     peers = arguments.peers.split(",")
     rows: list[Row] = []
     for flows in map(int, arguments.flows.split(",")):

@@ -15,6 +15,7 @@ import dpkt
 
 from actornet import FORWARD, FlowActor, Meter, Mirror, Packet, Rewrite, Verdict
 from actornet.embedded import Embedded
+from actornet.engine.heap import use_huge_pages
 from actornet.ports.memory import LoopPort
 from bench.nat import reordered, templates
 from bench.report import Row, table, write_json
@@ -105,6 +106,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.0)
     parser.add_argument("--bytes", default="64,1500")
     arguments = parser.parse_args()
+    use_huge_pages()  # as a live core does
     rows: list[Row] = []
     for frame_bytes in map(int, arguments.bytes.split(",")):
         for flows in map(int, arguments.flows.split(",")):

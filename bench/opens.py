@@ -22,6 +22,7 @@ from contextlib import contextmanager
 
 from actornet import FORWARD, FlowActor, Packet
 from actornet.embedded import Embedded
+from actornet.engine.heap import use_huge_pages
 from actornet.ports.memory import LoopPort, MemoryPort
 from actors.nat import SourceNAT
 from bench.nat import FRAME_BYTES, templates
@@ -143,6 +144,7 @@ def main() -> None:
     parser.add_argument("--flows", type=int, default=100_000)
     parser.add_argument("--times", type=int, default=5)
     arguments = parser.parse_args()
+    use_huge_pages()  # as a live core does
     flows, frames = arguments.flows, templates(arguments.flows)
     rows: list[Row] = []
     for name, (nf, logged) in STEPS.items():

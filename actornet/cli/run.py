@@ -20,6 +20,7 @@ from actornet.cli.progress import Progress
 from actornet.embedded import Embedded
 from actornet.engine.counters import DROPS
 from actornet.engine.five_tuple import FiveTuple
+from actornet.engine.heap import use_huge_pages
 from actornet.errors import UsageError
 from actornet.flow import FlowActor
 from actornet.limits import FLOWS_MAX, FLOWS_MAX_DEFAULT, HANDLER_STALL_S
@@ -94,6 +95,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Run it; returns the exit code."""
+    use_huge_pages()
     if args.interface:
         return _run_live(args)
     reads, writes = [_port_file(text) for text in args.read], [_port_file(text) for text in args.write]

@@ -28,6 +28,7 @@ from actornet.engine.datagram cimport datagram
 from actornet.engine.flow_base cimport MARK_CLOSING, MARK_DIRTY, MARK_ENDING, MARK_LEAVING, MARK_SAVED, Ask
 from actornet.engine.flows cimport an_addresses, an_revoked, an_terms_conform, an_terms_expired, an_terms_mirror
 from actornet.engine.handoff cimport Handoff
+from actornet.engine.heap cimport heap_back, heap_wants
 from actornet.engine.keeps cimport Keeps
 from actornet.engine.parked cimport an_park
 from actornet.engine.port cimport Port
@@ -223,14 +224,14 @@ cdef class Core:
     # -- the loop ---------------------------------------------------------------------------------------------------
 
     def back_memory(self) -> bool:
-        """Back one more huge page of the flow table ahead of need; False: there is none. For a thread beside the core's."""
+        """Back one more huge page for flows ahead of need; False: there is none. For a thread beside the core's."""
         cdef an_table *table = &self.flows.table
-        cdef int backed
+        cdef bint backed
         with nogil:
-            backed = an_table_back(table)
-        if backed == 0:
+            backed = heap_back() or an_table_back(table)
+        if not backed:
             self.memory_wanted = False
-        return backed != 0
+        return backed
 
     def breathe(self, int again=BURST) -> int:
         """Inhale a burst per port, treat it, commit, exhale; a bounded number of times, while each takes `again` packets.
@@ -270,7 +271,8 @@ cdef class Core:
                 self.moves.turn()
         if taken == 0:
             self._hear(False)
-        if self.wants_memory is not None and not self.memory_wanted and an_table_wants(&self.flows.table):
+        if self.wants_memory is not None and not self.memory_wanted and (
+                heap_wants() or an_table_wants(&self.flows.table)):
             self.memory_wanted = True
             self.wants_memory()
         self.neighbors.tick()

@@ -20,6 +20,7 @@
 #endif
 
 #include "checksum.h"
+#include "huge_pages.h"
 
 #define AN_BUCKET_SLOTS 10
 #define AN_TIMER_TICK_SHIFT 24 /* 16.8 ms */
@@ -27,11 +28,7 @@
 #define AN_TIMER_SLOTS (1u << 14) /* 275 s */
 #define AN_TIMER_STEP_NS 1000000000ull /* a clock set back by more than this moves the wheel along */
 #define AN_ENTRIES_MAX (1u << 28)
-#define AN_HUGE_PAGE_BYTES (2ul << 20)
 #define AN_AHEAD_ENTRIES (1u << 16) /* memory is backed for so many entries more, by a thread beside the core's */
-#ifndef MADV_POPULATE_WRITE
-#define MADV_POPULATE_WRITE 23 /* Linux 5.14 */
-#endif
 
 struct an_bucket {
     uint16_t tags[AN_BUCKET_SLOTS]; /* 0: free */
@@ -158,33 +155,11 @@ static inline int an_entry_has(const struct an_entry *e, const struct an_key *ke
             !(memcmp(e->source_rest, key->source + 4, 12) | memcmp(e->destination_rest, key->destination + 4, 12)));
 }
 
-/* Zeroed memory that is backed when touched, by huge pages where the kernel has them; NULL if there is none. */
-static inline void *an_table_map(size_t bytes)
-{
-    bytes = (bytes + AN_HUGE_PAGE_BYTES - 1) & ~(AN_HUGE_PAGE_BYTES - 1);
-    uint8_t *raw = (uint8_t *)mmap(NULL, bytes + AN_HUGE_PAGE_BYTES, PROT_READ | PROT_WRITE,
-                                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (raw == MAP_FAILED)
-        return NULL;
-    uint8_t *aligned = (uint8_t *)(((uintptr_t)raw + AN_HUGE_PAGE_BYTES - 1) & ~(uintptr_t)(AN_HUGE_PAGE_BYTES - 1));
-    if (aligned > raw)
-        munmap(raw, (size_t)(aligned - raw));
-    munmap(aligned + bytes, (size_t)(raw + AN_HUGE_PAGE_BYTES - aligned));
-    madvise(aligned, bytes, MADV_HUGEPAGE); /* advice: kernels without huge pages refuse it, which costs only speed */
-    return aligned;
-}
-
-static inline void an_table_unmap(void *at, size_t bytes)
-{
-    if (at)
-        munmap(at, (bytes + AN_HUGE_PAGE_BYTES - 1) & ~(AN_HUGE_PAGE_BYTES - 1));
-}
-
 static inline void an_table_free(struct an_table *t)
 {
-    an_table_unmap(t->entries, (size_t)t->entries_max * sizeof *t->entries);
-    an_table_unmap(t->buckets, ((size_t)t->bucket_mask + 1) * sizeof *t->buckets);
-    an_table_unmap(t->slots, AN_TIMER_SLOTS * sizeof *t->slots);
+    an_huge_unmap(t->entries, (size_t)t->entries_max * sizeof *t->entries);
+    an_huge_unmap(t->buckets, ((size_t)t->bucket_mask + 1) * sizeof *t->buckets);
+    an_huge_unmap(t->slots, AN_TIMER_SLOTS * sizeof *t->slots);
     memset(t, 0, sizeof *t);
 }
 
@@ -203,9 +178,9 @@ static inline int an_table_init(struct an_table *t, uint32_t entries_max, uint64
     t->free = AN_NONE;
     t->tick = now_ns >> AN_TIMER_TICK_SHIFT;
     t->now_ns = now_ns;
-    t->entries = (struct an_entry *)an_table_map((size_t)entries_max * sizeof *t->entries);
-    t->buckets = (struct an_bucket *)an_table_map((size_t)buckets * sizeof *t->buckets);
-    t->slots = (uint32_t *)an_table_map(AN_TIMER_SLOTS * sizeof *t->slots);
+    t->entries = (struct an_entry *)an_huge_map((size_t)entries_max * sizeof *t->entries);
+    t->buckets = (struct an_bucket *)an_huge_map((size_t)buckets * sizeof *t->buckets);
+    t->slots = (uint32_t *)an_huge_map(AN_TIMER_SLOTS * sizeof *t->slots);
     if (!t->entries || !t->buckets || !t->slots) {
         an_table_free(t);
         return -ENOMEM;
@@ -220,17 +195,15 @@ static inline int an_table_back(struct an_table *t)
 {
     size_t buckets = ((size_t)t->bucket_mask + 1) * sizeof *t->buckets, entries = t->entries_max;
     size_t ahead = (size_t)__atomic_load_n(&t->touched, __ATOMIC_RELAXED) + AN_AHEAD_ENTRIES;
-    uint8_t *at;
     if (entries > ahead)
         entries = ahead;
     entries *= sizeof *t->entries;
     if (t->entries_backed * AN_HUGE_PAGE_BYTES < entries)
-        at = (uint8_t *)t->entries + AN_HUGE_PAGE_BYTES * t->entries_backed++;
+        an_huge_back(t->entries, t->entries_backed++);
     else if (t->buckets_backed * AN_HUGE_PAGE_BYTES < buckets)
-        at = (uint8_t *)t->buckets + AN_HUGE_PAGE_BYTES * t->buckets_backed++;
+        an_huge_back(t->buckets, t->buckets_backed++);
     else
         return 0;
-    madvise(at, AN_HUGE_PAGE_BYTES, MADV_POPULATE_WRITE); /* advice: without it the first touch backs the page */
     return 1;
 }
 

@@ -29,6 +29,7 @@ from actornet.engine.core import Core
 from actornet.engine.counters import COUNTERS
 from actornet.engine.five_tuple import FiveTuple
 from actornet.engine.flow_state import flow_body
+from actornet.engine.heap import use_huge_pages
 from actornet.engine.ring import ACTIVE, FENCED, PASSIVE, Ring
 from actornet.errors import ActornetError, HandlerStalled
 from actornet.flow import FlowActor
@@ -580,6 +581,7 @@ def _link_event(port: LivePort, what: str) -> None:
 def run(spec: CoreSpec, stop: threading.Event, report: Any) -> None:
     """The core worker's data plane; see `actornet.node.plan.WorkerPlan`."""
     run_first()
+    use_huge_pages()
     worker = CoreWorker(spec, stop, report.ready, report.condemned)
     report.on_status(worker.status)
     report.on_interrupt(worker.interrupt)
