@@ -16,7 +16,6 @@ import pytest
 
 from actornet import journal
 from actornet.engine.ring import NO_LEASE
-from actornet.limits import SILENCE_MS_DEFAULT
 from actornet.log.record import FlowBody, chain_of
 from actornet.log.store import Log
 from actornet.node import catch_up, cores, leadership
@@ -90,7 +89,7 @@ def test_guarantees_hold_in_every_life_of_a_pair(part: int, monkeypatch: pytest.
 @pytest.mark.parametrize("seed", FAILED_ONCE)
 def test_a_seed_that_failed_once_passes(seed: int) -> None:
     """G1, G7: what was mended in the product, and in what the simulator asks for."""
-    assert fails(draw(seed, silence_ms=SILENCE_MS_DEFAULT)) == "", FAILED_ONCE[seed]
+    assert fails(draw(seed, plain=True)) == "", FAILED_ONCE[seed]
 
 
 def test_a_seed_always_takes_the_same_course() -> None:
@@ -468,7 +467,7 @@ def schedules(plant: Any) -> Iterator[Schedule]:
     witness, nodes = plant in WITNESSED or plant in THREE, 3 if plant in THREE else 2
     first = FOUND_LAST.get(plant, 0)
     for seed in (*range(first, MUTANT_SIMULATIONS), *range(first)):
-        schedule = draw(seed, witness, nodes, SILENCE_MS_DEFAULT)
+        schedule = draw(seed, witness, nodes, plain=True)
         if plant is refusal_tells_no_epoch:  # few schedules have both of these, and each seed its own course of them
             events = Event(19, "kill at", "a", "before flush"), Event(44, "leader down", "a", value=70)
             schedule = Schedule(seed, "solo", "solo", 2, events)

@@ -162,6 +162,26 @@ def test_who_goes_on_is_told_where_the_flow_is_at_home() -> None:
     assert not leaving and [one.entry for one in taken] == homes
 
 
+class AskingEach(FlowActor):
+    gate = Gate.named("gate")
+
+    async def on_packet(self, packet: Packet) -> Verdict:
+        await self.gate.opens()
+        return FORWARD
+
+
+def test_the_order_of_arrival_counts_where_a_backup_joins_among_packets_that_wait() -> None:
+    """G1: it hears first of the last one, which came when it had joined, and of the one before that when its turn comes."""
+    node = Followed(AskingEach, followed=False)
+    node.take(udp(1), udp(2))
+    node.page.followed = True
+    node.take(udp(3))
+    node.answer()
+    node.take()
+    assert [told.waits[0][0] for told in node.told if told.waits] == [3, 1]
+    assert node.left() == ([udp(1)], [udp(2), udp(3)])
+
+
 def test_nobody_is_told_where_no_backup_counts() -> None:
     node = Followed(followed=False)
     assert node.take(udp(1)) == [] and not node.told
@@ -254,7 +274,7 @@ def test_what_is_done_old_or_of_a_core_that_is_no_more_is_forgotten() -> None:
     unsent.hear(1, 5, told((2, -1, 0, b"d")), SECOND)
     unsent.hear(0, 5, None, SECOND)
     unsent.hear(0, 5, told((1, -1, 0, b"e")), SECOND)
-    assert [one.packet for one in unsent.left(5, [], SECOND * (1 + UNSENT_S))[1]] == [HEAD + b"d", HEAD + b"e"]
+    assert [one.packet for one in unsent.left(5, [], SECOND * (1 + UNSENT_S))[1]] == [HEAD + b"e", HEAD + b"d"]
     unsent.hear(0, 5, told((1, -1, 0, b"f")), SECOND)
     assert unsent.left(5, [], SECOND * (1 + UNSENT_S) + 1) == ([], [])
 

@@ -18,8 +18,9 @@ struct an_parked {
     void *flow;         /* owned reference, or NULL */
     uint64_t need;      /* committed sequence number that lets it go */
     uint64_t since_ns;  /* waits for it */
-    uint64_t told;      /* number under which a backup knows of it; 0: it does not */
+    uint64_t number;    /* for a backup that is to know of it, in the order of arrival; 0: none yet */
     int32_t out;        /* port to leave by; -1: a marker without a frame */
+    uint8_t told;       /* a backup knows of it */
     uint8_t frame[];
 };
 

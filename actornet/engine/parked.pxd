@@ -1,4 +1,4 @@
-from libc.stdint cimport int32_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 
 from actornet.engine.types cimport an_packet
 
@@ -10,8 +10,9 @@ cdef extern from "parked.h" nogil:
         void *flow
         uint64_t need
         uint64_t since_ns
-        uint64_t told
+        uint64_t number
         int32_t out
+        uint8_t told
 
     struct an_queue:
         an_parked *head

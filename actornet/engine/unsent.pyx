@@ -1,7 +1,7 @@
 """Packets that this core has taken and not sent yet: a backup in sync is told of them, and goes on with them after a takeover.
 
-Theory of operation. A packet that waits (with its handler, in a mailbox, for the watermark) has a number from the first time that
-the backup is told of it: as it came, later perhaps as it is to leave. It is settled where the core is done with it (`Core.discard`),
+Theory of operation. A packet that waits (with its handler, in a mailbox, for the watermark) has a number from when it begins to, so
+that a flow's are in the order of arrival. The backup is told of it: as it came, later perhaps as it is to leave. It is settled where the core is done with it (`Core.discard`),
 that is after it was sent. So what a primary was about to send when it died leaves its backup once more at worst.
 What goes through without waiting is told to nobody.
 """
@@ -32,14 +32,15 @@ cdef class Unsent:
         """The flow's packet waits to leave by port `out`, or, -1, to be treated. What is too large, or is to be cut, is not told."""
         cdef Core core = <Core>self.core
         cdef an_key key
+        if item.number == 0:
+            self.last += 1
+            item.number = self.last
         if not an_word_load(self.followed) or item.p.length > packet_kept_max or (
                 out >= 0 and item.p.flags & AN_REASSEMBLED):
             return 0
-        if item.told == 0:
-            self.last += 1
-            item.told = self.last
         key = an_entry_key(&core.flows.table.entries[flow.first])
-        self.waits.append((item.told, out, item.p.port, packet_bytes(&item.p), core.rss_entry(&key)))
+        item.told = True
+        self.waits.append((item.number, out, item.p.port, packet_bytes(&item.p), core.rss_entry(&key)))
         self.bytes += PACKET_HEAD + item.p.length
         if self.bytes >= told_bytes:
             self.flush()
@@ -48,7 +49,7 @@ cdef class Unsent:
     cdef int settle(self, an_parked *item) except -1:
         """The core is done with the packet."""
         if an_word_load(self.followed):
-            self.done.append(item.told)
+            self.done.append(item.number)
         return 0
 
     cdef int flush(self) except -1:

@@ -104,10 +104,13 @@ class Unsent:
         more than UNSENT_S is left out.
         """
         known = set(asked)
-        recent = [packet for packet in self._packets.values() if now_ns - packet.since_ns <= UNSENT_S * 1_000_000_000]
+        # A flow's are on one core, and numbered there as they came; told of in another order where the backup joined meanwhile.
+        packets = [packet for _, packet in sorted(self._packets.items())]
         self.forget()
         leaving, taken = [], []
-        for packet in recent:
+        for packet in packets:
+            if now_ns - packet.since_ns > UNSENT_S * 1_000_000_000:
+                continue
             if packet.leaving is not None and packet.lsn <= lsn:
                 leaving.append((packet.order, packet.leaving))
             elif packet.taken is not None and (packet.taken.port, packet.taken.packet) not in known:

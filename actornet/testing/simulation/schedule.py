@@ -70,8 +70,11 @@ WITNESS_KINDS = {"freeze": 3, "witness cut": 3, "witness slow": 1, "witness down
 """And those that come where there is a witness."""
 
 
-def draw(seed: int, witness: bool | None = None, nodes: int | None = None, silence_ms: int | None = None) -> Schedule:
-    """The schedule of a seed. Some have a story that chance alone seldom tells."""
+def draw(seed: int, witness: bool | None = None, nodes: int | None = None, *, plain: bool = False) -> Schedule:
+    """The schedule of a seed. Some have a story that chance alone seldom tells.
+
+    `plain`: without rushes and other limits of silence than the default, as seeds meant before there were these.
+    """
     random = Random(seed)
     durability: Durability = random.choice(("solo", "received", "durable", "applied", "applied"))
     without_backup: WithoutBackup = random.choice(("wait", "solo", "stop"))
@@ -136,8 +139,22 @@ def draw(seed: int, witness: bool | None = None, nodes: int | None = None, silen
     if nodes > 2:
         events = _among_three(Random(f"{seed} three"), events)
     events = _links(Random(f"{seed} links"), events, nodes)
-    limits = (silence_ms,) * 3 if silence_ms is not None else _silences(Random(f"{seed} silence"))
-    return Schedule(seed, durability, without_backup, cores, tuple(events), witness, nodes, limits)
+    schedule = Schedule(seed, durability, without_backup, cores, tuple(events), witness, nodes)
+    if plain:
+        return schedule
+    events = _rushes(Random(f"{seed} rush"), events)
+    limits = _silences(Random(f"{seed} silence"))
+    return msgspec.structs.replace(schedule, events=tuple(events), silence_ms=limits)
+
+
+def _rushes(random: Random, events: list[Event]) -> list[Event]:
+    """Much traffic for a while, mostly where something goes wrong."""
+    if random.random() < 0.5:
+        return events
+    steps = [event.step for event in events if event.step < STEPS] + [random.randrange(4, STEPS)]
+    begins = [max(4, random.choice(steps) - random.randint(0, 3)) for _ in range(random.randint(1, 3))]
+    rushes = [Event(begin, "rush", value=random.randint(2, 30)) for begin in begins]
+    return sorted([*events, *rushes], key=lambda event: event.step)
 
 
 def _silences(random: Random) -> tuple[int, ...]:

@@ -24,6 +24,7 @@ UNDER_WAY_NS = 25 * MS
 """When the faults end, the longest delay in the network goes on for so long: a reset may be under way yet."""
 _COUNTING_STATES = (State.IN_SYNC, State.HANDOVER, State.STOPPED)
 _FLOWS = 12
+_RUSH = 12  # more packets in a step of a rush
 _fabrics: dict[tuple[str, int], Fabric] = {}
 
 
@@ -83,6 +84,7 @@ class World:
         self._sync_rate = (0.02, 0.2)[schedule.seed % 2]
         self._full_until = dict.fromkeys("abc", 0)
         self._down_until = dict.fromkeys("abc", 0)
+        self._rush_until = 0
 
     def _node(self, name: str, peers: list[str]) -> Node:
         cores, plan = self.schedule.cores, self.schedule
@@ -145,7 +147,8 @@ class World:
     def _traffic(self, node: Node) -> list[list[bytes]]:
         """What the switch gives to the node that leads, by core."""
         arriving: list[list[bytes]] = [[] for _ in node.cores]
-        for _ in range(self.random.choice((0, 1, 1, 2, 4)) if node.leads else 0):
+        count = self.random.choice((0, 1, 1, 2, 4)) + (_RUSH if self.step < self._rush_until else 0)
+        for _ in range(count if node.leads else 0):
             flow = self.random.randint(1, _FLOWS)
             kind = (OFFLOADING, COUNTING, READING)[flow % 3]
             close = kind == COUNTING and self.random.random() < 0.1
@@ -433,6 +436,8 @@ class World:
             case "damage":
                 if node.system is None and self._leads_besides(node):
                     node.disk.damage(event.text, event.value)
+            case "rush":
+                self._rush_until = self.step + event.value
             case "freeze":
                 node.frozen_until_ns[event.text] = self.now_ns + event.value * MS
             case "witness cut":
