@@ -30,6 +30,7 @@ import msgspec
 from msgspec import inspect as shapes
 
 from actornet.determinism import check
+from actornet.engine.replies import ERROR
 from actornet.errors import OwnerError, UsageError
 from actornet.misfit import holds, misfit
 from actornet.setting import Setting
@@ -88,7 +89,8 @@ class Message:
     """One handler of an owner class, with what is needed to call it from bytes.
 
     `decode` takes the msgpack list of arguments to a tuple of the hinted types (msgspec.ValidationError if they do not
-    fit), `decode_reply` an encoded `[0, value]` to that pair. `normalise`, where set, does the same, for its floats.
+    fit), `decode_reply` a reply that is a value (`engine.replies`) to that pair. `normalise`, where set, does the same, for
+    its floats.
     """
 
     __slots__ = ("_types", "decode", "decode_reply", "function", "name", "normalise", "signature")
@@ -149,7 +151,7 @@ class Message:
             return self.decode_reply(reply)[1]
         except msgspec.ValidationError as mismatch:
             outcome = msgspec.msgpack.decode(reply)
-            if outcome[0] == 0:
+            if outcome[0] != ERROR:
                 raise OwnerError(f"{self.function.__qualname__} replied against its type hint: {mismatch}") from None
             raise OwnerError(f"{self.function.__qualname__}: {outcome[1]}: {outcome[2]}") from None
 

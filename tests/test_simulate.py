@@ -15,6 +15,7 @@ import msgspec
 import pytest
 
 from actornet import journal
+from actornet.engine.replies import VALUE
 from actornet.engine.ring import NO_LEASE
 from actornet.log.record import FlowBody, chain_of
 from actornet.log.store import Log
@@ -36,7 +37,7 @@ from actornet.testing.simulate import explain, fails, main, quiet, shrink, simul
 from actornet.testing.simulation.network import MS
 from actornet.testing.simulation.node import Node, frame
 from actornet.testing.simulation.schedule import Event, Schedule, draw
-from actornet.testing.simulation.ticketing import COUNTING, READING
+from actornet.testing.simulation.ticketing import COUNTING, READING, Office
 from actornet.testing.simulation.world import World
 
 SIMULATIONS = int(os.environ.get("ACTORNET_SIMULATIONS", "600"))
@@ -381,6 +382,24 @@ def resent_in_another_order(patch: Patch) -> None:
     patch(Unsent, "left", left)
 
 
+def resumed_in_another_order(patch: Patch) -> None:
+    def left(self: Unsent, lsn: int, asked: Any, now_ns: int) -> Any:
+        made, taken = original(self, lsn, asked, now_ns)
+        return made, list(reversed(taken))
+
+    original = Unsent.left
+    patch(Unsent, "left", left)
+
+
+def revocations_not_told(patch: Patch) -> None:
+    patch(Cores, "tell_revocations", lambda self: None)
+
+
+def repeated_reply_taken_for_a_new_one(patch: Patch) -> None:
+    for message in Office.messages.values():
+        patch(message, "decode_reply", lambda reply, decode=message.decode_reply: (VALUE, decode(reply)[1]))
+
+
 THREE = [
     one_acknowledgement_is_enough,
     lost_backup_left_out_in_the_same_epoch,
@@ -418,6 +437,13 @@ def links_of_the_primary_not_told(patch: Patch) -> None:
     patch(Feed, "beat", beat)
 
 
+RUSHED = [
+    resumed_in_another_order,
+    revocations_not_told,
+    repeated_reply_taken_for_a_new_one,
+]
+"""Found where traffic comes in rushes, or offloads are revoked."""
+
 LINKED = [a_way_for_traffic_not_missed, links_of_the_primary_not_told]
 """Found where ports lose their links."""
 
@@ -445,6 +471,7 @@ MUTATIONS = [
     refusal_tells_no_epoch,
     resent_before_its_records_are_here,
     resent_in_another_order,
+    *RUSHED,
 ]
 
 
@@ -467,7 +494,7 @@ def schedules(plant: Any) -> Iterator[Schedule]:
     witness, nodes = plant in WITNESSED or plant in THREE, 3 if plant in THREE else 2
     first = FOUND_LAST.get(plant, 0)
     for seed in (*range(first, MUTANT_SIMULATIONS), *range(first)):
-        schedule = draw(seed, witness, nodes, plain=True)
+        schedule = draw(seed, witness, nodes, plain=plant not in RUSHED)
         if plant is refusal_tells_no_epoch:  # few schedules have both of these, and each seed its own course of them
             events = Event(19, "kill at", "a", "before flush"), Event(44, "leader down", "a", value=70)
             schedule = Schedule(seed, "solo", "solo", 2, events)

@@ -1116,7 +1116,7 @@ cdef class Core:
         if decision.kind == VERDICT_EMIT:
             return self._emit_made(flow, p, <Emit>decision)
         if decision.kind == VERDICT_OFFLOADED:
-            if p.entry == AN_NONE or not self.flows.stands(&self.flows.table.entries[p.entry]):
+            if p.entry == AN_NONE or not self.flows.decides(&self.flows.table.entries[p.entry]):
                 return self.report(flow, TypeError(f"{self.nf.__name__} returned OFFLOADED for a key without offload"),
                                    p, PHASE_PACKET)
             return self.carry_out(&self.flows.table.entries[p.entry], p)

@@ -14,6 +14,7 @@ from actornet.engine.flows cimport make_terms
 from actornet.engine.verdict cimport Verdict
 from actornet.engine.wire cimport an_entry_has, an_entry_key, an_timer_arm, five_tuple, key_of
 
+from actornet.engine.replies import REPEATED as GIVEN_AGAIN
 from actornet.engine.terms import Meter, Mirror
 from actornet.errors import OwnerError, UsageError
 from actornet.limits import ASKS_OPEN_PER_FLOW_MAX, KEYS_PER_FLOW_MAX
@@ -25,6 +26,7 @@ cdef extern from "Python.h":
     ctypedef struct PyTypeObject:
         PyAsyncMethods *tp_as_async
 
+cdef int REPEATED = GIVEN_AGAIN
 cdef int keys_max = KEYS_PER_FLOW_MAX
 cdef uint32_t asks_per_save = ASKS_OPEN_PER_FLOW_MAX // 2
 
@@ -63,8 +65,11 @@ cdef class Ask:
 
     cpdef int answer(self, bytes reply) except -1:
         """The owner's reply has come."""
+        cdef int kind
         try:
-            value = (<tuple>self.message.decode_reply(reply))[1]
+            kind, value = <tuple>self.message.decode_reply(reply)
+            if kind == REPEATED and self.flow.suspension is not None:
+                self.flow.suspension.repeated = True
         except ValidationError:  # an error, or no value of the hinted type
             try:
                 value = self.message.reply_value(reply)
@@ -271,7 +276,8 @@ cdef class FlowBase:
         self.marks |= MARK_CLOSING
 
     def _revocations(self) -> int:
-        return core_of(self).flows.revocations
+        cdef Core core = core_of(self)
+        return core.flows.revocations - core.flows.outdated
 
     def _port_names(self) -> list:
         return core_of(self).port_names

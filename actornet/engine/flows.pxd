@@ -20,6 +20,7 @@ cdef extern from "terms.h" nogil:
 cdef class Flows:
     cdef an_table table
     cdef uint64_t revocations    # so many times have owners revoked all offloads
+    cdef bint outdated           # what the running handler decides upon is from before the last time
     cdef uint32_t hand           # where the search for a flow to evict has come to
     cdef void *core              # borrowed: the Core whose flows these are
     cdef tuple defaults          # offsets of slots, and values of a new flow's fields
@@ -43,6 +44,7 @@ cdef class Flows:
     cdef int install(self, uint32_t index, Verdict verdict, bint punt, const an_terms *terms) except -1
     cdef int withdraw(self, an_entry *e) noexcept
     cdef bint stands(self, const an_entry *e) noexcept
+    cdef bint decides(self, const an_entry *e) noexcept
     cdef object terms_form(self, const an_entry *e)
     cdef int revoke(self, uint64_t count) except -1
     cdef an_extra *extra(self, an_entry *e) except NULL

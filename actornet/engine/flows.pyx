@@ -384,7 +384,7 @@ cdef class Flows:
         else:
             e.state &= ~AN_TERMS
         e.rewrite = r
-        e.rewrite.generation = self.table.generation
+        e.rewrite.generation = <uint16_t>(self.table.generation - self.outdated)
         if punt:
             e.state |= AN_PUNT_TCP
         else:
@@ -407,6 +407,12 @@ cdef class Flows:
     cdef bint stands(self, const an_entry *e) noexcept:
         """Whether the key is offloaded."""
         return e.rewrite.action != AN_SLOW and not an_revoked(&self.table, e)
+
+    cdef bint decides(self, const an_entry *e) noexcept:
+        """Whether what is offloaded for the key says what becomes of the packet whose handler ends. Where the handler is outdated
+        that is good for this packet, and for no other."""
+        return self.stands(e) or (
+            self.outdated and e.rewrite.action != AN_SLOW and e.rewrite.generation == <uint16_t>(self.table.generation - 1))
 
     cdef int revoke(self, uint64_t count) except -1:
         """Owners have revoked all offloads `count` times: none that was installed before the last of them holds."""

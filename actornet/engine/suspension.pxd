@@ -20,6 +20,8 @@ cdef class Suspension:
     cdef an_parked *packet       # the one whose handler waits; NULL for on_close and on_message
     cdef object reply            # of the on_message that waits
     cdef int phase
+    cdef uint64_t revocations    # when the handler began to wait: what it decides on is no newer
+    cdef bint repeated           # it was given a reply again that is older than the last revocation, perhaps
     cdef uint64_t deadline_ns    # steady clock; of what it waits for
     cdef void *waits_before      # borrowed: its place among the core's waits, by deadline
     cdef void *waits_behind

@@ -49,6 +49,7 @@ cdef class Suspension:
         core.suspended += 1
         core.counters[<int>C_SUSPENDED] += 1
         self.coroutine, self.phase = coroutine, phase
+        self.revocations, self.repeated = core.flows.revocations, False
         self.view, core.view = core.view, core.new_view()
         self.packet = core.park(p) if p != NULL else NULL
         self.view.p = &self.packet.p if p != NULL else NULL
@@ -160,6 +161,7 @@ cdef class Suspension:
         cdef PySendResult status
         cdef an_packet *p = NULL
         cdef int phase = self.phase
+        cdef bint outdated = self.repeated or self.revocations != core.flows.revocations
         core.on_loop -= self.on_loop
         self.on_loop = False
         self._unqueue(core)
@@ -170,6 +172,7 @@ cdef class Suspension:
                 asyncio_tasks._leave_task(core.loop, outer)
             asyncio_tasks._enter_task(core.loop, task)
         core.driving = self.flow
+        core.flows.outdated = outdated
         core.enter(self.flow, &self.packet.p if self.packet != NULL else NULL, phase)
         if self.unawaitable:
             self.coroutine.close()
@@ -193,6 +196,7 @@ cdef class Suspension:
             status = PyIter_Send(<PyObject *>self.coroutine, <PyObject *>None, &result)
             raised = take_error() if status == PYGEN_ERROR else None
         core.driving = None
+        core.flows.outdated = False
         an_black_box_leave(core.box)
         if task is not None:
             asyncio_tasks._leave_task(core.loop, task)
@@ -215,7 +219,11 @@ cdef class Suspension:
         if status == PYGEN_ERROR:
             core.report(self.flow, raised, p, phase)
         else:
-            core.completed(self.flow, p, phase, outcome)
+            core.flows.outdated = outdated
+            try:
+                core.completed(self.flow, p, phase, outcome)
+            finally:
+                core.flows.outdated = False
         return drain(self, core)
 
     cdef int abandon(self) except -1:

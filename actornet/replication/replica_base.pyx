@@ -13,6 +13,7 @@ from actornet.engine.five_tuple import flow_key
 from actornet.errors import RingError
 from actornet.limits import ASKS_OPEN_PER_FLOW_MAX, MESSAGE_BYTES_MAX
 from actornet.engine.records import HEADER_BYTES as RECORD_HEADER_BYTES
+from actornet.engine.replies import ERROR, REPEATED, VALUE
 from actornet.log.record import FlowBody, Kind, decode
 
 cdef int ASK = Kind.ASK, FLOW = Kind.FLOW
@@ -24,6 +25,7 @@ ERROR_TEXT_MAX = 500
 ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 _encode = msgspec.msgpack.Encoder().encode
+cdef bytes head_value = _encode((VALUE, None))[:2], head_repeated = _encode((REPEATED, None))[:2]
 
 
 Recorded = tuple[int, bytes, bytes, bytes]
@@ -32,7 +34,12 @@ Recorded = tuple[int, bytes, bytes, bytes]
 
 def error_reply(str type_name not None, str text not None) -> bytes:
     """An error as the flow will get it; object addresses, which differ from process to process, are cut out."""
-    return _encode((1, type_name, ADDRESS.sub("", text)[:ERROR_TEXT_MAX]))
+    return _encode((ERROR, type_name, ADDRESS.sub("", text)[:ERROR_TEXT_MAX]))
+
+
+cdef bytes repeated(bytes reply):
+    """A recorded reply, as it is given again once offloads have been revoked."""
+    return head_repeated + reply[2:] if reply.startswith(head_value) else reply
 
 
 cdef class OpenAsks(list):
@@ -106,7 +113,7 @@ cdef class ReplicaBase:
             if doubtful:
                 known = self._known_reply(recorded, self.flows.get(key), incarnation, number, target, args)
                 if known is not None:
-                    return None, known
+                    return None, repeated(known) if self.moment.revocations else known
         time_ns = max(time_ns, self.time_ns)
         reply = self._run(target, args, self.lsn + 1, time_ns)
         self.lsn += 1
@@ -201,7 +208,7 @@ cdef class ReplicaBase:
         moment.lsn = lsn
         moment.time_ns = time_ns
         try:
-            reply = _encode((0, run(*decode(args))))
+            reply = _encode((VALUE, run(*decode(args))))
             if normalise is not None:
                 reply = _encode(normalise(reply))
         except (MemoryError, KeyboardInterrupt):  # this machine's trouble, not the message's: it must not enter the history

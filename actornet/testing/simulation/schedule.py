@@ -38,6 +38,8 @@ class Schedule(msgspec.Struct, frozen=True):
     witness: bool = False
     nodes: int = 2
     silence_ms: tuple[int, ...] = (SILENCE_MS_DEFAULT,) * 3
+    revokes: bool = False
+    """A flow has all offloads revoked, again and again."""
 
     def without(self, indices: set[int]) -> Schedule:
         """The schedule less some of its events."""
@@ -144,7 +146,8 @@ def draw(seed: int, witness: bool | None = None, nodes: int | None = None, *, pl
         return schedule
     events = _rushes(Random(f"{seed} rush"), events)
     limits = _silences(Random(f"{seed} silence"))
-    return msgspec.structs.replace(schedule, events=tuple(events), silence_ms=limits)
+    revokes = Random(f"{seed} revokes").random() < 0.3
+    return msgspec.structs.replace(schedule, events=tuple(events), silence_ms=limits, revokes=revokes)
 
 
 def _rushes(random: Random, events: list[Event]) -> list[Event]:

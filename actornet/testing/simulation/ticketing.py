@@ -11,8 +11,8 @@ from actornet.engine.verdict import DROP, OFFLOADED, Rewrite, Verdict
 from actornet.flow import FlowActor
 from actornet.owner import Owner, Struct
 
-OFFLOADING, COUNTING, READING, CLOSING = 1, 2, 3, 4
-"""Destination ports: kinds of flows, and the packet that ends one."""
+OFFLOADING, COUNTING, READING, REVOKING = 1, 2, 3, 4
+"""Destination ports: kinds of flows."""
 
 TICKET_FIRST, COUNT_FIRST = 1024, 30_000
 
@@ -44,6 +44,11 @@ class Office(Owner[Numbers]):
         self.state.given[number] = Entry(flow, self._moment.lsn)
         return number
 
+    def revoke(self, flow: int) -> int:
+        """As `take`; and no offload from before counts any more."""
+        self.revoke_offloads()
+        return self.take(flow)
+
     def give_back(self, number: int) -> None:
         """The flow that had it has ended."""
         self.state.returned[number] = self._moment.lsn
@@ -68,6 +73,8 @@ class Ticketing(FlowActor):
         if kind == READING:
             latest = await self.counts.latest()
             return Rewrite("wan", source_port=latest) if latest else DROP
+        if kind == REVOKING:
+            return None
         self.ticket = await self.tickets.take(self.flow.source_port)
         if kind == OFFLOADING:
             self.offload(Rewrite("wan", source_port=self.ticket))
@@ -80,7 +87,11 @@ class Ticketing(FlowActor):
         if packet.destination_port == READING:
             latest = await self.counts.latest()
             return Rewrite("wan", source_port=latest) if latest else DROP
+        if packet.destination_port == REVOKING:
+            return Rewrite("wan", source_port=await self.counts.revoke(self.flow.source_port))
         if packet.destination_port == OFFLOADING:
+            if not self.offloaded(self.flow):
+                self.offload(Rewrite("wan", source_port=await self.counts.take(self.flow.source_port)))
             return OFFLOADED
         return Rewrite("wan", source_port=await self.counts.take(self.flow.source_port))
 

@@ -16,7 +16,16 @@ from actornet.replication.protocol import State
 from actornet.testing.simulation.network import MS, Network
 from actornet.testing.simulation.node import Fabric, Node, five_tuple, frame, read_frame
 from actornet.testing.simulation.schedule import STEPS, Event, Schedule
-from actornet.testing.simulation.ticketing import COUNTING, OFFLOADING, READING, TICKET_FIRST, Entry, Ticketing
+from actornet.testing.simulation.ticketing import (
+    COUNT_FIRST,
+    COUNTING,
+    OFFLOADING,
+    READING,
+    REVOKING,
+    TICKET_FIRST,
+    Entry,
+    Ticketing,
+)
 from actornet.testing.simulation.witness import Register
 
 HEAL_STEPS_MAX = 4000
@@ -74,6 +83,10 @@ class World:
         self.claims: dict[int, Claim] = {}
         self.tickets: dict[int, int] = {}  # of each offloaded flow that was seen outside and not closed since
         self.closed: set[int] = set()
+        # Revocations of offloads that were seen outside: their number, and that of the next packet by then.
+        self.revoked: list[tuple[Claim, int, int]] = []
+        # Flows, and the LSN of what one packet of them left by although it was revoked.
+        self.repeated: set[tuple[int, int]] = set()
         self.newest: dict[int, tuple[Any, int]] = {}  # the packet of each flow that left last, and in whose life
         self.wiped = False  # a disk has lost what was safe on it as the mode understands that
         self.sent = self.emitted = self.takeovers = self.handovers = self.rewinds = self.promotions = 0
@@ -151,6 +164,8 @@ class World:
         for _ in range(count if node.leads else 0):
             flow = self.random.randint(1, _FLOWS)
             kind = (OFFLOADING, COUNTING, READING)[flow % 3]
+            if flow == _FLOWS and self.schedule.revokes:
+                kind = REVOKING
             close = kind == COUNTING and self.random.random() < 0.1
             if close:
                 self.closed.add(flow)
@@ -291,8 +306,16 @@ class World:
     def _give_up_what_is_missing(self, node: Node) -> None:
         """The operator, or the mode, gave up what this node does not have."""
         assert node.system is not None
+        replica = node.system.journal.replica
+        self.revoked = [known for known in self.revoked if self._knows(replica, known[1], known[0])]
         for number, claim in list(self.claims.items()):
-            if not self._knows(node.system.journal.replica, number, claim):
+            if not self._knows(replica, number, claim):
+                self._forget_claim(number)
+
+    def _give_up_what_was_only_on(self, node: Node, epoch: int, lsn: int) -> None:
+        """This machine went down, and knows its log up to there only; in the mode `solo` nobody else need have the rest."""
+        for number, claim in list(self.claims.items()):
+            if self.leader_of.get(claim.epoch) == node.name and (claim.epoch, claim.lsn) > (epoch, lsn):
                 self._forget_claim(number)
 
     def _forget_claim(self, number: int) -> None:
@@ -302,7 +325,7 @@ class World:
 
     @staticmethod
     def _entry(replica: Any, number: int) -> Entry | None:
-        owner = replica.owners.get("tickets" if number < 30_000 else "counts")
+        owner = replica.owners.get("tickets" if number < COUNT_FIRST else "counts")
         return owner.state.given.get(number) if owner is not None else None
 
     def _knows(self, replica: Any, number: int, claim: Claim) -> bool:
@@ -349,6 +372,10 @@ class World:
         newest = max(self.leader_of, default=0)
         stale = machine.epoch < newest and self.leader_of[newest] != node.name
         self._demand(not (stale and self.schedule.witness), f"G7: epoch {machine.epoch} emits, {newest} has begun")
+        if kind == OFFLOADING:
+            self._not_revoked(system.journal.replica, flow, sequence, entry)
+        elif kind == REVOKING:
+            self.revoked.append((Claim(flow, entry, machine.epoch, alone=False), number, self.sent))
         known = self.claims.get(number)
         if known is not None and known.lsn == entry.lsn and known.owner_flow == entry.flow:
             self._ticket(flow, kind, number)
@@ -361,8 +388,19 @@ class World:
         self.claims[number] = Claim(flow, entry, machine.epoch, alone=alone)
         self._ticket(flow, kind, number)
 
+    def _not_revoked(self, replica: Any, flow: int, sequence: int, entry: Entry) -> None:
+        """What came after the word that offloads are revoked had been seen leaves by a later decision: all but the one packet
+        whose handler was given the reply of an older one again."""
+        for revocation, number, sent in self.revoked:
+            if sequence >= sent and number in self.claims and self._knows(replica, number, revocation):
+                where = f"by what was decided at LSN {entry.lsn}, revoked at {revocation.lsn}"
+                if entry.lsn < revocation.lsn and (flow, entry.lsn) not in self.repeated:
+                    self.repeated.add((flow, entry.lsn))
+                    return
+                self._demand(entry.lsn > revocation.lsn, f"G5: packet {sequence} of flow {flow} leaves {where}")
+
     def _ticket(self, flow: int, kind: int, number: int) -> None:
-        if kind == OFFLOADING:
+        if kind == OFFLOADING and number < COUNT_FIRST:
             before = self.tickets.setdefault(flow, number)
             self._demand(before == number, f"G5: flow {flow} had number {before}, and now leaves with {number}")
 
@@ -405,7 +443,11 @@ class World:
                 node.kill("machine down")
                 if node.disk.lose_unsynced():
                     self.wiped |= self.schedule.durability != "durable"
-                    epoch = node.disk.end()[0]  # a beginning that was not synced yet is forgotten, and made again
+                    self.revoked.clear()  # what is lost may come again with the same numbers
+                    epoch, lsn = node.disk.end()
+                    if self.schedule.durability == "solo":
+                        self._give_up_what_was_only_on(node, epoch, lsn)
+                    # A beginning that was not synced yet is forgotten, and made again.
                     self.leader_of = {e: name for e, name in self.leader_of.items() if e <= epoch or name != node.name}
             case "kill core":
                 node.kill_core(event.value % len(node.cores))
@@ -573,7 +615,7 @@ class World:
     def _forget_if_nothing_is_left(self, best: Node) -> None:
         """The best log is empty: who leads with it begins a new history, and epochs are compared within one."""
         if not best.disk.end()[1]:
-            for known in (self.leader_of, self.claims, self.tickets, self.announced, self._began):
+            for known in (self.leader_of, self.claims, self.tickets, self.announced, self._began, self.revoked):
                 known.clear()
             for told in (self.told_epoch, self._heard_epoch):
                 told.update(dict.fromkeys(told, 0))
@@ -609,4 +651,4 @@ class World:
             self._demand(len(numbers) == 1, f"G5: flow {flow} holds the numbers {numbers}")
 
 
-assert TICKET_FIRST < 30_000
+assert TICKET_FIRST < COUNT_FIRST
