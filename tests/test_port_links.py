@@ -13,7 +13,7 @@ from actornet.replication.messages import Heartbeat, Yield
 from actornet.replication.protocol import Leave, State
 from actornet.testing.pair import Pair
 from actornet.testing.traffic import TcpTransfer, UdpStream
-from tests.test_protocol import MS, TERM, T, following, in_sync, only, sent, synced
+from tests.protocol_bench import MS, TERM, T, following, in_sync, only, sent, synced
 from tests.test_takeover import verify_log
 
 

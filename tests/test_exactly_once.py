@@ -1,0 +1,130 @@
+"""Exactly once (G5): what a flow asks again is answered from the log."""
+
+from typing import Any
+
+import msgspec
+from hypothesis import given, settings
+from port_log import executed
+
+from actornet.engine.five_tuple import FiveTuple, flow_key
+from actornet.engine.replies import ERROR, REPEATED
+from actornet.limits import ASKS_OPEN_PER_FLOW_MAX
+from actornet.log.record import FlowBody
+from actornet.replication.replica import AskRequest
+from tests.ledger import FLOW, FLOWS, SECOND, Primary, backup_of, epoch_body, happen, outcome, pack, steps
+
+PAIR = b"\x92"
+"""An array's head: what `flow_key` and a target lack to be decoded."""
+
+
+@settings(max_examples=150, deadline=None)
+@given(steps)
+def test_what_is_asked_again_after_a_takeover_changes_nothing(history: list[Any]) -> None:
+    """G5: whatever a flow asked since it was saved, the new primary answers from the log, with no state change."""
+    primary = Primary()
+    for step in history:
+        happen(primary, step)
+    replica = backup_of(primary)
+    replica.begin_epoch(replica.epoch + 1, epoch_body(99), replica.time_ns)
+    before = replica.state_hash()
+    for key, recorded in replica.asks.items():
+        flow, port = msgspec.msgpack.decode(PAIR + key, type=tuple[FiveTuple, int])
+        for number, target, args, reply in recorded:
+            owner, message = msgspec.msgpack.decode(PAIR + target)
+            asked = AskRequest(flow, port, 1000, number, owner, message, args)
+            again = reply if not replica.revocations or reply[1] == ERROR else bytes([reply[0], REPEATED]) + reply[2:]
+            assert replica.execute_ask(asked.encoded(), replica.time_ns + 1) == (None, again)
+    assert replica.state_hash() == before
+
+
+def test_a_second_ask_gets_the_recorded_reply() -> None:
+    """G5: the same number and message again, in the same or a later incarnation, is not executed again."""
+    primary = Primary()
+    first = primary.ask("allocate", FLOW, flow=FLOW)
+    records = len(primary.log)
+    assert primary.ask("allocate", FLOW, flow=FLOW) == first
+    assert primary.ask("allocate", FLOW, flow=FLOW, incarnation=2) == first
+    assert len(primary.log) == records
+    assert primary.ask("allocate", FLOW, flow=FLOW, incarnation=2, number=2) != first
+    assert len(primary.log) == records + 1
+
+
+def test_other_flows_numbers_and_ports_are_others() -> None:
+    """G5: flow, arriving port and number tell asks apart."""
+    primary = Primary()
+    ports = {primary.ask("allocate", FLOW, flow=flow, number=number)[1] for flow in FLOWS[:2] for number in (1, 2)}
+    assert ports == {1, 2, 3, 4}
+    record, reply = executed(primary.replica, AskRequest(FLOW, 2, 1, 1, "book", "allocate", pack(FLOW)), SECOND)
+    assert record is not None and outcome(reply) == [0, None]
+
+
+def test_a_flow_that_asks_otherwise_is_answered_anew() -> None:
+    """G5: the recorded reply is for the same message and arguments only; the newer one replaces it."""
+    primary = Primary()
+    primary.ask("tag", "a", flow=FLOW)
+    assert primary.ask("tag", "b", flow=FLOW, incarnation=2) == [0, ["a", "a'", "b", "b'"]]
+    assert [args for _, _, args, _ in primary.replica.asks[flow_key(FLOW, 1)]] == [pack("b")]
+    assert primary.ask("untag", "b", flow=FLOW, incarnation=2) == [0, ["a", "a'", "b'"]]
+    assert primary.ask("untag", "b", flow=FLOW, incarnation=2, owner="nobody")[0] == 1
+    backup_of(primary)
+
+
+def test_a_sender_that_is_no_flow_is_never_deduplicated() -> None:
+    primary = Primary()
+    assert {primary.ask("allocate", FLOW)[1] for _ in range(4)} == {1, 2, 3, 4}
+    assert primary.replica.asks == {}
+
+
+def test_recorded_replies_go_when_the_flow_is_saved_or_closed() -> None:
+    """G5: replies are kept from the ask until a saved state covers them, or the flow is closed."""
+    primary = Primary()
+    for number in (1, 2, 3):
+        primary.ask("tag", f"{number}", flow=FLOW, number=number)
+    primary.save(FLOW, 2)
+    assert [number for number, *_ in primary.replica.asks[flow_key(FLOW, 1)]] == [3]
+    assert FlowBody.decode(primary.replica.flows[flow_key(FLOW, 1)]).state == b"state 2"
+    assert primary.ask("tag", "2", flow=FLOW, number=2)[:2] == [1, "OwnerError"]
+    primary.save(FLOW, 3)
+    assert primary.replica.asks == {}
+    primary.ask("tag", "4", flow=FLOW, number=4)
+    primary.close(FLOW)
+    assert (primary.replica.asks, primary.replica.flows) == ({}, {})
+    assert primary.ask("tag", "5", flow=FLOW, incarnation=2) == [
+        0,
+        [f"{n}{c}" for n in (1, 2, 3, 4, 5) for c in ("", "'")],
+    ]
+    backup_of(primary)
+
+
+def test_what_an_older_incarnation_says_changes_nothing() -> None:
+    """G5: late words of a flow's earlier incarnation are refused, or already known."""
+    primary = Primary()
+    primary.ask("tag", "a", flow=FLOW, incarnation=1)
+    primary.ask("tag", "b", flow=FLOW, incarnation=2, number=2)
+    records = len(primary.log)
+    assert primary.ask("tag", "a", flow=FLOW, incarnation=1) == [0, ["a", "a'"]]
+    assert primary.ask("tag", "c", flow=FLOW, incarnation=1, number=2) == [
+        1,
+        "OwnerError",
+        "ask 2 comes from an incarnation of the flow that is gone",
+    ]
+    assert len(primary.log) == records
+    primary.close(FLOW, incarnation=1)
+    assert len(primary.replica.asks[flow_key(FLOW, 1)]) == 2
+    primary.save(FLOW, 2, incarnation=2)
+    primary.save(FLOW, 9, incarnation=1)
+    primary.close(FLOW, incarnation=1)
+    assert FlowBody.decode(primary.replica.flows[flow_key(FLOW, 1)]).asks == 2
+    assert primary.ask("tag", "d", flow=FLOW, incarnation=1, number=9)[0] == 1
+    backup_of(primary)
+
+
+def test_open_asks_of_a_flow_are_bounded() -> None:
+    primary = Primary()
+    for number in range(ASKS_OPEN_PER_FLOW_MAX):
+        assert primary.ask("spend", 0, flow=FLOW, number=number + 1)[0] == 0
+    refused = primary.ask("spend", 0, flow=FLOW, number=ASKS_OPEN_PER_FLOW_MAX + 1)
+    assert refused == [1, "OwnerError", "the flow has 64 asks since it was last saved, the most"]
+    assert primary.ask("spend", 0, flow=FLOWS[1])[0] == 0
+    primary.save(FLOW, ASKS_OPEN_PER_FLOW_MAX)
+    assert primary.ask("spend", 0, flow=FLOW, number=ASKS_OPEN_PER_FLOW_MAX + 1)[0] == 0
