@@ -69,9 +69,9 @@ static inline int an_offload(struct an_table *table, struct an_packet *p, uint32
     e = &table->entries[p->entry];
     next_hop = &adjacencies[e->rewrite.adjacency];
     if (an_unlikely(e->rewrite.action != AN_FORWARD || e->state & (AN_BUSY | AN_HELD | AN_TERMS) ||
-                    e->rewrite.fields & AN_SET_LINK || e->rewrite.generation != table->generation || p->flags & AN_ICMP_ERROR ||
-                    (e->state & AN_PUNT_TCP && p->tcp_flags & AN_TCP_SYN_FIN_RST) || !next_hop->resolved ||
-                    an_rewrite_apply(p, &e->rewrite, an_addresses(e)) != 0))
+                    e->rewrite.fields & AN_SET_LINK || e->rewrite.generation != table->generation ||
+                    p->flags & AN_ICMP_ERROR || (e->state & AN_PUNT_TCP && p->tcp_flags & AN_TCP_SYN_FIN_RST) ||
+                    !next_hop->resolved || an_rewrite_apply(p, &e->rewrite, an_addresses(e)) != 0))
         return AN_GENERAL;
     if (e->rewrite.adjacency)
         memcpy(p->data, next_hop, 12);
