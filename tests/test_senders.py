@@ -127,6 +127,17 @@ def test_the_last_one_removes_it(wire: int) -> None:
     assert not Path(path_of(wire)).exists()
 
 
+def test_what_cannot_be_mapped_is_closed(wire: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a file that is open for reading only: whoever is the last one then removes it all the same."""
+    here, opened = Senders(wire), os.open
+    monkeypatch.setattr(os, "open", lambda path, flags: opened(path, flags & ~os.O_ACCMODE))
+    nowhere = Senders(wire)
+    assert not nowhere.take(0) and nowhere.wait(MS) == 0
+    here.close()
+    assert not Path(path_of(wire)).exists()
+    nowhere.close()
+
+
 def test_what_is_not_ours_is_left_alone(wire: int, tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.write_bytes(b"kept")

@@ -85,10 +85,12 @@ cdef class Senders:
 
     def __init__(self, wire):
         self.path = path_of(wire)
+        self.fd = -1
         try:
             self.fd = self._open()
             self.memory = _map(self.fd)
         except OSError as error:
+            self.close()
             _log.warning("nodes on this host cannot tell when each other's cores have ended",
                          error=f"{self.path}: {error.strerror or error}")
 
@@ -137,12 +139,13 @@ cdef class Senders:
 
     def close(self) -> None:
         """This process is done with it; the last one removes the file."""
-        if self.memory == NULL:
+        if self.fd < 0:
             return
         with suppress(BlockingIOError):
             fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.unlink(self.path)
         os.close(self.fd)
+        self.fd = -1
 
     cdef pthread_mutex_t *_place(self, size_t core) noexcept nogil:
         return <pthread_mutex_t *>(self.memory + AN_LINE * core)
