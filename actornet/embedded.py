@@ -92,7 +92,7 @@ class Embedded:
             restore_flow(self.core, nf, FlowBody.decode(body), self._note_misfit)
         with self._running():
             for _, port, packet in list(self.journal.replica.orphans()):
-                self.core.resume(port, packet)
+                self.core.unsent.resume(port, packet)
 
     def _note_misfit(self, text: str) -> None:
         if text not in self.restored_misfits and len(self.restored_misfits) < MISFITS_TOLD_MAX:

@@ -14,10 +14,11 @@ from typing import Any, ClassVar
 import msgspec
 
 from actornet.engine import rss
-from actornet.engine.core import FRAGMENT_POLICIES, HANDLERS
+from actornet.engine.core import FRAGMENT_POLICIES
 from actornet.engine.five_tuple import FiveTuple
 from actornet.engine.flow_base import FlowBase
 from actornet.engine.flow_state import saved_state
+from actornet.engine.handlers import HANDLERS
 from actornet.engine.packet import Packet
 from actornet.engine.verdict import DROP, FORWARD, Forward, Verdict
 from actornet.engine.wire import TUNNELS

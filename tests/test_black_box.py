@@ -9,7 +9,7 @@ import pytest
 
 from actornet import FORWARD, FiveTuple, FlowActor, Packet, Verdict
 from actornet.engine.black_box import BlackBox
-from actornet.engine.core import HANDLERS
+from actornet.engine.handlers import HANDLERS
 from actornet.errors import RingError
 from actornet.limits import SHUNNED_MAX, SHUNNED_S
 from tests import frames
@@ -104,7 +104,7 @@ def test_a_flow_that_has_never_been_saved_is_closed_in_the_log() -> None:
     node = next_process(Fatal, box)
     assert node.core.close_condemned() == [("on_packet", FLOW)]
     assert Fatal.closed == [] and node.count("flows_opened") == node.count("flows_closed") == 1
-    node.core.resume(0, bytes(1 + VNET_BYTES) + packet(9))
+    node.core.unsent.resume(0, bytes(1 + VNET_BYTES) + packet(9))
     assert node.count("shunned") == 1 and Fatal.seen == []
 
 

@@ -383,7 +383,7 @@ def test_fragments_meet_on_one_core_and_their_flow_on_its_own() -> None:
         lan, wan = MemoryPort("lan"), MemoryPort("wan")
         core = Core(Seen, [lan, wan], index=index, cores=2, flows_max=256, virtual_time=True)
         other = Handoff(rings[1 - index], rings[index])
-        core.siblings = [None, other] if index == 0 else [other, None]
+        core.siblings.handoffs = [None, other] if index == 0 else [other, None]
         cores.append(core), lans.append(lan), wans.append(wan)
     for sport in range(1000, 1010):
         for number, fragment in enumerate(frames.fragments(udp4(sport=sport), 1500, identification=sport)):

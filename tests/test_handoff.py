@@ -37,7 +37,7 @@ def pair(nf: type[FlowActor] = Pass) -> tuple[list[Core], list[MemoryPort], list
         lan, wan = MemoryPort("lan"), MemoryPort("wan")
         core = Core(nf, [lan, wan], index=index, cores=2, flows_max=256, virtual_time=True)
         other = Handoff(rings[1 - index], rings[index])
-        core.siblings = [None, other] if index == 0 else [other, None]
+        core.siblings.handoffs = [None, other] if index == 0 else [other, None]
         cores.append(core)
         inside.append(lan)
     return cores, inside, rings
@@ -66,7 +66,7 @@ def test_a_sibling_is_woken_when_it_is_given_packets_and_only_then() -> None:
 
 def test_a_full_ring_drops_by_name() -> None:
     cores, inside, _ = pair()
-    cores[0].siblings = []
+    cores[0].siblings.handoffs = []
     inside[0].feed([(SECOND, frames.udp("10.0.0.2", port, "198.51.100.1", 53)) for port in range(1000, 1030)])
     cores[0].breathe()
     assert cores[0].count()["handoff_full"] == 30 - cores[0].count()["flows_opened"] > 0

@@ -198,7 +198,7 @@ def test_the_cores_and_the_log_put_flows_where_the_declaration_says() -> None:
         lan, wan = MemoryPort("lan"), MemoryPort("wan")
         core = Core(PerHost, [lan, wan], index=index, cores=2, flows_max=1024, virtual_time=True)
         other = Handoff(rings[1 - index], rings[index])
-        core.siblings = [None, other] if index == 0 else [other, None]
+        core.siblings.handoffs = [None, other] if index == 0 else [other, None]
         cores.append(core), lans.append(lan), wans.append(wan)
     hosts = [f"10.0.0.{number}" for number in range(2, 12)]
     for number, host in enumerate(hosts):

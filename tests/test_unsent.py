@@ -237,14 +237,14 @@ def test_all_that_a_core_was_told_of_is_settled_in_the_end() -> None:
 def test_a_core_resends_as_its_own() -> None:
     """Frames of a routed port carry its MAC address, not the old node's; a checksum that is to be finished stays so."""
     node = Followed()
-    node.core.resend(1, HEAD + udp(1))
-    node.core.resume(0, HEAD + udp(2, source=2000))
+    node.core.unsent.resend(1, HEAD + udp(1))
+    node.core.unsent.resume(0, HEAD + udp(2, source=2000))
     assert node.take() == [udp(1)] and node.core.held == 1
     assert node.core.count()["resent"] == node.core.count()["resumed"] == 1
     lan, wan = MemoryPort("lan"), MemoryPort("wan")
     wan.interface, wan.mac = ipaddress.ip_interface("203.0.113.1/24"), b"\2\0\0\0\0\x77"
     core = Core(Count, [lan, wan], host=Host([lan, wan]))
-    core.resend(1, HEAD + udp(1))
+    core.unsent.resend(1, HEAD + udp(1))
     ((_, frame),) = wan.take()
     assert bytes(frame) == udp(1)[:6] + wan.mac + udp(1)[12:]
 

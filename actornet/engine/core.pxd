@@ -13,8 +13,9 @@ from actornet.engine.neighbors cimport Neighbors, an_adjacency
 from actornet.engine.packet cimport Packet
 from actornet.engine.parked cimport an_parked
 from actornet.engine.ring cimport AN_CORE_COUNTERS, ControlPage, Ring
+from actornet.engine.siblings cimport Siblings
 from actornet.engine.sightings cimport Sightings
-from actornet.engine.types cimport an_entry, an_key, an_link, an_packet
+from actornet.engine.types cimport an_entry, an_link, an_packet
 from actornet.engine.unsent cimport Unsent
 from actornet.engine.verdict cimport Emit, Rewrite
 from actornet.engine.wire cimport an_table
@@ -50,13 +51,6 @@ cdef enum:
     TX_BATCH = 64
     FETCHED = 1024 # keys; with fewer flows, all that handlers touch is in the caches
 
-cdef enum:
-    PHASE_OPEN
-    PHASE_PACKET
-    PHASE_CLOSE
-    PHASE_MESSAGE
-    PHASE_MIRROR
-
 cdef enum:  # in the order of flow.FRAGMENT_POLICIES
     FRAGMENTS_DROP
     FRAGMENTS_FORWARD
@@ -71,7 +65,7 @@ cdef class Core:
     cdef Held output             # that waits for the watermark
     cdef Moves moves
     cdef Sightings sightings
-    cdef Unsent unsent           # what a backup is told of
+    cdef readonly Unsent unsent  # what a backup is told of
     cdef readonly uint64_t now_ns
     cdef uint64_t *counters
     cdef an_packet burst[BURST]
@@ -90,14 +84,11 @@ cdef class Core:
     cdef an_black_box *box_own   # its lines are aligned, which an object's memory is not
     cdef BlackBox black_box      # holds the memory of `box`
     cdef Keeps keeps
-    cdef uint64_t handed         # bit per sibling that was given packets in this turn
     cdef bint submitted          # something to the owner system, in this turn
     cdef bint virtual_time
     cdef bint untracked_forward
     cdef bint discovery_forward
     cdef bint sees_icmp_errors   # though the flow is offloaded
-    cdef bint sharded            # by the keys in `rss_keys`: of the first and the other ports for IPv4, then for IPv6
-    cdef uint8_t rss_keys[4][40]
     cdef int fragment_policy
     cdef Fragments fragments
     cdef uint8_t tunnels         # bit per enum an_tunnel
@@ -133,7 +124,7 @@ cdef class Core:
     cdef public object host
     cdef readonly int index
     cdef readonly int cores
-    cdef public list siblings
+    cdef readonly Siblings siblings
     cdef public object on_error
     cdef public object wants_memory  # called when the flow table is about to outgrow what is backed of it
     cdef bint memory_wanted
@@ -142,6 +133,8 @@ cdef class Core:
     cdef readonly uint64_t suspended
     cdef readonly uint64_t on_loop    # suspended handlers that wait for asyncio, not for an owner
 
+    cdef bint enter_task(self) except -1
+    cdef int leave_task(self, bint entered) except -1
     cdef int exhale(self) except -1
     cdef an_packet *packet_of(self, FlowBase flow) noexcept
     cdef int parse(self, an_packet *p) except -1
@@ -155,13 +148,14 @@ cdef class Core:
     cdef int discard(self, an_packet *p) except -1
     cdef int handle(self, FlowBase flow, an_packet *p, int phase) except -1
     cdef int completed(self, FlowBase flow, an_packet *p, int phase, object verdict) except -1
-    cdef int report(self, FlowBase flow, object error, an_packet *p, int phase) except -1
-    cdef int discard_held(self, FlowBase flow) except -1
+    cdef int answer_message(self, object value) except -1
     cdef int begin_close(self, FlowBase flow, str reason) except -1
-    cdef int _tell_unheard(self) except -1
+    cdef int end_close(self, FlowBase flow) except -1
     cdef int deliver(self, FlowBase flow, object message, object reply) except -1
     cdef int emit(self, FlowBase flow, an_packet *p, int out) except -1
     cdef int transmit(self, an_packet *p, int out) except -1
+    cdef int flush(self) except -1
+    cdef int no_route(self, an_packet *p) except -1
     cdef an_parked *park(self, an_packet *p) except NULL
     cdef Packet new_view(self)
     cdef int resolve_out(self, str to, int arriving) except -1
@@ -172,40 +166,17 @@ cdef class Core:
     cdef int _burst(self, int n) except -1
     cdef int _hear(self, bint all) except -1
     cdef int _pass_time(self, uint64_t until_ns) except -1
-    cdef int _end_waits(self) except -1
-    cdef int _fail_packet(self, FlowBase flow, an_packet *p, int counter) except -1
-    cdef int _close_condemned(self, const an_key *shunned_key, int phase) except -1
-    cdef bint _is_shunned(self, an_packet *p) noexcept
-    cdef int _end_offload(self, FlowBase flow, an_entry *e, int counter) except -1
     cdef an_packet *_set_link(self, an_packet *p, const an_link *link) except NULL
-    cdef unsigned home(self, const an_key *key) noexcept
-    cdef unsigned rss_entry(self, const an_key *key) noexcept
-    cdef int _miss(self, an_packet *p) except -1
-    cdef int _bind_reply(self, FlowBase flow, const an_key *key) except -1
-    cdef int _untracked(self, an_packet *p) except -1
-    cdef int _fragment(self, an_packet *p) except -1
-    cdef int _hand_off(self, an_packet *p, int core) except -1
-    cdef bint _push(self, an_packet *p, int core) except -1
     cdef int _handle_packet(self, FlowBase flow, an_packet *p) except -1
     cdef int _step(self, FlowBase flow, object coroutine, an_packet *p, int phase) except -1
     cdef int _stopped(self, FlowBase flow, object coroutine, PySendResult status, PyObject *result, an_packet *p, int phase) except -1
     cdef int _retire_view(self) except -1
     cdef int _failed(self, FlowBase flow, an_packet *p, int phase) except -1
-    cdef int _answer_message(self, object value) except -1
     cdef int _save(self, FlowBase flow) except -1
-    cdef int _end_close(self, FlowBase flow) except -1
     cdef int _apply(self, FlowBase flow, an_packet *p, object verdict) except -1
-    cdef an_packet *_replaced(self, an_packet *p, bytes payload) except NULL
-    cdef int _answer(self, FlowBase flow, an_packet *p, bytes payload) except -1
     cdef int _emit_made(self, FlowBase flow, an_packet *p, Emit emit) except -1
     cdef int _rewrite(self, FlowBase flow, an_packet *p, Rewrite verdict) except -1
     cdef bint _is_prepared(self, Rewrite verdict, an_packet *p) noexcept
     cdef int _prepare(self, Rewrite verdict, an_packet *p) except -1
-    cdef int _no_route(self, an_packet *p) except -1
     cdef int _ttl_expired(self, an_packet *p) except -1
-    cdef int _refuse(self, an_packet *p, int type, int code) except -1
     cdef int _flush_port(self, int out) except -1
-    cdef int _flush(self) except -1
-
-
-cdef object take_error()

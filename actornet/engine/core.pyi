@@ -1,14 +1,14 @@
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from actornet.engine.black_box import BlackBox
 from actornet.engine.five_tuple import FiveTuple
-from actornet.engine.handoff import Handoff
 from actornet.engine.port import Port
 from actornet.engine.ring import ControlPage, Ring
+from actornet.engine.siblings import Siblings
+from actornet.engine.unsent import Unsent
 
-HANDLERS: tuple[str, ...]
 FRAGMENT_POLICIES: tuple[str, ...]
 
 class Core:
@@ -20,8 +20,11 @@ class Core:
     host: Any
     on_error: Callable[[FiveTuple | None, str, BaseException], None] | None
     wants_memory: Callable[[], None] | None
-    siblings: Sequence[Handoff | None]
     incarnation_next: int
+    @property
+    def siblings(self) -> Siblings: ...
+    @property
+    def unsent(self) -> Unsent: ...
     @property
     def now_ns(self) -> int: ...
     @property
@@ -62,8 +65,6 @@ class Core:
     def record_in(self, box: BlackBox) -> None: ...
     def close_condemned(self) -> list[tuple[str, FiveTuple]]: ...
     def close_all(self, reason: str = "shutdown") -> int: ...
-    def resume(self, port: int, packet: bytes) -> None: ...
-    def resend(self, out: int, packet: bytes) -> None: ...
     def announce(self) -> None: ...
     def send(self, frames: list[tuple[int, bytes]]) -> None: ...
     def look_for_stations(self) -> None: ...

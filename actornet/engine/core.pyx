@@ -2,16 +2,15 @@
 
 Theory of operation. `breathe` takes a burst from each port and treats its packets in arrival order. A packet whose key
 has an offloaded rewrite is carried out here in C (offload.h); any other goes to the handler of its flow's actor, with
-one reused view of the packet. A handler that suspends keeps its packet (copied out of the burst) and its flow's later
-packets wait in the flow's mailbox (suspension.pyx; G1). What a flow sends while it depends on records that are not yet
-committed is parked in one queue per core (held.pyx) and leaves when the watermark has passed (G3): execution never
-waits, output does.
+one reused view of the packet; one that has no flow may begin one (miss.pyx). A handler that suspends keeps its packet
+(copied out of the burst) and its flow's later packets wait in the flow's mailbox (suspension.pyx; G1). What a flow sends
+while it depends on records that are not yet committed is parked in one queue per core (held.pyx) and leaves when the
+watermark has passed (G3): execution never waits, output does.
 
 A packet belongs to the function that it was given to. Whoever is done with one calls `discard`, which frees it if it is
-parked (AN_COPIED): `drop`, `_flush_port` after the transmission, `_hand_off` after the copy.
+parked (AN_COPIED): `drop`, `_flush_port` after the transmission, `Siblings.hand_off` after the copy.
 """
 
-import asyncio
 import os
 import weakref
 from asyncio import tasks as asyncio_tasks
@@ -22,37 +21,38 @@ from libc.stdint cimport UINT64_MAX
 from libc.stdlib cimport free
 from libc.string cimport memcmp, memcpy, memset
 
-from actornet.engine.black_box cimport BlackBox, an_black_box_enter, an_black_box_leave, an_shunned, shun, shunned
+from actornet.engine.black_box cimport BlackBox, an_black_box_enter, an_black_box_leave
 from actornet.engine.counters cimport *
-from actornet.engine.datagram cimport datagram
+from actornet.engine.datagram cimport answer, replaced
+from actornet.engine.failure cimport close_condemned, report, take_error, tell_unheard
 from actornet.engine.flow_base cimport MARK_CLOSING, MARK_DIRTY, MARK_ENDING, MARK_LEAVING, MARK_SAVED, Ask
 from actornet.engine.flows cimport an_addresses, an_revoked, an_terms_conform, an_terms_expired, an_terms_mirror
+from actornet.engine.handlers cimport PHASE_CLOSE, PHASE_MESSAGE, PHASE_MIRROR, PHASE_OPEN, PHASE_PACKET
 from actornet.engine.handoff cimport Handoff
 from actornet.engine.heap cimport heap_back, heap_wants
 from actornet.engine.keeps cimport Keeps
+from actornet.engine.miss cimport miss, untracked
 from actornet.engine.parked cimport an_park
 from actornet.engine.port cimport Port
 from actornet.engine.ring cimport AN_CORE_COUNTERS, AN_NO_LEASE, an_lease_holds, an_word_load
-from actornet.engine.suspension cimport Suspension, stop
+from actornet.engine.suspension cimport Suspension, end_waits, stop
 from actornet.engine.types cimport *
-from actornet.engine.unsent cimport packet_from
 from actornet.engine.verdict cimport (
     VERDICT_ANSWER, VERDICT_DROP, VERDICT_OFFLOADED, VERDICT_REJECT, VERDICT_EMIT, VERDICT_REWRITE, Answer, Emit, Forward, Made, Verdict,
 )
 from actornet.engine.wire cimport (
-    an_entry_key, an_entry_returned, an_hash, an_is_discovery, an_key_equal, an_parse, an_parse_inner, an_rewrite_apply,
-    an_rewrite_prepare, an_rss_core, an_rss_entry, an_rss_entry_keyed, an_table_back, an_table_find, an_table_prefetch, an_table_probe,
-    an_table_wants, five_tuple,
+    an_entry_key, an_entry_returned, an_hash, an_key_equal, an_parse, an_parse_inner, an_rewrite_apply, an_rewrite_prepare,
+    an_table_back, an_table_find, an_table_prefetch, an_table_probe, an_table_wants,
 )
 
 from actornet.engine.counters import COUNTERS, PID_COUNTER
 from actornet.engine.task import FlowTask, FlowTasks, current_task
 from actornet.engine.verdict import DROP, FORWARD, OFFLOADED, REJECT
 from actornet.engine.wire import TUNNELS
-from actornet.errors import FlowTooLargeError, HandlerStalled, NoRouteError, StateError, UsageError
+from actornet.errors import NoRouteError, StateError, UsageError
 from actornet.limits import (
     BURST_PACKETS, FIELDS_CHECKED_EVERY, FIELDS_CHECKED_FIRST, FLOWS_MAX_DEFAULT, MAILBOX_PACKETS_MAX, MOVE_SAMPLE_PACKETS, PORT_NAME_BYTES_MAX,
-    PORTS_MAX, TURNS_MAX, UNHEARD_MAX,
+    PORTS_MAX, TURNS_MAX,
 )
 
 cdef extern from "<stdlib.h>" nogil:
@@ -74,7 +74,6 @@ cdef int turns_max = TURNS_MAX
 cdef uint64_t fields_checked_first = FIELDS_CHECKED_FIRST
 cdef uint64_t fields_checked_every = FIELDS_CHECKED_EVERY
 
-HANDLERS = ("on_open", "on_packet", "on_close", "on_message", "on_mirror")
 FRAGMENT_POLICIES = ("drop", "forward", "reassemble")
 
 assert len(COUNTERS) == C_COUNT <= PID_COUNTER == AN_CORE_COUNTERS - 1
@@ -134,6 +133,8 @@ cdef class Core:
         self.output.core = <void *>self
         self.flows = Flows()
         self.flows.core = <void *>self
+        self.siblings = Siblings(nf.rss_keys())
+        self.siblings.core = <void *>self
         self.moves = Moves()
         self.moves.core = <void *>self
         self.sightings = Sightings()
@@ -147,7 +148,6 @@ cdef class Core:
         self.incarnation_next = incarnation_first
         self.index = index
         self.cores = cores
-        self.siblings = []
         self.link = link
         self.host = host
         self.loop = loop
@@ -172,11 +172,6 @@ cdef class Core:
         self.untracked_forward = nf.untracked.name == "FORWARD"
         self.discovery_forward = nf.discovery.name == "FORWARD" and self.port_count == 2
         self.sees_icmp_errors = nf.sees_icmp_errors
-        rss_keys = nf.rss_keys()
-        self.sharded = rss_keys is not None
-        for i in range(4 if self.sharded else 0):
-            rss_key = rss_keys[i // 2].key(i % 2)
-            memcpy(self.rss_keys[i], <const char *>rss_key, 40)
         for name in nf.inner:
             self.tunnels |= 1 << (1 + TUNNELS.index(name))
         if self.tunnels and self.routed:
@@ -264,9 +259,9 @@ cdef class Core:
         for i in range(self.port_count):
             taken += self._burst((<Port>self.port_objects[i]).rx(self.burst, BURST))
         if self.cores > 1:
-            for sibling in self.siblings:
-                if sibling is not None:
-                    taken += self._burst((<Handoff>sibling).rx(self.burst, BURST))
+            for handoff in self.siblings.handoffs:
+                if handoff is not None:
+                    taken += self._burst((<Handoff>handoff).rx(self.burst, BURST))
             if self.moves.due:
                 self.moves.turn()
         if taken == 0:
@@ -280,9 +275,9 @@ cdef class Core:
         if self.fragments.table.datagrams_waiting:
             self.fragments.expire(self.now_ns)
         if self.waits_first != NULL:
-            self._end_waits()
+            end_waits(self)
         if self.unheard is not None:
-            self._tell_unheard()
+            tell_unheard(self)
         self.exhale()
         if taken and self.cores > 1 and not self.virtual_time:
             self.counters[<int>C_BUSY_NS] += an_steady_ns() - begun_ns
@@ -298,18 +293,6 @@ cdef class Core:
             self.fragments.expire(until_ns)
         return 0
 
-    cdef int _end_waits(self) except -1:
-        """Handlers that have waited for `deadline_s` get a TimeoutError where they wait."""
-        cdef Suspension waiting
-        cdef uint64_t now = an_steady_ns()
-        while self.waits_first != NULL:
-            waiting = <Suspension>self.waits_first
-            if waiting.deadline_ns > now:
-                break
-            self.counters[<int>C_DEADLINE_PASSED] += 1
-            waiting.end_wait()
-        return 0
-
     cdef int _hear(self, bint all) except -1:
         """Take what the owner system sent. It may be all flows of a core that begins: then, a part at each turn."""
         cdef size_t length = 0
@@ -319,7 +302,6 @@ cdef class Core:
 
     cdef int exhale(self) except -1:
         """Commit, and send what may leave."""
-        cdef int i
         if self.unsent.waits:
             self.unsent.flush()
         if self.submitted:
@@ -327,12 +309,9 @@ cdef class Core:
             self.link.flush()
         if self.output.queue.head != NULL:
             self.output.release()
-        if self.handed:
-            for i in range(self.cores):
-                if self.handed >> i & 1:
-                    (<Handoff>self.siblings[i]).outgoing.wake()
-            self.handed = 0
-        self._flush()
+        if self.siblings.handed:
+            self.siblings.wake()
+        self.flush()
         if self.unsent.done:
             self.unsent.flush()
             self.submitted = False
@@ -429,38 +408,7 @@ cdef class Core:
         self.exhale()
         return n
 
-    def resume(self, int port, bytes packet not None) -> None:
-        """Treat a packet that arrived at the port with this index at a core that is no more; see `actornet.engine.unsent`."""
-        cdef an_packet p
-        assert 0 <= port < self.port_count
-        packet_from(&p, packet)
-        p.port = <uint8_t>port
-        p.time_ns = self.now_ns
-        self.parse(&p)
-        p.hash = <uint32_t>an_hash(&p.key, self.flows.table.seed)
-        self.counters[<int>C_RESUMED] += 1
-        alone = self.loop is not None and current_task(self.loop) is None
-        if alone:
-            asyncio_tasks._enter_task(self.loop, self.task)
-        try:
-            self.process(&self.park(&p).p)
-            self.exhale()
-        finally:
-            if alone:
-                asyncio_tasks._leave_task(self.loop, self.task)
-
-    def resend(self, int out, bytes packet not None) -> None:
-        """Send a packet that another node had decided upon and has not sent; what it depends on is committed (G3)."""
-        cdef an_packet p
-        assert 0 <= out < self.port_count
-        packet_from(&p, packet)
-        p.port = <uint8_t>out
-        p.time_ns = self.now_ns
-        if self.routed >> out & 1:
-            memcpy(p.data + 6, self.macs[out], 6)
-        self.counters[<int>C_RESENT] += 1
-        self.transmit(&self.park(&p).p, out)
-        self._flush()
+    # -- a packet's way ---------------------------------------------------------------------------------------------
 
     cdef int parse(self, an_packet *p) except -1:
         an_parse(p)
@@ -477,9 +425,9 @@ cdef class Core:
     cdef int process(self, an_packet *p) except -1:
         """A packet that offload.h leaves to us."""
         if p.reason != AN_OK:
-            return self._untracked(p)
+            return untracked(self, p)
         p.entry = an_table_find(&self.flows.table, &p.key, p.hash)
-        return self._miss(p) if p.entry == AN_NONE else self.meet(p)
+        return miss(self, p) if p.entry == AN_NONE else self.meet(p)
 
     cdef int meet(self, an_packet *p) except -1:
         """A packet of a flow that this core has; `p.entry` is its key's."""
@@ -494,16 +442,10 @@ cdef class Core:
             return self.offloaded(e, p)
         flow = <FlowBase>(e.slow.actor if e.rewrite.action == AN_SLOW else e.actor)
         if an_revoked(&self.flows.table, e):
-            self._end_offload(flow, e, C_OFFLOADS_REVOKED)
+            self.flows.end_offload(flow, e, C_OFFLOADS_REVOKED)
         if flow.suspension is not None:
             return flow.suspension.receive(p)
         return self._handle_packet(flow, p) if self.has_packet else self.handle(flow, p, PHASE_PACKET)
-
-    cdef int _end_offload(self, FlowBase flow, an_entry *e, int counter) except -1:
-        """The offload of this key has ended by itself; the flow's record will say so when it is saved next."""
-        self.counters[counter] += 1
-        flow.marks |= MARK_DIRTY
-        return self.flows.withdraw(e)
 
     cdef int offloaded(self, an_entry *e, an_packet *p) except -1:
         """A packet that an offload decides about, and its terms."""
@@ -511,7 +453,7 @@ cdef class Core:
         if e.state & AN_TERMS:  # without a reference to the actor: its memory is not needed
             if an_terms_expired(&e.extra.terms, self.now_ns):
                 flow = <FlowBase>e.actor
-                self._end_offload(flow, e, C_OFFLOADS_EXPIRED)
+                self.flows.end_offload(flow, e, C_OFFLOADS_EXPIRED)
                 return self.handle(flow, p, PHASE_PACKET)
             if an_terms_mirror(&e.extra.terms, p.length):
                 self.counters[<int>C_MIRRORED] += 1
@@ -537,7 +479,7 @@ cdef class Core:
         if e.rewrite.action == AN_DROP:
             return self.drop(p, C_DROPPED_BY_OFFLOAD)
         if e.rewrite.action == AN_REDIRECT:
-            return self._hand_off(p, out)
+            return self.siblings.hand_off(p, out)
         if an_rewrite_apply(p, &e.rewrite, an_addresses(e)) != 0:
             return self._ttl_expired(p)
         if e.rewrite.fields & AN_SET_LINK:
@@ -555,123 +497,6 @@ cdef class Core:
             p = &self.park(p).p
         an_link_apply(p, link)
         return p
-
-    cdef unsigned home(self, const an_key *key) noexcept:
-        """The core that packets with this key belong to."""
-        return an_rss_core(self.rss_entry(key), self.cores)
-
-    cdef unsigned rss_entry(self, const an_key *key) noexcept:
-        """And the entry of a network card's indirection table that names it, however many cores there are."""
-        if self.sharded:
-            return an_rss_entry_keyed(self.rss_keys[(key.port != 0) + 2 * (key.version == 6)], key)
-        return an_rss_entry(key)
-
-    cdef int _miss(self, an_packet *p) except -1:
-        """The first packet of a flow, as far as this core knows."""
-        cdef FlowBase flow
-        cdef int home
-        if p.flags & AN_ICMP_ERROR:  # its outer addresses brought it to this core, not those of the flow
-            home = self.home(&p.key) if self.cores > 1 else self.index
-            if home != self.index and not p.flags & AN_HANDED:
-                return self._hand_off(p, home)
-            return self.drop(p, C_ICMP_ERROR_UNMATCHED)
-        if self.neighbors.is_for_host(p):
-            return self.neighbors.answer(p)
-        if self.routed >> p.port & 1 and not self.neighbors.may_forward(p):
-            return self.drop(p, C_NO_ROUTE)
-        if self.cores > 1:
-            home = self.home(&p.key)
-            if home != self.index:
-                return self.drop(p, C_HANDOFF_STALE) if p.flags & AN_HANDED else self._hand_off(p, home)
-        if self.box.shunned_count and self._is_shunned(p):
-            return self._fail_packet(None, p, C_SHUNNED)
-        if self.output.full():  # no new flow's packet could leave: its handlers are not to decide, and log, in vain
-            return self.drop(p, C_HELD_FULL)
-        if self.evicts:
-            self.flows.make_room()
-        flow = self.flows.create(&p.key)
-        if flow is None:
-            return self.drop(p, C_FLOW_TABLE_FULL)
-        p.entry = flow.first
-        self.flows.table.entries[p.entry].packets = 1
-        self.flows.table.entries[p.entry].bytes = p.length
-        self.counters[<int>C_FLOWS_OPENED] += 1
-        flow.incarnation = self.incarnation_next
-        self.incarnation_next += 1
-        flow.marks |= MARK_DIRTY
-        if self.connection:
-            self._bind_reply(flow, &p.key)
-        if self.host is not None and self.routed >> p.port & 1:
-            self.neighbors.learn(p)
-        self.sightings.look(p)
-        return self.handle(flow, p, PHASE_OPEN if self.has_open else PHASE_PACKET)
-
-    cdef int _bind_reply(self, FlowBase flow, const an_key *key) except -1:
-        """Let the connection's other direction come to the same actor, unless another flow holds its key."""
-        cdef an_key reply
-        cdef uint32_t index
-        memset(&reply, 0, sizeof(reply))
-        memcpy(reply.source, key.destination, 16)
-        memcpy(reply.destination, key.source, 16)
-        reply.source_port, reply.destination_port = key.destination_port, key.source_port
-        reply.protocol, reply.version = key.protocol, key.version
-        reply.port = self.resolve_out(None, key.port)
-        index = self.flows.find(&reply)
-        if index == AN_NONE or self.flows.table.entries[index].actor == NULL:
-            if not self.flows.add_key(flow, &reply, index):
-                self.counters[<int>C_FLOW_TABLE_FULL] += 1
-        return 0
-
-    cdef int _untracked(self, an_packet *p) except -1:
-        """Not a packet of a flow: the NF's `untracked` policy, but what a routed port itself is asked is answered."""
-        cdef bint routed = self.routed >> p.port & 1
-        cdef int i
-        if p.reason == AN_NOT_IP and routed and self.host is not None:
-            if self.cores > 1 and not p.flags & AN_HANDED:
-                for i in range(self.cores):  # every core has its own neighbours
-                    if i != self.index:
-                        self._push(p, i)
-            return self.neighbors.answer(p)
-        if p.reason == AN_UNTRACKED and self.neighbors.is_for_host(p):
-            return self.neighbors.answer(p)
-        if p.reason == AN_FRAGMENT:
-            return self._fragment(p)
-        if not routed and (
-                self.untracked_forward and p.reason in (AN_NOT_IP, AN_UNTRACKED)
-                or self.discovery_forward and an_is_discovery(p)):
-            self.counters[<int>C_HANDLED] += 1
-            self.sightings.look(p)
-            return self.transmit(p, self.resolve_out(None, p.port))
-        return self.drop(p, C_MALFORMED + p.reason - AN_MALFORMED)  # the counters are in the order of the reasons
-
-    cdef int _fragment(self, an_packet *p) except -1:
-        """The NF's `fragments` policy. All of a datagram meet on the core that their addresses hash to."""
-        cdef int home
-        if self.fragment_policy == FRAGMENTS_REASSEMBLE and not p.tunnel:
-            if self.cores > 1 and not p.flags & AN_HANDED:
-                home = self.home(&p.key)
-                if home != self.index:
-                    return self._hand_off(p, home)
-            return self.fragments.receive(p)
-        if self.fragment_policy == FRAGMENTS_FORWARD and not self.routed >> p.port & 1:
-            self.counters[<int>C_HANDLED] += 1
-            return self.transmit(p, self.resolve_out(None, p.port))
-        return self.drop(p, C_FRAGMENT)
-
-    cdef int _hand_off(self, an_packet *p, int core) except -1:
-        """To the sibling core that holds the flow (a NIC's or the kernel's choice must not change the result)."""
-        if not self._push(p, core):
-            return self.drop(p, C_HANDOFF_FULL)
-        return self.discard(p)
-
-    cdef bint _push(self, an_packet *p, int core) except -1:
-        """Copy the packet to a sibling core; False when it cannot take it."""
-        cdef Handoff sibling = self.siblings[core] if core < len(self.siblings) else None
-        if sibling is None or not sibling.push(p):
-            return False
-        self.counters[<int>C_HANDED_OFF] += 1
-        self.handed |= <uint64_t>1 << core
-        return True
 
     cdef int drop(self, an_packet *p, int counter) except -1:
         self.counters[counter] += 1
@@ -760,6 +585,18 @@ cdef class Core:
             return self._step(flow, outcome, p, phase)
         return self.completed(flow, p, phase, outcome)
 
+    cdef bint enter_task(self) except -1:
+        """Let handlers that run from here on be asyncio's running task; False where there is one already, or no loop."""
+        if self.loop is None or current_task(self.loop) is not None:
+            return False
+        asyncio_tasks._enter_task(self.loop, self.task)
+        return True
+
+    cdef int leave_task(self, bint entered) except -1:
+        if entered:
+            asyncio_tasks._leave_task(self.loop, self.task)
+        return 0
+
     cdef int enter(self, FlowBase flow, an_packet *p, int phase) except -1:
         """Note in the black box that a handler begins, or goes on, with this packet, or NULL."""
         cdef an_key key
@@ -807,12 +644,12 @@ cdef class Core:
         cdef an_entry *e
         self._retire_view()
         if phase == PHASE_CLOSE:
-            return self._end_close(flow)
+            return self.end_close(flow)
         self.keeps.due_in -= 1
         if self.keeps.due_in <= 0:
             error = self.keeps.look(flow)
             if error is not None:
-                return self.report(flow, error, p, phase)
+                return report(self, flow, error, p, phase)
         if phase == PHASE_OPEN:
             e = &self.flows.table.entries[flow.first]
             if verdict is None:
@@ -825,14 +662,14 @@ cdef class Core:
                 self.counters[<int>C_FLOWS_OPENED] -= 1
                 self._apply(flow, p, verdict)
                 flow.reason = "refused"
-                return self._end_close(flow)
+                return self.end_close(flow)
         try:
             if flow.marks & MARK_DIRTY or self.volatile_state or flow.depends > an_word_load(self.committed):
                 self._save(flow)
         except (TypeError, ValueError, OverflowError, RecursionError, StateError) as error:
-            return self.report(flow, flow.unsaved(error), p, phase)  # a field holds what its type does not allow
+            return report(self, flow, flow.unsaved(error), p, phase)  # a field holds what its type does not allow
         if phase == PHASE_MESSAGE:
-            self._answer_message(verdict)
+            self.answer_message(verdict)
         elif phase == PHASE_MIRROR:
             self._mirrored(flow, p)
         else:
@@ -844,77 +681,13 @@ cdef class Core:
     cdef int _failed(self, FlowBase flow, an_packet *p, int phase) except -1:
         error = take_error()
         self._retire_view()
-        return self.report(flow, error, p, phase)
-
-    cdef int report(self, FlowBase flow, object error, an_packet *p, int phase) except -1:
-        """A handler raised: its packet goes as `fail` says, the flow closes, others go on."""
-        if isinstance(error, HandlerStalled):
-            self.counters[<int>C_HANDLER_STALLED] += 1
-        elif isinstance(error, FlowTooLargeError):
-            self.counters[<int>C_FLOW_TOO_LARGE] += 1
-        elif isinstance(error, KeyboardInterrupt):  # the user's, not the handler's
-            if p != NULL:
-                self.drop(p, C_HANDLER_ERROR)
-            raise error
-        if p != NULL and isinstance(error, NoRouteError):  # that of a stranger's packet is no mistake in the handler
-            self._no_route(p)
-            return self.begin_close(flow, "no route")
-        if p != NULL:
-            self._fail_packet(flow, p, C_HANDLER_ERROR)
-        else:
-            self.counters[<int>C_HANDLER_ERROR] += 1
-        if self.on_error is not None:
-            self.on_error(flow.flow, HANDLERS[phase], error)
-        if phase == PHASE_MESSAGE:
-            self._answer_message(error)
-        if phase == PHASE_CLOSE:
-            return self._end_close(flow)
-        return self.begin_close(flow, "handler error")
+        return report(self, flow, error, p, phase)
 
     def note_unheard(self, Ask ask not None) -> None:
         """The ask has failed, and nobody waited for it so far."""
         if self.unheard is None:
             self.unheard = []
         self.unheard.append(ask)
-
-    cdef int _tell_unheard(self) except -1:
-        """Of those that nobody can await any more: without this, such an error would leave no trace."""
-        cdef list noted = self.unheard
-        cdef list kept = []
-        cdef Ask ask
-        self.unheard = None
-        for ask in noted:
-            if ask.heard:
-                continue
-            if Py_REFCNT(<PyObject *>ask) > 2 and len(kept) < UNHEARD_MAX:  # more than the list and this name
-                kept.append(ask)
-                continue
-            self.counters[<int>C_HANDLER_ERROR] += 1
-            if self.on_error is not None:
-                flow = ask.flow.flow if ask.flow.core != NULL else None
-                self.on_error(flow, f"ask {ask.owner}.{ask.message.name}", ask.error)
-        if kept:
-            self.unheard = kept
-        return 0
-
-    cdef int _fail_packet(self, FlowBase flow, an_packet *p, int counter) except -1:
-        """The packet whose handler failed: fail-closed, or fail-open where there is a way out without the actor."""
-        cdef int out, adjacency
-        if not self.fail_open or flow is not None and flow.core == NULL:
-            return self.drop(p, counter)
-        try:
-            out = self.resolve_out(None, p.port)
-            adjacency = self.neighbors.adjacency(out, &p.key, NULL, NULL)
-        except UsageError:
-            return self.drop(p, counter)
-        if adjacency < 0:
-            return self._no_route(p)
-        self.counters[<int>C_FAILED_OPEN] += 1
-        if adjacency:
-            return self.neighbors.ethernet(flow, p, out, adjacency)
-        return self.transmit(p, out) if flow is None else self.emit(flow, p, out)
-
-    # -- handlers that were the end of a process ------------------------------------------------------------------------
 
     def record_in(self, BlackBox box not None) -> None:
         """Tell there which handler runs, and shun the flows that are to be shunned by what it says."""
@@ -929,59 +702,9 @@ cdef class Core:
         They are here, from the log, or have never been saved: then the log is told that they have closed, so that nobody
         begins them anew. Returns (handler, five-tuple) of each.
         """
-        cdef uint64_t i
-        cdef an_shunned *each
-        closed = []
-        for i in range(self.box.shunned_count):
-            each = &self.box.shunned[i]
-            if each.due:
-                phase, each.due = each.due - 1, 0
-                closed.append((HANDLERS[phase], five_tuple(&each.key)))
-                self._close_condemned(&each.key, phase)
-        self.exhale()
-        return closed
+        return close_condemned(self)
 
-    cdef int _close_condemned(self, const an_key *shunned_key, int phase) except -1:
-        cdef an_key key = shunned_key[0]  # the slots may be given to other keys
-        cdef uint32_t index = self.flows.find(&key)
-        cdef FlowBase flow = None
-        cdef bint alone = self.loop is not None and current_task(self.loop) is None
-        if index != AN_NONE and self.flows.table.entries[index].actor != NULL:
-            flow = <FlowBase>self.flows.table.entries[index].actor
-        else:
-            phase = PHASE_CLOSE
-            flow = self.flows.create(&key)
-            if flow is None:
-                return 0
-            flow.incarnation = self.incarnation_next
-            self.incarnation_next += 1
-            flow.marks |= MARK_SAVED
-            self.counters[<int>C_FLOWS_OPENED] += 1
-            if self.connection:
-                self._bind_reply(flow, &key)
-        index = flow.first
-        for _ in range(flow.keys):
-            key = an_entry_key(&self.flows.table.entries[index])
-            shun(self.box, &key, self.now_ns, 0)
-            index = self.flows.table.entries[index].next_key
-        flow.reason = "its handler was the end of a core's process"
-        if phase == PHASE_CLOSE:
-            return self._end_close(flow)
-        if alone:
-            asyncio_tasks._enter_task(self.loop, self.task)
-        try:
-            return self.begin_close(flow, flow.reason)
-        finally:
-            if alone:
-                asyncio_tasks._leave_task(self.loop, self.task)
-
-    cdef bint _is_shunned(self, an_packet *p) noexcept:
-        cdef an_shunned *found = shunned(self.box, &p.key, self.now_ns)
-        if found != NULL:
-            found.seen_ns = self.now_ns
-        return found != NULL
-
-    cdef int _answer_message(self, object value) except -1:
+    cdef int answer_message(self, object value) except -1:
         reply, self.reply = self.reply, None
         if reply is not None:
             reply(value)
@@ -1008,16 +731,13 @@ cdef class Core:
 
     cdef int deliver(self, FlowBase flow, object message, object reply) except -1:
         """Run `on_message`."""
-        cdef bint alone = self.loop is not None and current_task(self.loop) is None
+        cdef bint entered = self.enter_task()
         self.message, self.reply = message, reply
-        if alone:
-            asyncio_tasks._enter_task(self.loop, self.task)
         try:
             return self.handle(flow, NULL, PHASE_MESSAGE)
         finally:
             self.message = self.reply = None
-            if alone:
-                asyncio_tasks._leave_task(self.loop, self.task)
+            self.leave_task(entered)
 
     # -- a flow's record and its end --------------------------------------------------------------------------------
 
@@ -1043,13 +763,6 @@ cdef class Core:
             self.output.hold(flow, NULL, -1)
         return 0
 
-    cdef int discard_held(self, FlowBase flow) except -1:
-        """The flow's actor has kept packets of a stream back, and ends (G9: each is counted once)."""
-        cdef uint64_t packets = flow.held_packets()
-        self.counters[<int>C_STREAM_HELD] -= packets
-        self.counters[<int>C_STREAM_DISCARDED] += packets
-        return 0
-
     cdef int begin_close(self, FlowBase flow, str reason) except -1:
         """Let `on_close` run, and then take the flow from the table.
 
@@ -1069,9 +782,9 @@ cdef class Core:
             return stop(flow)
         if self.has_close:
             return self.handle(flow, NULL, PHASE_CLOSE)
-        return self._end_close(flow)
+        return self.end_close(flow)
 
-    cdef int _end_close(self, FlowBase flow) except -1:
+    cdef int end_close(self, FlowBase flow) except -1:
         if flow.core == NULL:
             return 0
         if self.link is not None and (flow.marks & MARK_SAVED or flow.asks):
@@ -1090,7 +803,7 @@ cdef class Core:
         self.fragments.expire(UINT64_MAX)
         self.flows.close_all(reason)
         if self.unheard is not None:
-            self._tell_unheard()
+            tell_unheard(self)
         self.exhale()
         return self.counters[<int>C_LIVE_FLOWS]
 
@@ -1105,38 +818,38 @@ cdef class Core:
                 an_entry_returned(&self.flows.table.entries[p.entry], <void *>verdict)
             return self._rewrite(flow, p, <Rewrite>verdict)
         if not isinstance(verdict, Verdict):
-            return self.report(flow, TypeError(f"{self.nf.__name__}.on_packet must return a verdict, not {verdict!r}"),
-                               p, PHASE_PACKET)
+            return report(self, flow, TypeError(f"{self.nf.__name__}.on_packet must return a verdict, not {verdict!r}"),
+                          p, PHASE_PACKET)
         decision = <Verdict>verdict
         if decision.kind == VERDICT_DROP:
             return self.drop(p, C_DROPPED_BY_NF)
         if decision.kind == VERDICT_REJECT:
-            self._refuse(p, 3, 13)
+            self.neighbors.refuse(p, 3, 13)
             return self.drop(p, C_REJECTED_BY_NF)
         if decision.kind == VERDICT_EMIT:
             return self._emit_made(flow, p, <Emit>decision)
         if decision.kind == VERDICT_OFFLOADED:
             if p.entry == AN_NONE or not self.flows.decides(&self.flows.table.entries[p.entry]):
-                return self.report(flow, TypeError(f"{self.nf.__name__} returned OFFLOADED for a key without offload"),
-                                   p, PHASE_PACKET)
+                return report(self, flow, TypeError(f"{self.nf.__name__} returned OFFLOADED for a key without offload"),
+                              p, PHASE_PACKET)
             return self.carry_out(&self.flows.table.entries[p.entry], p)
         try:
             if decision.kind == VERDICT_ANSWER:
-                return self._answer(flow, p, (<Answer>decision).payload)
+                return answer(self, flow, p, (<Answer>decision).payload)
             if decision.kind == VERDICT_REWRITE:
                 rewrite = <Rewrite>decision
                 if rewrite.payload is not None:
-                    p = self._replaced(p, rewrite.payload)
+                    p = replaced(self, p, rewrite.payload)
                 self._prepare(rewrite, p)
             else:
                 out = self.resolve_out((<Forward>decision).to, p.port)
                 adjacency = self.neighbors.adjacency(out, &p.key, NULL, NULL)
         except UsageError as error:
-            return self.report(flow, error, p, PHASE_PACKET)
+            return report(self, flow, error, p, PHASE_PACKET)
         if decision.kind == VERDICT_REWRITE:
             return self._rewrite(flow, p, rewrite)
         if adjacency < 0:
-            return self._no_route(p)
+            return self.no_route(p)
         if adjacency:
             return self.neighbors.ethernet(flow, p, out, adjacency)
         return self.emit(flow, p, out)
@@ -1150,27 +863,6 @@ cdef class Core:
         if verdict.rewrite.adjacency:
             return self.neighbors.ethernet(flow, p, verdict.rewrite.out_port, verdict.rewrite.adjacency)
         return self.emit(flow, p, verdict.rewrite.out_port)
-
-    cdef an_packet *_replaced(self, an_packet *p, bytes payload) except NULL:
-        """The datagram with another payload, and done with the one that it was."""
-        cdef an_packet *q = &datagram(p, payload, False).p
-        q.hash, q.entry = p.hash, p.entry
-        self.discard(p)
-        return q
-
-    cdef int _answer(self, FlowBase flow, an_packet *p, bytes payload) except -1:
-        """Send the answer out of the port that the datagram came in at, in the order of the flow's output."""
-        cdef int out = p.port, adjacency
-        cdef an_packet *q = &datagram(p, payload, True).p
-        q.entry = AN_NONE
-        adjacency = self.neighbors.adjacency(out, &q.key, NULL, NULL)
-        self.counters[<int>C_ANSWERED_BY_NF] += 1
-        self.discard(p)
-        if adjacency < 0:
-            return self.drop(q, C_NO_ROUTE)
-        if adjacency:
-            return self.neighbors.ethernet(flow, q, out, adjacency)
-        return self.emit(flow, q, out)
 
     cdef int _emit_made(self, FlowBase flow, an_packet *p, Emit emit) except -1:
         """Send frames in place of a packet, which is counted if so asked."""
@@ -1219,25 +911,13 @@ cdef class Core:
         verdict.prepared_by = <void *><size_t>self.flows.table.seed
         return 0
 
-    cdef int _no_route(self, an_packet *p) except -1:
-        self._refuse(p, 3, 0)
+    cdef int no_route(self, an_packet *p) except -1:
+        self.neighbors.refuse(p, 3, 0)
         return self.drop(p, C_NO_ROUTE)
 
     cdef int _ttl_expired(self, an_packet *p) except -1:
-        self._refuse(p, 11, 0)
+        self.neighbors.refuse(p, 11, 0)
         return self.drop(p, C_TTL_EXPIRED)
-
-    cdef int _refuse(self, an_packet *p, int type, int code) except -1:
-        """Tell the sender by an ICMP error, where the node has an address to send it from.
-
-        `type` and `code` are ICMP's, for IPv6 too.
-        """
-        if self.host is None or not self.routed >> p.port & 1:
-            return 0
-        answer = self.host.icmp_error(self.ports[p.port], <bytes>p.data[:min(p.length, 1500)], type, code, self.now_ns)
-        if answer is not None:
-            self.neighbors.send(p.port, answer)
-        return 0
 
     # -- output -----------------------------------------------------------------------------------------------------
 
@@ -1278,7 +958,7 @@ cdef class Core:
                     self.discard(self.tx[out][i])
         return 0
 
-    cdef int _flush(self) except -1:
+    cdef int flush(self) except -1:
         cdef int out
         for out in range(self.port_count):
             if self.tx_count[out]:
@@ -1331,7 +1011,7 @@ cdef class Core:
         """Send frames that the node itself made, each with the index of its port."""
         for out, frame in frames:
             self.neighbors.send(out, frame)
-        self._flush()
+        self.flush()
 
     def look_for_stations(self) -> None:
         """Where frames pass between two ports as they are: tell `link.seen(port, station)` who is behind which of them."""
@@ -1428,14 +1108,3 @@ def _running(Core core not None):
         return alive.running if alive is not None else None
 
     return running
-
-
-cdef int _raise_pending() except -1:
-    return -1  # with the exception that C code has set
-
-
-cdef object take_error():
-    try:
-        _raise_pending()
-    except BaseException as error:
-        return error

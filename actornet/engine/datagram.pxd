@@ -1,3 +1,5 @@
+from actornet.engine.core cimport Core
+from actornet.engine.flow_base cimport FlowBase
 from actornet.engine.parked cimport an_parked
 from actornet.engine.types cimport an_packet
 
@@ -9,3 +11,5 @@ cdef extern from "datagram.h" nogil:
 
 
 cdef an_parked *datagram(const an_packet *p, bytes payload, bint back) except NULL
+cdef an_packet *replaced(Core core, an_packet *p, bytes payload) except NULL
+cdef int answer(Core core, FlowBase flow, an_packet *p, bytes payload) except -1

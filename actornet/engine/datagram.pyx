@@ -4,7 +4,8 @@ import os
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 
-from actornet.engine.types cimport AN_ICMP_ERROR
+from actornet.engine.counters cimport C_ANSWERED_BY_NF, C_NO_ROUTE
+from actornet.engine.types cimport AN_ICMP_ERROR, AN_NONE
 from actornet.engine.wire cimport an_parse
 
 from actornet.errors import UsageError
@@ -44,3 +45,26 @@ cdef an_parked *datagram(const an_packet *p, bytes payload, bint back) except NU
         identification += 1
         an_datagram_cut(&item.p, most, p.fragment_id if p.fragment_bytes and not back else identification)
     return item
+
+
+cdef an_packet *replaced(Core core, an_packet *p, bytes payload) except NULL:
+    """The datagram with another payload, and done with the one that it was."""
+    cdef an_packet *q = &datagram(p, payload, False).p
+    q.hash, q.entry = p.hash, p.entry
+    core.discard(p)
+    return q
+
+
+cdef int answer(Core core, FlowBase flow, an_packet *p, bytes payload) except -1:
+    """Send the answer out of the port that the datagram came in at, in the order of the flow's output."""
+    cdef int out = p.port, adjacency
+    cdef an_packet *q = &datagram(p, payload, True).p
+    q.entry = AN_NONE
+    adjacency = core.neighbors.adjacency(out, &q.key, NULL, NULL)
+    core.counters[<int>C_ANSWERED_BY_NF] += 1
+    core.discard(p)
+    if adjacency < 0:
+        return core.drop(q, C_NO_ROUTE)
+    if adjacency:
+        return core.neighbors.ethernet(flow, q, out, adjacency)
+    return core.emit(flow, q, out)

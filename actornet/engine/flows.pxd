@@ -29,6 +29,7 @@ cdef class Flows:
     cdef int open(self, uint32_t flows_max) except -1
     cdef uint32_t find(self, const an_key *key) noexcept
     cdef uint32_t find_at_any_port(self, object flow) except? 0
+    cdef FlowBase begin(self, const an_key *key)
     cdef FlowBase create(self, const an_key *key)
     cdef int remove(self, FlowBase flow) except -1
     cdef bint add_key(self, FlowBase flow, const an_key *key, uint32_t index) noexcept
@@ -43,6 +44,7 @@ cdef class Flows:
     cdef bint at_home(self, FlowBase flow) noexcept
     cdef int install(self, uint32_t index, Verdict verdict, bint punt, const an_terms *terms) except -1
     cdef int withdraw(self, an_entry *e) noexcept
+    cdef int end_offload(self, FlowBase flow, an_entry *e, int counter) except -1
     cdef bint stands(self, const an_entry *e) noexcept
     cdef bint decides(self, const an_entry *e) noexcept
     cdef object terms_form(self, const an_entry *e)
@@ -58,7 +60,9 @@ cdef class Flows:
     cdef int redirect_end(self, object flow, str port) except -1
     cdef list actors(self)
 
+    cdef int _bind_reply(self, FlowBase flow, const an_key *key) except -1
     cdef uint32_t _insert(self, const an_key *key) noexcept
+    cdef int _discard_held(self, FlowBase flow) except -1
     cdef int _free_keys(self, FlowBase flow) noexcept
     cdef int _free_entry(self, uint32_t index) noexcept
     cdef int _displace(self, const an_key *key) except -1

@@ -9,8 +9,10 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
 from actornet.engine.core cimport Core
-from actornet.engine.counters cimport C_FLOW_TABLE_FULL, C_FLOWS_EVICTED, C_FLOWS_RESTORED, C_LIVE_FLOWS
-from actornet.engine.flow_base cimport MARK_CLOSING, MARK_LEAVING, MARK_SAVED
+from actornet.engine.counters cimport (
+    C_FLOW_TABLE_FULL, C_FLOWS_EVICTED, C_FLOWS_OPENED, C_FLOWS_RESTORED, C_LIVE_FLOWS, C_STREAM_DISCARDED, C_STREAM_HELD,
+)
+from actornet.engine.flow_base cimport MARK_CLOSING, MARK_DIRTY, MARK_LEAVING, MARK_SAVED
 from actornet.engine.types cimport (
     AN_BUSY, AN_DROP, AN_FORWARD, AN_HELD, AN_NONE, AN_PRIMARY, AN_PUNT_TCP, AN_REDIRECT, AN_SET_LINK, AN_SLOW, AN_TERMS,
     an_rewrite,
@@ -118,6 +120,36 @@ cdef class Flows:
                 return index
         return AN_NONE
 
+    cdef FlowBase begin(self, const an_key *key):
+        """A flow that begins here with this key; None when the table is full."""
+        cdef Core core = <Core>self.core
+        cdef FlowBase flow = self.create(key)
+        if flow is None:
+            return None
+        core.counters[<int>C_FLOWS_OPENED] += 1
+        flow.incarnation = core.incarnation_next
+        core.incarnation_next += 1
+        if core.connection:
+            self._bind_reply(flow, key)
+        return flow
+
+    cdef int _bind_reply(self, FlowBase flow, const an_key *key) except -1:
+        """Let the connection's other direction come to the same actor, unless another flow holds its key."""
+        cdef Core core = <Core>self.core
+        cdef an_key reply
+        cdef uint32_t index
+        memset(&reply, 0, sizeof(reply))
+        memcpy(reply.source, key.destination, 16)
+        memcpy(reply.destination, key.source, 16)
+        reply.source_port, reply.destination_port = key.destination_port, key.source_port
+        reply.protocol, reply.version = key.protocol, key.version
+        reply.port = core.resolve_out(None, key.port)
+        index = self.find(&reply)
+        if index == AN_NONE or self.table.entries[index].actor == NULL:
+            if not self.add_key(flow, &reply, index):
+                core.counters[<int>C_FLOW_TABLE_FULL] += 1
+        return 0
+
     cdef FlowBase create(self, const an_key *key):
         """A new actor with this key, all fields at their defaults; None when the table is full."""
         cdef Core core = <Core>self.core
@@ -153,7 +185,7 @@ cdef class Flows:
     cdef int remove(self, FlowBase flow) except -1:
         """Take a flow and its keys out of the table; packets that it holds do not leave any more."""
         if (<Core>self.core).holds:
-            (<Core>self.core).discard_held(flow)
+            self._discard_held(flow)
         if (<Core>self.core).tasks_open:
             (<Core>self.core).tasks.end(flow)
         self._free_keys(flow)
@@ -161,6 +193,14 @@ cdef class Flows:
         PyObject_GC_Track(<PyObject *>flow)
         (<Core>self.core).counters[<int>C_LIVE_FLOWS] -= 1
         Py_DECREF(flow)
+        return 0
+
+    cdef int _discard_held(self, FlowBase flow) except -1:
+        """The flow's actor has kept packets of a stream back, and ends (G9: each is counted once)."""
+        cdef uint64_t *counters = (<Core>self.core).counters
+        cdef uint64_t packets = flow.held_packets()
+        counters[<int>C_STREAM_HELD] -= packets
+        counters[<int>C_STREAM_DISCARDED] += packets
         return 0
 
     cdef int _free_keys(self, FlowBase flow) noexcept:
@@ -206,7 +246,7 @@ cdef class Flows:
         cdef an_key key
         for _ in range(flow.keys if core.cores > 1 else 0):
             key = an_entry_key(&self.table.entries[i])
-            if core.home(&key) != <unsigned>core.index:
+            if core.siblings.home(&key) != <unsigned>core.index:
                 return False
             i = self.table.entries[i].next_key
         return True
@@ -403,6 +443,12 @@ cdef class Flows:
         an_entry_begin_slow(e)
         e.state &= ~AN_TERMS
         return 0
+
+    cdef int end_offload(self, FlowBase flow, an_entry *e, int counter) except -1:
+        """The offload of this key has ended by itself; the flow's record will say so when it is saved next."""
+        (<Core>self.core).counters[counter] += 1
+        flow.marks |= MARK_DIRTY
+        return self.withdraw(e)
 
     cdef bint stands(self, const an_entry *e) noexcept:
         """Whether the key is offloaded."""

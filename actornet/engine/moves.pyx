@@ -128,7 +128,7 @@ cdef class Moves:
             free(keys)
         core.counters[<int>C_FLOWS_MOVED] += 1
         while waiting.mailbox.head != NULL:
-            core._hand_off(&an_queue_pop(&waiting.mailbox).p, to)
+            core.siblings.hand_off(&an_queue_pop(&waiting.mailbox).p, to)
         for _, reply in waiting.messages:
             refuse(reply, f"the flow has moved to core {to}")
         waiting.flow = None

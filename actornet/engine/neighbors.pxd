@@ -30,6 +30,7 @@ cdef class Neighbors:
     cdef int learn(self, const an_packet *p) except -1
     cdef int tick(self) except -1
     cdef int answer(self, an_packet *p) except -1
+    cdef int refuse(self, an_packet *p, int type, int code) except -1
     cdef int send(self, int out, bytes frame, uint16_t fragment_bytes=*) except -1
     cdef bint is_for_host(self, const an_packet *p) except -1
     cdef bint may_forward(self, const an_packet *p) noexcept

@@ -244,6 +244,19 @@ cdef class Neighbors:
                 self._resolved(index, <const uint8_t *><const char *>mac)
         return core.discard(p)
 
+    cdef int refuse(self, an_packet *p, int type, int code) except -1:
+        """Tell the sender by an ICMP error, where the node has an address to send it from.
+
+        `type` and `code` are ICMP's, for IPv6 too.
+        """
+        cdef Core core = <Core>self.core
+        if core.host is None or not core.routed >> p.port & 1:
+            return 0
+        answer = core.host.icmp_error(core.ports[p.port], <bytes>p.data[:min(p.length, 1500)], type, code, core.now_ns)
+        if answer is not None:
+            self.send(p.port, answer)
+        return 0
+
     cdef int send(self, int out, bytes frame, uint16_t fragment_bytes=0) except -1:
         """Send a frame that the node itself made; in fragments if it answers to such."""
         cdef Core core = <Core>self.core

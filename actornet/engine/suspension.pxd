@@ -41,6 +41,7 @@ cdef class Suspension:
     cdef int _resume(self) except -1
 
 
+cdef int end_waits(Core core) except -1
 cdef int drain(Suspension s, Core core) except -1
 cdef int stop(FlowBase flow) except -1
 cdef int refuse(object reply, str why=*) except -1

@@ -10,11 +10,12 @@ from libc.stdlib cimport free
 
 from actornet.engine.black_box cimport an_black_box_leave
 from actornet.engine.core cimport (
-    PHASE_MESSAGE, PHASE_PACKET, PYGEN_ERROR, PYGEN_NEXT, PYGEN_RETURN, Core, PyIter_Send, PySendResult, an_now_ns, an_offloaded,
-    an_steady_ns, take_error,
+    PYGEN_ERROR, PYGEN_NEXT, PYGEN_RETURN, Core, PyIter_Send, PySendResult, an_now_ns, an_offloaded, an_steady_ns,
 )
-from actornet.engine.counters cimport C_HELD_FENCED, C_MAILBOX_FULL, C_SUSPENDED
+from actornet.engine.counters cimport C_DEADLINE_PASSED, C_HELD_FENCED, C_MAILBOX_FULL, C_SUSPENDED
+from actornet.engine.failure cimport report, take_error
 from actornet.engine.flow_base cimport MARK_ENDING, Ask
+from actornet.engine.handlers cimport PHASE_MESSAGE, PHASE_PACKET
 from actornet.engine.parked cimport an_queue_pop, an_queue_push
 from actornet.engine.types cimport AN_BUSY, AN_NONE, an_entry
 
@@ -217,7 +218,7 @@ cdef class Suspension:
             p.entry = core.flows.find(&p.key)
             self.packet = NULL
         if status == PYGEN_ERROR:
-            core.report(self.flow, raised, p, phase)
+            report(core, self.flow, raised, p, phase)
         else:
             core.flows.outdated = outdated
             try:
@@ -247,6 +248,19 @@ cdef class Suspension:
             refuse(reply)
         self.reply, self.messages = None, []
         return 0
+
+
+cdef int end_waits(Core core) except -1:
+    """Handlers that have waited for `deadline_s` get a TimeoutError where they wait."""
+    cdef Suspension waiting
+    cdef uint64_t now = an_steady_ns()
+    while core.waits_first != NULL:
+        waiting = <Suspension>core.waits_first
+        if waiting.deadline_ns > now:
+            break
+        core.counters[<int>C_DEADLINE_PASSED] += 1
+        waiting.end_wait()
+    return 0
 
 
 cdef int drain(Suspension s, Core core) except -1:

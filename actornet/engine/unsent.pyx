@@ -11,9 +11,10 @@ from libc.stdint cimport uint8_t
 from libc.string cimport memcpy, memset
 
 from actornet.engine.core cimport Core
+from actornet.engine.counters cimport C_RESENT, C_RESUMED
 from actornet.engine.ring cimport an_word_load
 from actornet.engine.types cimport AN_CSUM_PARTIAL, AN_REASSEMBLED, an_key
-from actornet.engine.wire cimport an_entry_key
+from actornet.engine.wire cimport an_entry_key, an_hash
 
 from actornet.limits import PACKET_KEPT_BYTES_MAX, UNSENT_TOLD_BYTES
 
@@ -40,7 +41,7 @@ cdef class Unsent:
             return 0
         key = an_entry_key(&core.flows.table.entries[flow.first])
         item.told = True
-        self.waits.append((item.number, out, item.p.port, packet_bytes(&item.p), core.rss_entry(&key)))
+        self.waits.append((item.number, out, item.p.port, packet_bytes(&item.p), core.siblings.rss_entry(&key)))
         self.bytes += PACKET_HEAD + item.p.length
         if self.bytes >= told_bytes:
             self.flush()
@@ -61,6 +62,39 @@ cdef class Unsent:
         core.link.unsent(waits, done)
         core.submitted = True
         return 0
+
+    def resume(self, int port, bytes packet not None) -> None:
+        """Treat a packet that arrived at the port with this index at a core that is no more."""
+        cdef Core core = <Core>self.core
+        cdef bint entered
+        cdef an_packet p
+        assert 0 <= port < core.port_count
+        packet_from(&p, packet)
+        p.port = <uint8_t>port
+        p.time_ns = core.now_ns
+        core.parse(&p)
+        p.hash = <uint32_t>an_hash(&p.key, core.flows.table.seed)
+        core.counters[<int>C_RESUMED] += 1
+        entered = core.enter_task()
+        try:
+            core.process(&core.park(&p).p)
+            core.exhale()
+        finally:
+            core.leave_task(entered)
+
+    def resend(self, int out, bytes packet not None) -> None:
+        """Send a packet that another node had decided upon and has not sent; what it depends on is committed (G3)."""
+        cdef Core core = <Core>self.core
+        cdef an_packet p
+        assert 0 <= out < core.port_count
+        packet_from(&p, packet)
+        p.port = <uint8_t>out
+        p.time_ns = core.now_ns
+        if core.routed >> out & 1:
+            memcpy(p.data + 6, core.macs[out], 6)
+        core.counters[<int>C_RESENT] += 1
+        core.transmit(&core.park(&p).p, out)
+        core.flush()
 
 
 cdef bytes packet_bytes(const an_packet *p):

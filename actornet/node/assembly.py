@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 
 from actornet.engine.black_box import BlackBox
-from actornet.engine.core import HANDLERS
 from actornet.engine.counters import PID_COUNTER
+from actornet.engine.handlers import HANDLERS
 from actornet.engine.ring import ControlPage
 from actornet.limits import CORES_MEMORY_SHARE
 from actornet.node.core_worker import CoreSpec

@@ -154,9 +154,9 @@ class RingLink(OwnerLink):
         assert self.core is not None
         for message in resumed:
             if isinstance(message, Resend):
-                self.core.resend(message.out, message.packet)
+                self.core.unsent.resend(message.out, message.packet)
             else:
-                self.core.resume(message.port, message.packet)
+                self.core.unsent.resume(message.port, message.packet)
 
     def detach(self) -> None:
         self.push(exchange.encode(Detach()), counted=False)
@@ -446,7 +446,7 @@ class CoreWorker:
     def _change_role(self, role: int) -> None:
         if role == ACTIVE:
             self.link.take_up(self.page.lsn_applied)  # every flow that was sent is here before its packets (G6)
-            self.core.siblings = self._siblings
+            self.core.siblings.handoffs = self._siblings
             self._close_condemned()
             self._sends = self._senders.take(self.spec.index)
             for port in self.ports:

@@ -186,7 +186,7 @@ class SimulatedCore:
         if role != self._role and self.link.attached:
             if role == ACTIVE:
                 self.link.take_up(page.lsn_applied)
-                self.core.siblings = self._siblings
+                self.core.siblings.handoffs = self._siblings
             elif role == FENCED or self._role == ACTIVE:
                 self.core.drop_held()
             self._role = role

@@ -1,0 +1,4 @@
+from actornet.engine.handoff import Handoff
+
+class Siblings:
+    handoffs: list[Handoff | None]
