@@ -309,7 +309,7 @@ cdef class Core:
             self.link.flush()
         if self.output.queue.head != NULL:
             self.output.release()
-        if self.siblings.handed:
+        if self.cores > 1 and self.siblings.handed:
             self.siblings.wake()
         self.flush()
         if self.unsent.done:
