@@ -1,7 +1,7 @@
 """Python's own memory in huge pages, for processes with very many flows.
 
-A handler's packet touches its flow's actor, which lies anywhere among those of all flows: with small pages that is a miss of the
-TLB for nearly each. CPython takes memory for small objects by arenas of 1 MiB; `use_huge_pages` has it take them from here.
+A handler's packet touches its flow's actor, which lies anywhere among those of all flows: with small pages that is a miss of
+the TLB for nearly each. CPython takes memory for small objects by arenas of 1 MiB; `use_huge_pages` has it take them from here.
 """
 
 from libc.stdint cimport uint8_t, uint32_t

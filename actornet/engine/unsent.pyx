@@ -1,9 +1,9 @@
 """Packets that this core has taken and not sent yet: a backup in sync is told of them, and goes on with them after a takeover.
 
-Theory of operation. A packet that waits (with its handler, in a mailbox, for the watermark) has a number from when it begins to, so
-that a flow's are in the order of arrival. The backup is told of it: as it came, later perhaps as it is to leave. It is settled where the core is done with it (`Core.discard`),
-that is after it was sent. So what a primary was about to send when it died leaves its backup once more at worst.
-What goes through without waiting is told to nobody.
+Theory of operation. A packet that waits (with its handler, in a mailbox, for the watermark) has a number from when it begins to,
+so that a flow's are in the order of arrival. The backup is told of it: as it came, later perhaps as it is to leave. It is settled
+where the core is done with it (`Core.discard`), that is after it was sent. So what a primary was about to send when it died
+leaves its backup once more at worst. What goes through without waiting is told to nobody.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
