@@ -4,7 +4,7 @@ BURST_PACKETS = 64
 """Packets that a core takes from a port at once."""
 
 TURNS_MAX = 16
-"""Bursts per port that a core takes, one after the other, before all else of its process has its turn."""
+"""Bursts per port that a core takes, while they come full, before all else of its process has its turn."""
 
 UNHEARD_MAX = 1024
 """Asks of a core that have failed and that somebody may yet await; those beyond it are told of as errors at once."""

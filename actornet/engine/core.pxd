@@ -128,7 +128,6 @@ cdef class Core:
     cdef public object on_error
     cdef public object wants_memory  # called when the flow table is about to outgrow what is backed of it
     cdef bint memory_wanted
-    cdef readonly bint at_rest   # the last turn took no packet
     cdef bint needs_whole        # packets of the last burst needed more of entries than what offloaded ones do
     cdef readonly uint64_t suspended
     cdef readonly uint64_t on_loop    # suspended handlers that wait for asyncio, not for an owner
@@ -161,7 +160,7 @@ cdef class Core:
     cdef int resolve_out(self, str to, int arriving) except -1
     cdef int port_index(self, str name) except -1
 
-    cdef int _turns(self, int again) except -1
+    cdef int _turns(self) except -1
     cdef int _turn(self) except -1
     cdef int _burst(self, int n) except -1
     cdef int _hear(self, bint all) except -1

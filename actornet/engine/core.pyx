@@ -228,27 +228,26 @@ cdef class Core:
             self.memory_wanted = False
         return backed
 
-    def breathe(self, int again=BURST) -> int:
-        """Inhale a burst per port, treat it, commit, exhale; a bounded number of times, while each takes `again` packets.
+    def breathe(self) -> int:
+        """Inhale a burst per port, treat it, commit, exhale; again while bursts come full, a bounded number of times.
 
-        Returns the number of packets taken; `at_rest` says whether the last time took none.
+        Returns the number of packets taken.
         """
         if self.loop is None:
-            return self._turns(again)
+            return self._turns()
         asyncio_tasks._enter_task(self.loop, self.task)
         try:
-            return self._turns(again)
+            return self._turns()
         finally:
             asyncio_tasks._leave_task(self.loop, self.task)
 
-    cdef int _turns(self, int again) except -1:
-        cdef int n = 0, taken = 0
+    cdef int _turns(self) except -1:
+        cdef int n, taken = 0
         for _ in range(turns_max):
             n = self._turn()
             taken += n
-            if n < again:
+            if n < BURST:
                 break
-        self.at_rest = n == 0
         return taken
 
     cdef int _turn(self) except -1:

@@ -387,8 +387,6 @@ class CoreWorker:
                 return
             if taken:
                 self._answer_until_ns = time.monotonic_ns() + self._spin_ns
-            if not self.core.at_rest:
-                pass
             elif self._expects():
                 os.sched_yield()
             elif self._spins():
@@ -428,7 +426,7 @@ class CoreWorker:
             self._announce_stations()
         if self.link.resumed and self._role == ACTIVE:
             self.link.go_on()
-        taken: int = self.core.breathe(again=1)
+        taken: int = self.core.breathe()
         return taken
 
     def _announce_stations(self) -> None:
