@@ -42,7 +42,7 @@ static inline int an_heap_has(const struct an_heap *h, const void *at)
     return h->base != NULL && (uintptr_t)at - (uintptr_t)h->base < AN_ARENAS * AN_ARENA_BYTES;
 }
 
-/* Take an arena back, and let its memory go. */
+/* Take an arena back, and let its memory go: whoever gets it again waits for the pages, as with those of CPython itself. */
 static inline void an_heap_free(struct an_heap *h, void *at)
 {
     madvise(at, AN_ARENA_BYTES, MADV_DONTNEED);

@@ -75,7 +75,7 @@ WITNESS_KINDS = {"freeze": 3, "witness cut": 3, "witness slow": 1, "witness down
 def draw(seed: int, witness: bool | None = None, nodes: int | None = None, *, plain: bool = False) -> Schedule:
     """The schedule of a seed. Some have a story that chance alone seldom tells.
 
-    `plain`: without rushes and other limits of silence than the default, as seeds meant before there were these.
+    `plain`: without rushes, revocations, and other limits of silence than the default, as seeds meant before there were these.
     """
     random = Random(seed)
     durability: Durability = random.choice(("solo", "received", "durable", "applied", "applied"))
