@@ -87,6 +87,11 @@ SILENCE_MS_MIN = 3 * HEARTBEAT_MS
 SILENCE_MS_MAX = 10_000
 """Heartbeat interval of the link, the silence after which the peer counts as dead, and what may be configured."""
 
+CALM_MS = 1_000
+CALM_HEARTBEAT_MS = 100
+"""A primary that no packet has come to, and that has logged nothing, for so long is calm: its heartbeats come at this interval,
+and the limit of silence is longer by the difference, until something comes. Each of them wakes two processes."""
+
 LINKS_LOOK_MS = 50
 LINKS_DOWN_MS = 300
 """How often a node looks which of its interfaces have a link; a backup in sync that has had more of them than the primary for
@@ -288,7 +293,8 @@ LINGER_US = 300
 """How long an owner system, after it has answered flows, waits for their records before it logs and sends the answers."""
 
 OWNER_IDLE_MS = 20
-"""How long an owner system without a peer sleeps: until then it hears neither of a command nor of the node's end."""
+OWNER_CALM_MS = 100
+"""For how long an owner system sleeps at most, of which no peer waits for a sign of life; and if it is calm besides."""
 
 OWNER_BUSY_MS = 5
 OWNER_REST_SHARE = 0.07

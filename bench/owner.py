@@ -48,6 +48,7 @@ from actornet.node.core_worker import IDLE_SLEEP_S, RingLink
 from actornet.node.fabric import Fabric
 from actornet.node.network_function import load_nf
 from actornet.node.owner_system import OwnerSpec
+from actornet.node.worker import Report
 from actornet.ports.memory import MemoryPort
 from bench.nat import templates
 from bench.report import Row, table, write_json
@@ -194,27 +195,12 @@ def core_across(
         assert all(process.is_alive() for process in owner_systems), "an owner system ended before its time"
 
 
-class Report:
-    """What an owner system's process has for its supervisor; there is none here."""
-
-    def __init__(self, key: bytes) -> None:
-        self.key = key
-
-    def on_status(self, status: object) -> None: ...
-
-    def on_command(self, command: object) -> None: ...
-
-    def ready(self) -> None: ...
-
-    def leave(self, reason: str) -> None: ...
-
-
 def _owner_system(spec: OwnerSpec, key: bytes) -> None:
     """An owner system's process, until SIGTERM."""
     structlog.configure(processors=[_drop])
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
-    owner_process.run(spec, stop, Report(key))
+    owner_process.run(spec, stop, Report(key, lambda: None))
 
 
 def _drop(*_: object) -> Any:

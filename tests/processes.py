@@ -31,6 +31,12 @@ def is_alive(pid: int) -> bool:
     return stat.rpartition(")")[2].split()[0] not in "ZX"
 
 
+def sleeps(pid: int) -> int:
+    """How often the process's threads have gone to sleep."""
+    texts = [status.read_text() for status in Path(f"/proc/{pid}/task").glob("*/status")]
+    return sum(int(text.partition("\nvoluntary_ctxt_switches:")[2].split()[0]) for text in texts)
+
+
 def descendants(pid: int) -> set[int]:
     """Living processes below `pid`, itself excluded."""
     parents = {}

@@ -11,7 +11,7 @@ from actornet.engine.ring import ControlPage, Ring
 from actornet.log.record import FlowBody
 from actornet.node import cores, exchange
 from actornet.node.core_worker import RingLink
-from actornet.node.exchange import Attached, Restore
+from actornet.node.exchange import Attached, CloseRequest, Restore
 from actornet.ports.memory import MemoryPort
 from actornet.testing.simulation.schedule import Schedule
 from actornet.testing.simulation.ticketing import Ticketing
@@ -70,3 +70,25 @@ def test_a_core_that_begins_takes_its_flows_a_part_at_a_turn() -> None:
     for _ in range(20):
         core.breathe()
     assert core.count()["flows_restored"] == 2000 and link.attached
+
+
+def test_a_core_that_stands_by_has_nothing_logged() -> None:
+    """G4: a backup's records are the primary's, and one that has others ends rather than counts."""
+    world = World(Schedule(12, "applied", "solo", 1, ()))
+    a, b = world.a, world.b
+    try:
+        a.launch("primary")
+        b.launch("backup")
+        while not world.in_sync or world.emitted < 50:
+            world.go()
+        assert a.system is not None
+        saved = FlowBody.decode(next(iter(a.system.journal.replica.flows.values())))
+        assert b.fabric.requests[0].push(
+            exchange.encode(CloseRequest(saved.flow, saved.port, saved.incarnation, "idle"))
+        )
+        b.turn([[]])
+        assert b.system is None and "core 0 stands by" in b.end
+        assert a.leads and a.disk.end() >= b.disk.end(), "nothing of it came into the log"
+    finally:
+        a.kill("the end")
+        b.kill("the end")

@@ -28,6 +28,7 @@ from actornet.testing.netns import Lab
 from actornet.testing.pair import ask_worker
 from actors.nat import SourceNAT
 from tests.live_ports import raw_socket, until
+from tests.processes import sleeps
 
 EXTERNAL = "203.0.113.1"
 FLOWS = 60
@@ -230,12 +231,6 @@ def descendant(pid: int, name: str) -> int:
 
 def cpu_s(pid: int) -> float:
     return sum(int(task.read_text().split()[0]) for task in Path(f"/proc/{pid}/task").glob("*/schedstat")) / 1e9
-
-
-def sleeps(pid: int) -> int:
-    """How often the process's threads have gone to sleep."""
-    texts = [status.read_text() for status in Path(f"/proc/{pid}/task").glob("*/status")]
-    return sum(int(text.partition("\nvoluntary_ctxt_switches:")[2].split()[0]) for text in texts)
 
 
 def collected(sock: socket.socket, count: int, seconds: float = 2.0) -> Frames:

@@ -10,7 +10,8 @@ import structlog
 from actornet.engine.asks import is_ask
 from actornet.engine.counters import COUNTERS
 from actornet.engine.five_tuple import flow_key
-from actornet.engine.ring import ACTIVE
+from actornet.engine.ring import ACTIVE, PASSIVE
+from actornet.errors import NodeError
 from actornet.flow import FlowActor
 from actornet.journal import Journal
 from actornet.limits import FLOWS_PER_FEED
@@ -69,9 +70,12 @@ class Cores:
     # -- requests ---------------------------------------------------------------------------------------------------
 
     def serve(self, core: int, messages: list[bytes]) -> bool:
-        """Execute a core's requests; whether none was there but asks, and word of what waits."""
+        """Execute a core's requests; whether none was there but asks, and word of what waits.
+
+        NodeError: it wants something logged on a node that stands by, whose records are the primary's (G4).
+        """
         line, ask, now_ns = self.lines[core], self.journal.ask, self._environment.time_ns()
-        asks = 0
+        asks, lsn = 0, self.journal.lsn
         for message in messages:
             if is_ask(message):
                 line.reply(ask(core, message, now_ns))
@@ -87,6 +91,8 @@ class Cores:
                 asks += 1
             else:
                 self._request(core, line, exchange.decode_request(message), now_ns)
+        if self._page.role == PASSIVE and self.journal.lsn != lsn:
+            raise NodeError(f"core {core} stands by, and has had LSN {lsn + 1} executed: this node's state is void")
         if core not in self._feeds:
             line.pending.append((self.journal.lsn, line.sequence))
         self.tell_revocations()
@@ -186,6 +192,15 @@ class Cores:
         self._feeds[ALL_CORES] = self._restoring()
         self._feed()
 
+    @property
+    def busy(self) -> bool:
+        """Whether something waits for room in a ring."""
+        return bool(self._feeds) or any(line.waiting for line in self.lines)
+
+    def counters(self) -> list[list[int]]:
+        """Each core's counters, by index."""
+        return [self._page.core_counters(core) for core in range(len(self.lines))]
+
     def turn(self) -> None:
         """Once a step: flows go on their way to cores that begin, and to those that they move to."""
         self.placement.settle()
@@ -251,7 +266,7 @@ class Cores:
         now_ns = self._environment.monotonic_ns()
         if self._balance is None or not self._balance.due(now_ns):
             return
-        busy_ns = [self._page.core_counters(core)[_BUSY_NS] for core in range(len(self.lines))]
+        busy_ns = [counters[_BUSY_NS] for counters in self.counters()]
         shift = self._balance.turn(now_ns, busy_ns)
         if shift is not None:
             _log.info("moving flows", core=shift.hot, to=shift.cold, share=round(shift.share, 3))

@@ -38,8 +38,8 @@ class Leadership:
 
     @property
     def busy(self) -> bool:
-        """Whether anybody's answer is waited for, or a lease to be kept."""
-        return self.seeking or self.keeper is not None or bool(self._probes)
+        """Whether anybody's answer is waited for."""
+        return self.seeking or bool(self._probes)
 
     def seek(self) -> None:
         """Lead as soon as the other nodes and the witness have nothing against it."""

@@ -60,6 +60,12 @@ class LeaseKeeper:
                 _log.warning("lease renewed", witness=self.place, epoch=lease.epoch)
         return events
 
+    def rest_ns(self, now_ns: int) -> int | None:
+        """How long until `turn` has something to do; None: not before the witness answers."""
+        if self._line.busy:
+            return None
+        return 0 if self.lease.claims else max(0, self.lease.due_ns - now_ns)
+
     def close(self) -> None:
         """Give the lease back, so that another may have it at once. Nothing leaves from now on."""
         self._page.lease_until_ns = 0

@@ -21,10 +21,8 @@ from actornet.engine.ring import ControlPage
 from actornet.errors import ActornetError, LinkError, NodeError
 from actornet.limits import (
     COMMAND_S,
-    HEARTBEAT_MS,
     LINGER_US,
     OWNER_BUSY_MS,
-    OWNER_IDLE_MS,
     OWNER_REST_SHARE,
     RESTED_US,
     SENDERS_END_MS,
@@ -61,9 +59,10 @@ does on those of a backup that restores a snapshot, for seconds maybe, on a CPU 
 class Machine:
     """The environment of an owner system that is for real: shared memory, sockets, files and clocks of this machine."""
 
-    def __init__(self, spec: OwnerSpec, key: bytes) -> None:
+    def __init__(self, spec: OwnerSpec, key: bytes, bell: int) -> None:
         self._spec = spec
         self._key = key
+        self._bell = bell
         self._fabric = fabric = Fabric.attach(spec.fabric)
         self.page: ControlPage = fabric.page
         self.lines = [
@@ -78,8 +77,7 @@ class Machine:
         self._syncer: LogSyncer | None = None
         self.hurry(True)
         self._probe = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
-        self.witness_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self.epoll.register(self.witness_fd, select.EPOLLIN | select.EPOLLET)
+        self.epoll.register(bell, select.EPOLLIN | select.EPOLLET)
         self._senders = Senders(spec.wire)
 
     def links_down(self) -> int:
@@ -129,7 +127,7 @@ class Machine:
     def open_witness(self) -> WitnessThread | None:
         if self._spec.witness is None:
             return None
-        return WitnessThread(witness_at(self._spec.witness, self._spec.name, self._spec.etcd), self.witness_fd)
+        return WitnessThread(witness_at(self._spec.witness, self._spec.name, self._spec.etcd), self._bell)
 
     def dial_peers(self) -> list[LinkClient]:
         return [LinkClient(peer, self._key, self.epoll) for peer in self._spec.peers]
@@ -152,11 +150,12 @@ class Machine:
 
 
 class OwnerProcess:
-    """An owner system's loop."""
+    """An owner system's loop. `bell`: an eventfd by which other threads wake it."""
 
-    def __init__(self, spec: OwnerSpec, key: bytes, stop: threading.Event) -> None:
+    def __init__(self, spec: OwnerSpec, key: bytes, bell: int, stop: threading.Event) -> None:
         self.stop = stop
-        self.machine = Machine(spec, key)
+        self.machine = Machine(spec, key, bell)
+        self._bell = bell
         self.machine.page.owner_count(OWNER_PID_COUNTER, os.getpid())
         self.system = OwnerSystem(spec, self.machine)
         self._rested_ns = time.monotonic_ns()
@@ -193,7 +192,7 @@ class OwnerProcess:
         self.stop.wait(WORKER_STOP_S)
 
     def _turn(self) -> None:
-        """Wait until there is something to do, for a heartbeat's time at most if a peer listens, and do it."""
+        """Wait until there is something to do, and do it."""
         begun_ns = time.monotonic_ns()
         lines = self.machine.lines
         busy_ns = begun_ns - self._rested_ns
@@ -201,7 +200,7 @@ class OwnerProcess:
             time.sleep(busy_ns * OWNER_REST_SHARE / 1e9)
             self._rested_ns = time.monotonic_ns()
         elif not self.system.feeds and not self._has_come(begun_ns) and all(line.sleep_begin() for line in lines):
-            self.machine.epoll.poll(self._sleep_s())
+            self.machine.epoll.poll(self._sleep_s(begun_ns))
             now_ns = time.monotonic_ns()
             self._spin_us = SPIN_RESTED_US if now_ns - begun_ns > RESTED_US * 1000 else SPIN_US
             if now_ns - begun_ns > busy_ns * OWNER_REST_SHARE:
@@ -229,15 +228,14 @@ class OwnerProcess:
             os.sched_yield()
         return lingers
 
-    def _sleep_s(self) -> float:
-        if self.system.lingers:
-            return LINGER_US / 1e6
-        return (OWNER_IDLE_MS if self.system.rests else HEARTBEAT_MS) / 1e3
+    def _sleep_s(self, now_ns: int) -> float:
+        return LINGER_US / 1e6 if self.system.lingers else max(0, self.system.due_ns - now_ns) / 1e9
 
     def command(self, command: str, arguments: dict[str, Any]) -> Any:
-        """Called from the control thread: have the loop carry out a command, within OWNER_IDLE_MS, and answer."""
+        """Called from the control thread: have the loop carry out a command, and answer."""
         future: Future[Any] = Future()
         self._commands.append((command, arguments, future))
+        os.eventfd_write(self._bell, 1)
         try:
             return future.result(timeout=COMMAND_S)
         except TimeoutError:
@@ -263,7 +261,7 @@ class OwnerProcess:
 def run(spec: OwnerSpec, stop: threading.Event, report: Any) -> None:
     """The owner system's data plane; see `actornet.node.plan.WorkerPlan`."""
     own_descriptors()
-    process = OwnerProcess(spec, report.key, stop)
+    process = OwnerProcess(spec, report.key, report.bell, stop)
     report.on_status(process.system.status)
     report.on_command(process.command)
     # A full collection takes 0.2 us per flow, without any heartbeat; what lives long here is no garbage in cycles.

@@ -30,14 +30,18 @@ from actornet.journal import Journal, fingerprint, path_of
 from actornet.limits import (
     ALERT_US,
     HANDOVER_S,
+    HEARTBEAT_MS,
     LEASE_MS_DEFAULT,
     LINKS_LOOK_MS,
     LOG_KEEP_RECORDS_DEFAULT,
+    OWNER_CALM_MS,
+    OWNER_IDLE_MS,
     REQUESTS_PER_TURN,
     SILENCE_MS_DEFAULT,
 )
 from actornet.log.record import ControlBody, EpochBody, decode
 from actornet.log.store import Log
+from actornet.node.calm import Calm
 from actornet.node.catch_up import CatchUp
 from actornet.node.cores import Cores
 from actornet.node.environment import Environment, Link
@@ -160,6 +164,7 @@ class OwnerSystem:
         """Why the node is to be stopped in order, cores first; its supervisor does that."""
         self._left_until_ns = 0
         self._links_due_ns = self._links_down = 0
+        self._calm = Calm()
         self._served = False
         self._broken = False  # the link: its other end was closed, as a process' end does
         self.lingers = False
@@ -183,7 +188,7 @@ class OwnerSystem:
             self.link = self.environment.dial()
 
     def step(self) -> None:
-        """Everything that waits, once; at least every HEARTBEAT_MS, or OWNER_IDLE_MS if it `rests`.
+        """Everything that waits, once; again when something arrives, or at `due_ns`.
 
         Raises what ends the node in error.
         """
@@ -207,6 +212,7 @@ class OwnerSystem:
         self._hear_peer()
         self.leadership.turn()
         self._look_at_links()
+        self._look_for_calm()
         self.act(self.machine.tick(self.now_ns()))
         if isinstance(self.machine, Primary):
             self.act(self.machine.tell(self.cores.stations, self.now_ns()))
@@ -235,11 +241,20 @@ class OwnerSystem:
         return self.catch_up.busy
 
     @property
-    def rests(self) -> bool:
-        """Whether nothing is due before something arrives: a primary without a peer, whose log is in order."""
-        alone = isinstance(self.machine, Primary) and self.machine.state is State.ALONE
-        busy = self.left or self.leadership.busy or self.upkeep.busy
-        return alone and not busy
+    def due_ns(self) -> int:
+        """When the next step is due if nothing arrives."""
+        now_ns = self.now_ns()
+        soon_ns = now_ns + HEARTBEAT_MS * 1_000_000
+        if self.left or self.leadership.busy or self.upkeep.busy or self.cores.busy:
+            return soon_ns
+        rest_ms = OWNER_CALM_MS if not isinstance(self.machine, Primary) or self.machine.calm else OWNER_IDLE_MS
+        due_ns = now_ns + rest_ms * 1_000_000
+        if (tick_ns := self.machine.due_ns(now_ns)) is not None:
+            due_ns = min(due_ns, tick_ns)
+        keeper = self.leadership.keeper
+        if keeper is not None and (rest_ns := keeper.rest_ns(self.environment.boot_ns())) is not None:
+            due_ns = min(due_ns, max(soon_ns, now_ns + rest_ns))
+        return due_ns
 
     @property
     def hurries(self) -> bool:
@@ -341,6 +356,11 @@ class OwnerSystem:
             self._links_down = down
         if down != self.machine.links_down:
             self.act(self.machine.links(down, now_ns))
+
+    def _look_for_calm(self) -> None:
+        now_ns = self.now_ns()
+        if isinstance(self.machine, Primary) and self._calm.is_due(now_ns):
+            self.machine.calm = self._calm.turn((self.log.last_lsn, self.cores.counters()), now_ns)
 
     def _turn_cores(self) -> None:
         held = self.cores.hold_flows

@@ -71,6 +71,8 @@ class Report:
         self.leave_reason = ""
         self.condemned = False
         """The handler that the process before this one was at was its end."""
+        self.bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        """Rung when the data plane is to stop. It may wait for that, and have other threads ring it, too."""
         self._wake = wake
         self._status: Callable[[], dict[str, Any]] = dict
         self._command: Callable[[str, dict[str, Any]], Any] | None = None
@@ -184,6 +186,7 @@ class WorkerActor(SteadyActor):
         if not self.stop_event.is_set():
             self.report.stop_reason = reason
             self.stop_event.set()
+            os.eventfd_write(self.report.bell, 1)
 
     def _answer(self, call: Call) -> Reply:
         assert self.plan is not None

@@ -33,6 +33,7 @@ from actornet.replication.messages import (
     Yield,
 )
 from actornet.replication.protocol import (
+    CALM_PAUSE_MS,
     TRANSITIONS,
     Adopt,
     Apply,
@@ -109,6 +110,7 @@ class Backup:
         self._refusal = ""
         self._heard_ns = self._ticked_ns = self._acked_ns = now_ns
         self._pause_ms = 0  # for which the primary may be silent besides, as it said last
+        self._rests_ms = 0  # by so much more than else ticks may have been apart
         self.links_down = 0  # of the own ports
         self._primary_links_down = 0
         self._better_since_ns = 0  # more of the own ports have a link since then; 0: they have not
@@ -169,10 +171,11 @@ class Backup:
             return []
         if self.state is not State.DOUBT:
             self._heard_ns = now_ns
-        self._pause_ms = 0
         if isinstance(message, Heartbeat):
             self._pause_ms = min(message.pause_ms, PAUSE_MS_MAX)
             self._primary_links_down = message.links_down
+        elif isinstance(message, Records):
+            self._pause_ms = 0
         if message.epoch < self.epoch and not isinstance(message, Refuse):
             return [Send(Fence(self.epoch))]
         heard: list[BackupAction] = []
@@ -199,7 +202,8 @@ class Backup:
 
     def tick(self, now_ns: int) -> list[BackupAction]:
         """Time passes: signs of life for the primary, silence of the primary."""
-        slept, self._ticked_ns = now_ns - self._ticked_ns > self.silence_ms * _MS, now_ns
+        slept, self._ticked_ns = now_ns - self._ticked_ns > (self.silence_ms + self._rests_ms) * _MS, now_ns
+        self._rests_ms = self._answer_pause_ms
         if self.state in _UNLINKED:
             return []
         if slept:
@@ -207,20 +211,43 @@ class Backup:
             self._better_since_ns = 0
         if self.state is State.CLAIMING:
             return []
-        limit_ms = self.silence_ms + self._pause_ms if self.state in _MAY_TAKE_OVER else PATIENCE_MS
-        if self.state is State.GREETING:
-            limit_ms = GREETING_MS
-        if self.state is State.DOUBT and self._yields:
-            limit_ms = YIELD_MS
+        limit_ms = self._limit_ms
         if now_ns - self._heard_ns > limit_ms * _MS:
             reason = f"primary silent for {limit_ms} ms"
             if self.state in _MAY_TAKE_OVER:
                 return self._promote(Event.SILENT, reason)
             return [Close(reason), *self._lost(reason)]
         actions = self._compare_links(now_ns)
-        if self.state in _WELCOMED and now_ns - self._acked_ns >= HEARTBEAT_MS * _MS:
+        if self.state in _WELCOMED and now_ns >= self._ack_due_ns:
             actions.append(self._ack(now_ns))
         return actions
+
+    def due_ns(self, now_ns: int) -> int | None:
+        """When `tick` will have something to do; None: not before something else has happened."""
+        if self.state in _DONE:
+            return None
+        if self.state not in _WELCOMED:
+            return now_ns + HEARTBEAT_MS * _MS
+        return min(self._ack_due_ns, self._heard_ns + self._limit_ms * _MS + 1)
+
+    @property
+    def _limit_ms(self) -> int:
+        """For how long the primary may be silent."""
+        if self.state is State.GREETING:
+            return GREETING_MS
+        if self.state is State.DOUBT and self._yields:
+            return YIELD_MS
+        return self.silence_ms + self._pause_ms if self.state in _MAY_TAKE_OVER else PATIENCE_MS
+
+    @property
+    def _answer_pause_ms(self) -> int:
+        """By how much acknowledgements come later than else: they answer heartbeats."""
+        return min(self._pause_ms, CALM_PAUSE_MS)
+
+    @property
+    def _ack_due_ns(self) -> int:
+        """When to say something unasked, as no heartbeat has come."""
+        return self._acked_ns + (2 * HEARTBEAT_MS + self._answer_pause_ms) * _MS
 
     def links(self, down: int, now_ns: int) -> list[BackupAction]:
         """So many of this node's ports have no link now."""
@@ -304,7 +331,7 @@ class Backup:
                 return self._records(message, now_ns)
             case Heartbeat() if self.state in _WELCOMED:
                 self.primary_lsn = message.lsn
-                return []
+                return [self._ack(now_ns)]
             case Welcome() if self.state in (State.GREETING, State.DOUBT, State.CLAIMING):
                 return self._welcome(message, now_ns)
             case Snapshot() if self.state is State.SNAPSHOT and self._is_next(message):
@@ -375,6 +402,7 @@ class Backup:
 
     def _ack(self, now_ns: int, pause_ms: int = 0) -> Send:
         self._acked_ns = now_ns
+        pause_ms = min(pause_ms + self._answer_pause_ms, PAUSE_MS_MAX)
         durable_lsn = min(self.durable_lsn, self.applied_lsn)
         return Send(Ack(self.epoch, self.received_lsn, durable_lsn, self.applied_lsn, len(self._chunks), pause_ms))
 

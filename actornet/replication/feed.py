@@ -76,6 +76,7 @@ class Feed:
         self._chunks: list[memoryview] = []  # of the snapshot at `_snapshot_end`
         self._snapshot_end = Position()
         self.heard_ns = self._beat_ns = self.progress_ns = now_ns
+        self._rests_ms = 0  # by so much more than else the next sign of life may be later, as the last one said
 
     def move(self, event: Event) -> None:
         self.state = state = TRANSITIONS["primary"][self.state][event]
@@ -181,22 +182,38 @@ class Feed:
         """Time passes: heartbeat, silence, stall."""
         if slept:
             self.heard_ns = self.progress_ns = now_ns
-        pause_ms = min(self.ack.pause_ms, PAUSE_MS_MAX)
-        limit_ms = self.primary.silence_ms + pause_ms if self.counts else PATIENCE_MS
-        if self.state is State.GREETING:
-            limit_ms = GREETING_MS
+        limit_ms = self._limit_ms
         if now_ns - self.heard_ns > limit_ms * _MS:
             return self.drop(f"silent for {limit_ms} ms")
         if self._owed() and now_ns - self.progress_ns > ACK_STALL_MS * _MS:
             return self.drop(f"acknowledged nothing for {ACK_STALL_MS} ms")
-        return self.beat(now_ns) if now_ns - self._beat_ns >= HEARTBEAT_MS * _MS else []
+        return self.beat(now_ns) if now_ns >= self._beat_due_ns else []
+
+    def due_ns(self, now_ns: int) -> int:
+        """When `tick` will have something to do."""
+        if not self.welcome or self.state is State.HANDOVER:
+            return now_ns + HEARTBEAT_MS * _MS
+        return min(self._beat_due_ns, self.heard_ns + self._limit_ms * _MS + 1)
+
+    @property
+    def _limit_ms(self) -> int:
+        """For how long the backup may be silent."""
+        if self.state is State.GREETING:
+            return GREETING_MS
+        pause_ms = max(min(self.ack.pause_ms, PAUSE_MS_MAX), self.primary.pause_ms)
+        return self.primary.silence_ms + pause_ms if self.counts else PATIENCE_MS
+
+    @property
+    def _beat_due_ns(self) -> int:
+        return self._beat_ns + (HEARTBEAT_MS + min(self._rests_ms, self.primary.pause_ms)) * _MS
 
     def beat(self, now_ns: int, pause_ms: int = 0) -> list[PrimaryAction]:
         """A sign of life; the next one comes up to `pause_ms` later than usual."""
         if not self.welcome:
             return []
-        self._beat_ns = now_ns
         primary = self.primary
+        self._beat_ns, self._rests_ms = now_ns, primary.pause_ms
+        pause_ms = min(pause_ms + primary.pause_ms, PAUSE_MS_MAX)
         return [Send(Heartbeat(primary.epoch, primary.logged_lsn, now_ns, pause_ms, primary.links_down), self.peer)]
 
     def acknowledged(self, ack: Ack, now_ns: int) -> list[PrimaryAction]:
@@ -269,7 +286,7 @@ class Feed:
             self.sent_lsn += len(batch)
             self._in_flight.append((self.sent_lsn, size))
             self._in_flight_bytes += size
-            self._beat_ns = now_ns
+            self._beat_ns, self._rests_ms = now_ns, 0
         return actions
 
     def _feed_tail(self, lsn: int) -> list[PrimaryAction]:

@@ -122,9 +122,14 @@ class Lease:
         """Whether `request` has one."""
         if self.claims and not self._look_next and (self.epoch or self.is_free(now_ns)):
             return True
+        return now_ns >= self.due_ns
+
+    @property
+    def due_ns(self) -> int:
+        """When the next `request` is due, unless a claim makes it sooner."""
         renews = self.epoch and not self._look_next
         times = LEASE_RENEWALS if renews else LEASE_CLAIM_LOOKS if self.claims else LEASE_LOOKS
-        return now_ns - self._asked_ns >= self.lease_ms * _MS // times
+        return self._asked_ns + self.lease_ms * _MS // times
 
     def request(self, now_ns: int) -> Look | Swap | None:
         """What to ask the witness now, if anything; one at a time, each is answered by `looked`, `swapped` or `failed`."""

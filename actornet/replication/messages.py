@@ -95,7 +95,7 @@ class Records(Message, frozen=True, tag=5):
 
 class Ack(Message, frozen=True, tag=6):
     """The backup holds all records up to these LSNs in memory, on its disk, in its state; and snapshot `chunks`. With
-    `pause_ms` it may be silent for so much longer than else before the next message."""
+    `pause_ms` it may be silent for so much longer than else before the next Ack."""
 
     received: Lsn
     durable: Lsn
@@ -105,7 +105,8 @@ class Ack(Message, frozen=True, tag=6):
 
 
 class Heartbeat(Message, frozen=True, tag=7):
-    """The primary lives; its last logged LSN, its clock, and how many of its ports have no link. `pause_ms` as in Ack."""
+    """The primary lives; its last logged LSN, its clock, and how many of its ports have no link. `pause_ms` as in Ack, until
+    the next Heartbeat or Records. An Ack answers it."""
 
     lsn: Lsn
     time_ns: int

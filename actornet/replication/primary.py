@@ -12,6 +12,7 @@ from actornet.limits import BACKUPS_MAX, SILENCE_MS_DEFAULT
 from actornet.replication.feed import Feed
 from actornet.replication.messages import VERSION, Ack, AnyMessage, Fence, Hello, Seen, Stop, Sync, Unsent, Yield
 from actornet.replication.protocol import (
+    CALM_PAUSE_MS,
     Claim,
     Close,
     Compare,
@@ -44,7 +45,8 @@ class Primary:
 
     `logged_lsn` is the log's last LSN; the EPOCH record of `epoch` must be the next one. `epoch` comes from
     `epoch_of_launch` or, with `takeover`, from a Promote action. `watermark` never falls. A backup that is silent for
-    `silence_ms` no longer counts. With `needs_lease` a witness has granted `epoch`, and has to grant every further one.
+    `silence_ms` no longer counts. With `needs_lease` a witness has granted `epoch`, and has to grant every further one. Who
+    drives it says whether it is `calm`.
     `peer`, in all methods, is the backup's connection. `state` and `leading` may be read by other threads.
     """
 
@@ -72,6 +74,7 @@ class Primary:
         self.logged_lsn = logged_lsn
         self.watermark = 0
         self.links_down = 0  # of its ports
+        self.calm = False
         self.commits_alone = takeover or without_backup == "solo"  # while no backup counts
         self.needs_lease = needs_lease
         self.granted_epoch = epoch  # by the witness; with no lease needed, whatever epoch it is
@@ -88,6 +91,16 @@ class Primary:
         self._highest_epoch = epoch  # heard of
         self._epoch_lsn = logged_lsn + 1  # nothing is committed in this epoch before its record is logged
         self._ticked_ns = now_ns
+        self._rests_ms = 0  # by so much more than else ticks may have been apart
+
+    @property
+    def pause_ms(self) -> int:
+        """By how much heartbeats come later than else."""
+        return CALM_PAUSE_MS if self.calm else 0
+
+    def due_ns(self, now_ns: int) -> int | None:
+        """When `tick` will have something to do; None: not before something else has happened."""
+        return min((feed.due_ns(now_ns) for feed in self.feeds.values()), default=None)
 
     @property
     def state(self) -> State:
@@ -207,7 +220,8 @@ class Primary:
 
     def tick(self, now_ns: int) -> list[PrimaryAction]:
         """Time passes."""
-        slept, self._ticked_ns = now_ns - self._ticked_ns > self.silence_ms * _MS, now_ns
+        slept, self._ticked_ns = now_ns - self._ticked_ns > (self.silence_ms + self._rests_ms) * _MS, now_ns
+        self._rests_ms = self.pause_ms
         if self._over is not None:
             return []
         actions: list[PrimaryAction] = []

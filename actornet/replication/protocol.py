@@ -4,8 +4,8 @@ Theory of operation
 -------------------
 The owner system of each node drives one machine (`primary.Primary` or `backup.Backup`): it feeds in what happened (a
 message, a logged batch, a lost link, the time) and carries out the actions that come back, in their order. Time is
-always the argument `now_ns`, of a monotonic clock. `tick` wants to be called every HEARTBEAT_MS, after what waits in
-the socket has been read.
+always the argument `now_ns`, of a monotonic clock. `tick` wants to be called at `due_ns`, at the latest, after what waits
+in the socket has been read.
 
 *Log first, then send.* The primary sends only what is in its own log. So its log is also its send buffer (what does not
 fit into the window is read from it later), and no backup has a record that a restarted primary lacks.
@@ -51,7 +51,10 @@ the takeover ended, or of its term and the witness agreed to the takeover; then 
 divergence is refused and left to a person (G8).
 
 *A process that was itself stopped* for longer than `silence_ms` accuses nobody: it counts silence anew. One that is about to be
-busy, since it holds its state still, says so before (`pausing`), and is given so much longer, until its next message.
+busy, since it holds its state still, says so before (`pausing`), and is given so much longer, until it says otherwise.
+
+*Signs of life.* The primary sends a heartbeat every HEARTBEAT_MS, unless records go, and the backup answers each. A primary
+that is `calm` does so every CALM_HEARTBEAT_MS, and tells the difference as it tells of a pause: a pair at rest is woken seldom.
 """
 
 from __future__ import annotations
@@ -64,11 +67,14 @@ from typing import Literal
 import msgspec
 
 from actornet.errors import FencedError, LogDamagedError
-from actornet.limits import PAUSE_MARGIN, PAUSE_MS_MAX, PAUSE_TOLD_MS, TERM_EPOCHS
+from actornet.limits import CALM_HEARTBEAT_MS, HEARTBEAT_MS, PAUSE_MARGIN, PAUSE_MS_MAX, PAUSE_TOLD_MS, TERM_EPOCHS
 from actornet.replication.messages import AnyMessage
 from actornet.replication.unsent import Told
 
 Role = Literal["primary", "backup"]
+
+CALM_PAUSE_MS = CALM_HEARTBEAT_MS - HEARTBEAT_MS
+"""By how much a heartbeat of a calm primary comes later than others."""
 
 
 class State(Enum):
