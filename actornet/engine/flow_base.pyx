@@ -9,7 +9,7 @@ from cpython.ref cimport Py_INCREF
 
 from actornet.engine.core cimport PYGEN_ERROR, PYGEN_NEXT, PYGEN_RETURN, Core, PySendResult
 from actornet.engine.counters cimport C_ASKS, C_FLOW_TABLE_FULL, C_STREAM_GAPS
-from actornet.engine.types cimport AN_NONE, AN_PUNT_TCP, AN_TERMS, an_entry, an_key, an_terms
+from actornet.engine.types cimport AN_NONE, an_entry, an_key, an_terms
 from actornet.engine.flows cimport make_terms
 from actornet.engine.verdict cimport Verdict
 from actornet.engine.wire cimport an_entry_has, an_entry_key, an_timer_arm, five_tuple, key_of

@@ -2,7 +2,6 @@
 
 import os
 
-from libc.stdlib cimport free
 from libc.string cimport memcmp
 
 from actornet.engine.core cimport Core
@@ -10,7 +9,7 @@ from actornet.engine.counters cimport (
     C_FRAGMENT_EVICTED, C_FRAGMENT_EXPIRED, C_FRAGMENT_OVERLAP, C_FRAGMENTS_JOINED, C_FRAGMENTS_MADE, C_MALFORMED,
     C_REASSEMBLED, C_REFRAGMENTED, C_TX_FAILED,
 )
-from actornet.engine.types cimport AN_COPIED, AN_FRAGMENT, AN_HANDED, AN_REASSEMBLED
+from actornet.engine.types cimport AN_FRAGMENT, AN_HANDED, AN_REASSEMBLED
 from actornet.engine.wire cimport an_hash
 
 from actornet.limits import FRAGMENT_BYTES_MAX, FRAGMENT_WAIT_S, FRAGMENTED_DATAGRAMS_MAX, FRAGMENTS_PER_DATAGRAM_MAX

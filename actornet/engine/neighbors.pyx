@@ -8,7 +8,7 @@ from libc.string cimport memcpy, memset
 from actornet.engine.core cimport Core
 from actornet.engine.counters cimport C_ANSWERED, C_NEIGHBOR_FULL, C_NEIGHBOR_UNRESOLVED
 from actornet.engine.parked cimport an_parked, an_queue_pop, an_queue_push
-from actornet.engine.types cimport AN_COPIED, AN_REASSEMBLED, AN_SET_DESTINATION, AN_UNTRACKED
+from actornet.engine.types cimport AN_REASSEMBLED, AN_SET_DESTINATION, AN_UNTRACKED
 from actornet.engine.routes cimport is_host, is_link_local
 from actornet.engine.wire cimport address_of, address_text
 

@@ -12,7 +12,7 @@ from actornet.engine.parked cimport an_park, an_parked
 from actornet.engine.types cimport (
     AN_COPIED, AN_CSUM_PARTIAL, AN_DECREMENT_TTL, AN_REASSEMBLED, AN_SET_LINK, an_link, an_packet, an_rewrite,
 )
-from actornet.engine.verdict cimport VERDICT_EMIT, Answer, Emit, Made, Rewrite
+from actornet.engine.verdict cimport Answer, Emit, Made, Rewrite
 from actornet.engine.wire cimport an_parse, an_parse_inner, an_rewrite_apply, an_rewrite_prepare
 
 from actornet.errors import UsageError

@@ -1,6 +1,6 @@
 """Routes: the neighbour that a packet goes to next. Asked twice for each new flow of a routed NAT, so without an object."""
 
-from libc.string cimport memcmp, memcpy, memset
+from libc.string cimport memcmp, memset
 
 from actornet.engine.wire cimport address_of, address_text
 

@@ -103,11 +103,14 @@ cdef class Senders:
             except FileNotFoundError:
                 self._make()
                 continue
-            fcntl.flock(fd, fcntl.LOCK_SH)
-            status = os.fstat(fd)
-            if status.st_uid != os.geteuid() or status.st_size != size:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_SH)
+                status = os.fstat(fd)
+                if status.st_uid != os.geteuid() or status.st_size != size:
+                    raise FileExistsError(EEXIST, "it is not of this program and user: remove it")
+            except OSError:
                 os.close(fd)
-                raise FileExistsError(EEXIST, "it is not of this program and user: remove it")
+                raise
             if status.st_nlink:
                 return fd
             os.close(fd)  # its last user has just removed it
