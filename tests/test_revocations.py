@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+from pathlib import Path
+from typing import Any
+
 import msgspec
 import pytest
 
 from actornet import FORWARD, OFFLOADED, FlowActor, Packet, Verdict
+from actornet.embedded import Embedded
 from actornet.engine.asks import ask_reply
 from actornet.engine.replies import REPEATED, VALUE
 from actornet.node import exchange
+from actornet.ports.memory import MemoryPort
 from tests.test_unsent import Followed, Gate, udp
 
 
@@ -66,3 +73,54 @@ def test_an_offload_that_does_not_hold_is_still_an_error_to_refer_to() -> None:
     answer(node)
     node.take()
     assert node.core.count()["handler_error"] == 1
+
+
+class Rules(Gate):
+    def change(self) -> None:
+        self.revoke_offloads()
+
+
+class Sleeping(FlowActor):
+    """Falls asleep between its question and what it makes of the answer."""
+
+    gate = Rules.named("gate")
+    sleeps = True
+
+    async def on_packet(self, packet: Packet) -> Verdict:
+        if not self.offloaded(self.flow):
+            await self.gate.opens()
+            if type(self).sleeps:
+                await asyncio.sleep(3600)
+            self.offload(FORWARD)
+        return OFFLOADED
+
+
+def test_an_outdated_reply_that_comes_at_once_is_good_for_one_packet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """G5: the same in one process, whose owners answer while the handler runs."""
+    lan, wan = MemoryPort("lan"), MemoryPort("wan")
+
+    def embedded() -> Embedded:
+        return Embedded(
+            Sleeping, [lan, wan], log_directory=str(tmp_path / "log"), on_error=lambda *error: errors.append(error)
+        )
+
+    def take(*packets: bytes) -> list[bytes]:
+        lan.feed([(time.time_ns(), packet) for packet in packets])
+        node.run_burst()
+        return [bytes(frame) for _, frame in wan.take()]
+
+    errors: list[Any] = []
+    node = embedded()
+    assert take(udp(1)) == [] and node.core.suspended == 1
+    node.ask("gate", "change")
+    node.journal.log.close()  # as if the process were killed
+    monkeypatch.setattr(Sleeping, "sleeps", False)
+    node = embedded()
+    lsn = node.journal.lsn
+    assert take() == [udp(1)] and node.journal.lsn == lsn, "it goes on from what was logged, with the node's start"
+    assert take(udp(2)) == [udp(2)] and node.journal.lsn == lsn + 2, "it asks"
+    assert take(udp(3)) == [udp(3)] and node.journal.lsn == lsn + 2, "now it is offloaded"
+    node.finish()
+    assert not errors

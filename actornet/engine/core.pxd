@@ -147,6 +147,7 @@ cdef class Core:
     cdef int discard(self, an_packet *p) except -1
     cdef int handle(self, FlowBase flow, an_packet *p, int phase) except -1
     cdef int completed(self, FlowBase flow, an_packet *p, int phase, object verdict) except -1
+    cdef int _complete(self, FlowBase flow, an_packet *p, int phase, object verdict) except -1
     cdef int answer_message(self, object value) except -1
     cdef int begin_close(self, FlowBase flow, str reason) except -1
     cdef int end_close(self, FlowBase flow) except -1

@@ -640,6 +640,12 @@ cdef class Core:
 
     cdef int completed(self, FlowBase flow, an_packet *p, int phase, object verdict) except -1:
         """A handler has returned `verdict`."""
+        try:
+            return self._complete(flow, p, phase, verdict)
+        finally:
+            self.flows.outdated = False
+
+    cdef int _complete(self, FlowBase flow, an_packet *p, int phase, object verdict) except -1:
         cdef an_entry *e
         self._retire_view()
         if phase == PHASE_CLOSE:
@@ -680,6 +686,7 @@ cdef class Core:
     cdef int _failed(self, FlowBase flow, an_packet *p, int phase) except -1:
         error = take_error()
         self._retire_view()
+        self.flows.outdated = False
         return report(self, flow, error, p, phase)
 
     def note_unheard(self, Ask ask not None) -> None:

@@ -27,6 +27,7 @@ cdef class Ask:
 
     cdef object _next(self)
     cpdef int answer(self, bytes reply) except -1
+    cdef int _outdate(self) except -1
     cdef int _finish(self, object value, object error) except -1
 
 

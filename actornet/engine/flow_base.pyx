@@ -68,14 +68,24 @@ cdef class Ask:
         cdef int kind
         try:
             kind, value = <tuple>self.message.decode_reply(reply)
-            if kind == REPEATED and self.flow.suspension is not None:
-                self.flow.suspension.repeated = True
+            if kind == REPEATED:
+                self._outdate()
         except ValidationError:  # an error, or no value of the hinted type
             try:
                 value = self.message.reply_value(reply)
             except OwnerError as error:
                 return self._finish(None, error)
         return self._finish(value, None)
+
+    cdef int _outdate(self) except -1:
+        """The handler decides upon what may be older than owners' last word."""
+        cdef Core core
+        if self.flow.suspension is not None:
+            self.flow.suspension.repeated = True
+        if self.flow.core != NULL:
+            core = <Core>self.flow.core
+            core.flows.outdated = core.flows.outdated or core.driving is self.flow  # the owner runs in this process
+        return 0
 
     def fail(self, error: BaseException) -> None:
         """There will be no reply: the waiting handler gets `error`."""

@@ -50,7 +50,8 @@ cdef class Suspension:
         core.suspended += 1
         core.counters[<int>C_SUSPENDED] += 1
         self.coroutine, self.phase = coroutine, phase
-        self.revocations, self.repeated = core.flows.revocations, False
+        self.revocations, self.repeated = core.flows.revocations, core.flows.outdated
+        core.flows.outdated = False
         self.view, core.view = core.view, core.new_view()
         self.packet = core.park(p) if p != NULL else NULL
         self.view.p = &self.packet.p if p != NULL else NULL
@@ -197,7 +198,7 @@ cdef class Suspension:
             status = PyIter_Send(<PyObject *>self.coroutine, <PyObject *>None, &result)
             raised = take_error() if status == PYGEN_ERROR else None
         core.driving = None
-        core.flows.outdated = False
+        outdated, core.flows.outdated = core.flows.outdated, False
         an_black_box_leave(core.box)
         if task is not None:
             asyncio_tasks._leave_task(core.loop, task)
@@ -221,10 +222,7 @@ cdef class Suspension:
             report(core, self.flow, raised, p, phase)
         else:
             core.flows.outdated = outdated
-            try:
-                core.completed(self.flow, p, phase, outcome)
-            finally:
-                core.flows.outdated = False
+            core.completed(self.flow, p, phase, outcome)
         return drain(self, core)
 
     cdef int abandon(self) except -1:
