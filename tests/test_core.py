@@ -515,6 +515,31 @@ def test_flow_restored_from_its_record_is_the_same_flow(bench: Any) -> None:
     assert second.core.entries == 0 and second.count("live_flows") == 0
 
 
+def test_flows_of_a_core_that_stands_by_are_not_idle(bench: Any) -> None:
+    """G6: their packets are another node's; once the core is active their silence counts, from then on."""
+
+    class Brief(FlowActor):
+        idle_s = 5.0
+
+        def on_packet(self, packet: Packet) -> Any:
+            return FORWARD
+
+    node = bench(Brief, link=SlowLink())
+    node.lan_in(packet(1))
+    (actor,) = node.core.actors()
+    arguments = Brief.restore_arguments(actor.saved_state())
+    node = bench(Brief, link=SlowLink())
+    node.core.stand_by()
+    node.core.restore(actor.flow, "lan", 7, 0, *arguments)
+    tick = b"no packet of a flow"
+    node.lan_in(tick, after_s=20.0)
+    node.core.go_active()
+    node.lan_in(tick, after_s=4.0)
+    assert len(node.core.actors()) == 1 and node.count("flows_closed") == 0
+    node.lan_in(tick, after_s=2.0)
+    assert not node.core.actors() and node.count("flows_closed") == 1
+
+
 class Refuse(FlowActor):
     def on_open(self, packet: Packet) -> Any:
         return REJECT if packet.ttl > 1 else Rewrite("wan")

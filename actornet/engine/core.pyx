@@ -978,6 +978,14 @@ cdef class Core:
             raise MemoryError("a parked packet")
         return item
 
+    def stand_by(self) -> None:
+        """Another node's cores treat the packets: flows stay as the log has them, and none is idle (G6)."""
+        self.flows.idle_from_ns = UINT64_MAX
+
+    def go_active(self) -> None:
+        """This core treats the packets from now on, as one does that never stood by; before, no flow was idle."""
+        self.flows.idle_from_ns = self.now_ns
+
     def drop_held(self) -> None:
         """Drop what waits for the watermark: this node is no longer the primary, it must not leave (G7)."""
         self.output.drop()

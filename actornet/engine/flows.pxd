@@ -21,6 +21,7 @@ cdef class Flows:
     cdef an_table table
     cdef uint64_t revocations    # so many times have owners revoked all offloads
     cdef bint outdated           # what the running handler decides upon is from before the last time
+    cdef uint64_t idle_from_ns   # no flow's silence counts before; UINT64_MAX: another core sees the packets
     cdef uint32_t hand           # where the search for a flow to evict has come to
     cdef void *core              # borrowed: the Core whose flows these are
     cdef tuple defaults          # offsets of slots, and values of a new flow's fields

@@ -278,13 +278,15 @@ cdef class Flows:
         cdef uint32_t n, k
         cdef uint64_t last
         cdef FlowBase flow
+        if self.idle_from_ns == UINT64_MAX:
+            return 0
         n = an_timer_advance(&self.table, core.now_ns, due, DUE_MAX)
         for k in range(n):
             if not self.table.entries[due[k]].state & AN_PRIMARY:
                 continue  # closed together with one before it
             flow = <FlowBase>self.table.entries[due[k]].actor
             # Nor is idle whose output waits.
-            last = self.last_seen_ns(flow) if flow.suspension is None and not flow.held else core.now_ns
+            last = max(self.last_seen_ns(flow), self.idle_from_ns) if flow.suspension is None and not flow.held else core.now_ns
             if last + flow.idle_ns <= core.now_ns:
                 core.begin_close(flow, "idle")
             else:
@@ -293,7 +295,7 @@ cdef class Flows:
 
     cdef bint ticks(self, uint64_t until_ns) noexcept:
         """Whether flows may come due before then."""
-        return self.table.armed > 0 and until_ns >> AN_TIMER_TICK_SHIFT > self.table.tick
+        return self.idle_from_ns != UINT64_MAX and self.table.armed > 0 and until_ns >> AN_TIMER_TICK_SHIFT > self.table.tick
 
     cdef int pass_time(self, uint64_t until_ns) except -1:
         """`expire` for a clock that jumps, a capture's: close what is idle for too long at any time up to then, the earliest
@@ -315,7 +317,7 @@ cdef class Flows:
                 if not self.table.entries[due].state & AN_PRIMARY:
                     continue
                 flow = <FlowBase>self.table.entries[due].actor
-                last = self.last_seen_ns(flow) if flow.suspension is None and not flow.held else until_ns
+                last = max(self.last_seen_ns(flow), self.idle_from_ns) if flow.suspension is None and not flow.held else until_ns
                 deadline_ns = last + flow.idle_ns
                 # The wheel stands right before the next entry that is due: what is due behind that one has time.
                 if deadline_ns > until_ns or deadline_ns >> AN_TIMER_TICK_SHIFT > self.table.tick:

@@ -294,6 +294,7 @@ class CoreWorker:
             self.fabric.boxes.condemn(spec.index, time.time_ns())
         self.core.record_in(self.fabric.boxes)
         self.core.look_for_stations()
+        self.core.stand_by()
         self.link.core = self.core
         self._role = PASSIVE
         self._senders = Senders(spec.wire)
@@ -445,6 +446,7 @@ class CoreWorker:
         if role == ACTIVE:
             self.link.take_up(self.page.lsn_applied)  # every flow that was sent is here before its packets (G6)
             self.core.siblings.handoffs = self._siblings
+            self.core.go_active()
             self._close_condemned()
             self._sends = self._senders.take(self.spec.index)
             for port in self.ports:
@@ -458,6 +460,7 @@ class CoreWorker:
             self._stations_due.clear()
             for port in self.ports:
                 port.deactivate()
+            self.core.stand_by()
             self.core.drop_held()
             self._send_no_more()
         self._role = role
