@@ -14,9 +14,9 @@ from actornet.embedded import Embedded
 from actornet.ports.memory import MemoryPort
 from actornet.replay.history import History
 from actornet.replay.verification import verify
+from actornet.testing.tcp_endpoint import ACK, FIN, PSH, RST, SYN
 from actors.ids import IDS, Incidents
 from tests import frames
-from tests.tcp_model import ACK, FIN, PSH, RST, SYN
 from tests.test_stream import CLIENT, SERVER, header, reassembled
 
 CAPTURE = Path(__file__).parent / "captures" / "WebattackSQLinj.pcap"

@@ -20,8 +20,8 @@ from actornet.engine.counters import DROPS
 from actornet.engine.wire import checksums_right
 from actornet.errors import UsageError
 from actornet.ports.pcap import read_capture
+from actornet.testing.tcp_endpoint import ACK, FIN, PSH, RST, SYN, Endpoint
 from tests import frames
-from tests.tcp_model import ACK, FIN, PSH, RST, SYN, Endpoint
 from tests.test_core import Bench, SlowLink
 
 CLIENT, SERVER = ("10.0.0.2", 1000), ("198.51.100.1", 80)
@@ -66,12 +66,8 @@ class Wire:
             if self.client.done and self.server.done:
                 return
             if not self.step():
-                self.to_lan += self.client.send(again=True)
-                self.to_wan += self.server.send(again=True)
-                if self.client.peer_isn is not None and self.server.acknowledged < 0:
-                    self.to_lan.append(self.client._frame(ACK, self.client.sent))
-                if self.server.peer_isn is not None and self.server.acknowledged < 0:
-                    self.to_wan.append(self.server._frame(SYN, -1))
+                self.to_lan += self.client.again()
+                self.to_wan += self.server.again()
         raise AssertionError(
             f"stuck: client {self.client.acknowledged}/{len(self.client.data)}, "
             f"server {self.server.acknowledged}/{len(self.server.data)}"

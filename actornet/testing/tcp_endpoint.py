@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 import dpkt
 
 from actornet.engine.wire import checksums_right
-from tests import frames
 
 FIN, SYN, RST, PSH, ACK = 1, 2, 4, 8, 16
 WRAP = 1 << 32
+
+_ETHERNET = b"\x02\0\0\0\0\x02\x02\0\0\0\0\x01\x08\0"
 
 
 @dataclass
@@ -81,7 +82,7 @@ class Endpoint:
             len=20 + len(bytes(segment)),
             data=segment,
         )
-        return frames.ethernet(bytes(ip))
+        return _ETHERNET + bytes(ip)
 
     def open(self) -> bytes:
         return self._frame(SYN, -1)
@@ -101,8 +102,13 @@ class Endpoint:
             self.highest = max(self.highest, self.sent)
         return out
 
+    def again(self) -> list[bytes]:
+        """What an end repeats that has heard nothing for too long."""
+        synchronized = self.acknowledged >= 0 or self.peer_isn is None
+        return self.send(again=True) if synchronized else [self._frame(SYN, -1)]
+
     def receive(self, frame: bytes) -> list[bytes]:
-        """Takes a frame for this end; returns what it answers at once."""
+        """Takes a frame for this end; returns what it answers at once. AssertionError: no peer could have sent it so."""
         assert checksums_right(frame), "every packet that leaves the core is whole"
         ip = dpkt.ethernet.Ethernet(frame).data
         tcp = ip.data
@@ -131,7 +137,7 @@ class Endpoint:
         out = []
         if tcp.flags & ACK:
             ack = (tcp.ack - self.isn - 1 + WRAP // 2) % WRAP - WRAP // 2
-            assert ack <= len(self.data) + 1, f"acknowledged {ack} of {len(self.data)} bytes"
+            assert ack <= self.highest, f"acknowledged {ack} of {self.highest} bytes that were sent"
             if ack > self.acknowledged:
                 self.acknowledged = ack
                 self.sent = max(self.sent, ack)
