@@ -74,6 +74,18 @@ def test_a_fin_is_delivered_last_and_once(start: int, data: bytes, random: Any) 
     assert half.next == (start + len(data) + 1) % WRAP and half.receive(half.next, b"later", False, None) == []
 
 
+def test_what_another_core_has_passed_may_be_acknowledged_late() -> None:
+    """G6: the first acknowledgement after a takeover may be an old one; what a later one covers does not come again."""
+    half = Half(True)
+    half.load((0, 100, [(100, 5, b"tag")]))
+    half.resume()
+    half.begin(120)
+    assert half.receive(120, b"later", False, None) == [] and half.acknowledge(100) == []
+    assert half.next == 105, "behind what was edited"
+    (segment,) = half.acknowledge(120)
+    assert segment.data == b"later" and half.next == 125
+
+
 class Edits:
     """The sender's and the receiver's bytes side by side: `pieces` are (original, what goes in its place)."""
 

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from actornet import DROP, FORWARD, FlowActor, Owner, Packet, Struct, Verdict
+from actornet import DROP, FORWARD, Direction, FlowActor, Owner, Packet, StreamActor, Struct, Verdict
 from actornet.engine.asks import ask_reply, is_ask
 from actornet.engine.core import Core
 from actornet.engine.five_tuple import FiveTuple
@@ -30,6 +30,7 @@ from actornet.ports.memory import MemoryPort
 from actornet.replication import messages
 from actornet.replication.unsent import Leaving, Taken, Told, Unsent
 from actornet.testing.pair import Name, Pair, Role
+from actornet.testing.tcp_endpoint import ACK, SYN
 from actornet.testing.traffic import SERVER, udp_socket
 from tests import frames
 from tests.dying_node import WAITS_S
@@ -150,6 +151,34 @@ def test_what_a_handler_waits_with_and_what_queues_behind_is_told() -> None:
     assert node.commit(2) == [udp(1), udp(2), udp(3), udp(4)]
     assert {number for told in node.told for number in told.done} == {1, 2, 3, 4}
     assert node.take(udp(5)) == [udp(5)] and not node.told[-1].waits, "what does not wait is told to nobody"
+
+
+class Shorten(StreamActor):
+    """Edits what the server sends, and asks about what the client does."""
+
+    inline = True
+    gate = Gate.named("gate")
+
+    async def on_data(self, direction: Direction, data: bytes) -> Any:
+        if direction is Direction.REPLY:
+            return data.replace(b"x", b"")
+        await self.gate.opens()
+        return FORWARD
+
+
+def test_a_packet_of_an_edited_stream_waits_as_it_came() -> None:
+    """G6: who goes on with it takes its acknowledgement to the other end's numbers, once."""
+    client, server, node = ("10.0.0.2", 1000), ("198.51.100.1", 80), Followed(Shorten)
+    node.commit(1000)
+    node.take(frames.tcp(*client, *server, SYN, seq=99))
+    node.wan.feed([(SECOND, frames.tcp(*server, *client, SYN | ACK, seq=499, ack=100))])
+    node.wan.feed([(SECOND, frames.tcp(*server, *client, ACK, b"axx", seq=500, ack=100))])
+    node.take(frames.tcp(*client, *server, ACK, seq=100, ack=500))
+    waiting = frames.tcp(*client, *server, ACK, b"hello", seq=100, ack=501)
+    assert node.take(waiting) == [] and node.left() == ([], [waiting])
+    node.answer()
+    (leaves,) = node.take()
+    assert leaves == frames.tcp(*client, *server, ACK, b"hello", seq=100, ack=503)
 
 
 def test_who_goes_on_is_told_where_the_flow_is_at_home() -> None:

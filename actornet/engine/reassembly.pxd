@@ -19,6 +19,8 @@ cdef class Half:
     cdef readonly bint full
     cdef readonly bint edited
     cdef readonly bint recovering
+    cdef bint resumed            # another core began: what that passed, which we never saw, may be acknowledged yet
+    cdef uint32_t resumed_at     # by the first acknowledgement that came here
     cdef public bint changed
     cdef readonly uint32_t next
     cdef readonly uint32_t acknowledged

@@ -21,6 +21,7 @@ cdef Py_ssize_t edits_max = STREAM_EDITS_MAX
 cdef uint32_t edit_bytes_max = STREAM_EDIT_BYTES_MAX
 
 DEF UNKNOWN = 1 << 29  # so far back is where a stream begins whose place we do not know yet
+DEF WINDOW_MAX = 1 << 30  # so much may be on its way (RFC 7323 section 2.3)
 DEF FLOOR_STEP = 1 << 29  # a saved floor must stay within half the sequence space
 
 
@@ -75,13 +76,14 @@ cdef class Half:
         """A new connection with the same five-tuple: nothing of the old one counts."""
         self.changed = self.changed or self.edited
         self.edits, self.edit_bytes, self.base = [], 0, 0
-        self.edited = self.has_floor = self.recovering = False
+        self.edited = self.has_floor = self.recovering = self.resumed = False
         self.begin(seq)
         self.heard = True  # before a SYN there is nothing
 
     def resume(self) -> None:
-        """Another core has begun this stream: the receiver's first acknowledgement tells where to go on."""
-        self.recovering = True
+        """Another core has begun this stream: the receiver's first acknowledgement tells where to go on, those that come later
+        how much further: the first may have been on its way, or sent over a gap, and all that the receiver has was passed."""
+        self.recovering = self.resumed = True
 
     cdef uint32_t probe(self, uint32_t seq):
         """A number, at or before that of the first byte that the receiver lacks, while `recovering`; `seq` was sent."""
@@ -187,6 +189,8 @@ cdef class Half:
         cdef Py_ssize_t beyond
         self.next = segment.end()
         self.ended = segment.fin
+        if self.resumed and not self.recovering and diff(self.next, self.resumed_at) > WINDOW_MAX:
+            self.resumed = False
         if self.inline:
             self.kept += segment.data
             beyond = len(self.kept) - kept_bytes_max
@@ -226,7 +230,8 @@ cdef class Half:
         """The receiver has everything before `seq` (the sender's numbering). Returns what becomes ready: unless inline,
         bytes that it has and we never saw are given up."""
         cdef int32_t done
-        if self.recovering:
+        if self.recovering or (self.resumed and 0 < diff(seq, self.next) and not self.ended and (
+                diff(seq, self.resumed_at) <= WINDOW_MAX)):
             return self._recover(seq)
         if not self.started:
             return []
@@ -256,13 +261,15 @@ cdef class Half:
         return []
 
     cdef list _recover(self, uint32_t seq):
-        """The first acknowledgement after a takeover: what it covers was decided and passed by another core."""
+        """An acknowledgement after a takeover: what it covers was decided and passed by another core."""
         if not self.started:
             self.begin(seq)
-        self.recovering = False
         waiting = self.flush()
-        if 0 < diff(seq, self.next) <= 1 << 30:
+        if 0 < diff(seq, self.next) <= WINDOW_MAX:
             self.next = self.kept_seq = seq
+            self.kept = bytearray()
+        if self.recovering:
+            self.recovering, self.resumed_at = False, self.next
         ready = self.acknowledge(seq)
         for held in waiting:
             ready = ready + self.receive(held.seq, held.data, held.fin, held.carrier)

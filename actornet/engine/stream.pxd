@@ -35,12 +35,14 @@ cdef class Stream:
     cdef bint damaged
     cdef list outputs            # (carrier, sequence number out, bytes, FIN) or a ready segment
     cdef uint32_t payload_max[2]
+    cdef bytes header            # TCP header of the packet that was received last, renumbered; None: as it came
     cdef Carrier carrier         # of the packet that was received last, if it may wait
     cdef readonly uint32_t waiting  # packets that were counted as held, and have not left
 
     cpdef list receive(self, Packet packet)
     cdef list _take(self, an_packet *p, Half half, Half other, int direction)
     cdef bint _synchronize(self, Half half, Half other, int direction, uint32_t seq, uint32_t ack, bint acknowledges) except -1
+    cdef an_packet *_renumbered(self, Packet packet) except NULL
     cdef int _begin_anew(self) except -1
     cdef int _reset(self, Half half, Half other, uint32_t seq, uint32_t ack, bint acknowledges) except -1
     cdef int _again(self, Half half, Carrier carrier, uint32_t seq, bytes data, bint fin) except -1

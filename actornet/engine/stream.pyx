@@ -118,16 +118,35 @@ cdef class Stream:
             half.resume()
 
     cpdef list receive(self, Packet packet):
-        """The segments that this packet makes ready, in order; [] for packets that are not this connection's TCP."""
+        """The segments that this packet makes ready, in order; [] for packets that are not this connection's TCP.
+
+        The packet itself stays as it came: while a handler waits, its node may die, and the next one begins with it (G1).
+        """
         cdef an_packet *p = packet.live()
         cdef int direction = packet.direction_index()
+        cdef bytes came
         self.outputs, self.whole, self.damaged, self.carrier, self.renewed = [], True, False, None, False
+        self.header = None
         if p.key.protocol != TCP or p.flags & AN_ICMP_ERROR:
             return []
         if self.verify and not an_csum_verify(p):
             self.damaged = True
             return []
-        return self._take(p, self.halves[direction], self.halves[1 - direction], direction)
+        if not self.edited:
+            return self._take(p, self.halves[direction], self.halves[1 - direction], direction)
+        came = PyBytes_FromStringAndSize(<const char *>p.data + p.l4, p.payload - p.l4)
+        ready = self._take(p, self.halves[direction], self.halves[1 - direction], direction)
+        self.header = PyBytes_FromStringAndSize(<const char *>p.data + p.l4, p.payload - p.l4)
+        memcpy(p.data + p.l4, PyBytes_AS_STRING(came), len(came))
+        return ready
+
+    cdef an_packet *_renumbered(self, Packet packet) except NULL:
+        """The packet that was received last, with the numbers with which it goes on."""
+        cdef an_packet *p = packet.live()
+        if self.header is not None:
+            memcpy(p.data + p.l4, PyBytes_AS_STRING(self.header), len(self.header))
+            self.header = None
+        return p
 
     cdef list _take(self, an_packet *p, Half half, Half other, int direction):
         cdef uint8_t *l4 = p.data + p.l4
@@ -271,7 +290,7 @@ cdef class Stream:
 
     def output(self, Packet packet):
         """The verdict for the packet that was received last."""
-        cdef an_packet *p = packet.live()
+        cdef an_packet *p = self._renumbered(packet)
         cdef Half half = self.halves[packet.direction_index()]
         cdef Segment segment
         cdef Emit emit
@@ -385,7 +404,7 @@ cdef class Stream:
     def refuse(self, Packet packet, Segment segment, int other_port):
         """The verdict that ends the connection at both ends, by RST; nothing from `segment` on passes. `other_port`: index
         of the port opposite to the packet's."""
-        cdef an_packet *p = packet.live()
+        cdef an_packet *p = self._renumbered(packet)
         cdef Half half = self.halves[packet.direction_index()]
         cdef Emit emit = Emit.__new__(Emit)
         cdef Carrier ahead = carrier_of(p), back = carrier_of(p)
