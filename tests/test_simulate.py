@@ -9,6 +9,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from typing import Any
 
 import msgspec
@@ -17,6 +18,7 @@ import pytest
 from actornet import journal
 from actornet.engine.replies import VALUE
 from actornet.engine.ring import NO_LEASE
+from actornet.limits import LINKS_DOWN_MS
 from actornet.log.record import FlowBody, chain_of
 from actornet.log.store import Log
 from actornet.node import catch_up, cores, leadership
@@ -616,6 +618,27 @@ def test_a_node_whose_log_was_cut_serves_once_it_leads_again() -> None:
         for _ in range(10):
             world.go()
         assert world.emitted > emitted
+
+
+def test_a_backup_joins_though_every_step_logs_something() -> None:
+    """G6: what is logged while a batch is read for it goes along, so that it comes to the end; and it is told of links."""
+    world = World(Schedule(11, "applied", "solo", 1, ()))
+    traffic = count()
+    world._traffic = lambda node: [[frame(1, COUNTING, next(traffic))] if node.leads else []]  # type: ignore[method-assign]
+    with in_sync(world) as (a, b):
+        b.kill("killed")
+        a.links_down = 1
+        world.keep_down(b, 300)
+        for _ in range(300):
+            world.go()
+        assert a.leads
+        b.launch("backup")
+        for _ in range(100):
+            world.go()
+        assert world.in_sync and a.leads
+        for _ in range(3 * LINKS_DOWN_MS):
+            world.go()
+        assert b.leads, "it was told that its primary has fewer links, though no heartbeat came between the records"
 
 
 def test_a_flow_that_begins_again_on_the_other_node_is_newer() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from actornet.errors import LogDamagedError, StateError
-from actornet.limits import SNAPSHOT_SLICES
+from actornet.limits import LINK_BATCH_RECORDS, SNAPSHOT_SLICES
 from actornet.log.batch import read_batch
 from actornet.replication.primary import Primary
 from actornet.replication.protocol import Position, Read
@@ -52,8 +52,10 @@ class CatchUp:
         for peer, action in reads.items():
             if not isinstance(system.machine, Primary):
                 return
+            # With what was logged since: where every step logs something, a backup would else never have all.
+            last_lsn = max(action.last_lsn, min(system.machine.logged_lsn, action.first_lsn + LINK_BATCH_RECORDS - 1))
             try:
-                records = read_batch(system.log, action.first_lsn, action.last_lsn, action.bytes_max)
+                records = read_batch(system.log, action.first_lsn, last_lsn, action.bytes_max)
             except LogDamagedError as error:
                 system.act(system.machine.damaged(str(error), peer))
             else:

@@ -132,6 +132,7 @@ class Backup:
             self._move(Event.CONNECTED)
             self._heard_ns = now_ns
         self.received_lsn = self.applied_lsn = end.lsn
+        self._primary_links_down = 0
         me = self.identity
         hello = Hello(
             self.epoch,

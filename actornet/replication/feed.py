@@ -272,7 +272,9 @@ class Feed:
             return []
         self.move(Event.ALL_SENT)
         self.join_lsn, self.progress_ns = logged_lsn, now_ns
-        return self.primary.count(self, now_ns) if self.has_joined else []
+        # Records stand for heartbeats, so where they come without a pause only this tells it of links that went before.
+        links = self.beat(now_ns) if self.primary.links_down else []
+        return [*links, *(self.primary.count(self, now_ns) if self.has_joined else [])]
 
     def stream(self, records: list[bytes], now_ns: int) -> list[PrimaryAction]:
         """Send the records that come next, as far as the window allows; the rest is read from the log later."""

@@ -323,8 +323,8 @@ class TakeSnapshot(msgspec.Struct, frozen=True):
 
 
 class Read(msgspec.Struct, frozen=True):
-    """Read records first_lsn..last_lsn, the first and more up to `bytes_max`, and check them; answer by `tail`, or by
-    `damaged` when the first is not what was logged, now or later."""
+    """Read records first_lsn..last_lsn, or later ones as well, the first and more up to `bytes_max`, and check them; answer by
+    `tail`, or by `damaged` when the first is not what was logged, now or later."""
 
     first_lsn: int
     last_lsn: int
