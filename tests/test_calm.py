@@ -104,6 +104,7 @@ def test_what_comes_ends_the_calm() -> None:
     assert answer == Ack(TERM, 3, 0, 3)
     leader.receive(answer, now_ns)
     for each in (leader, machine):
+        each.tick(now_ns)
         due_ns = each.due_ns(now_ns)
         assert due_ns is not None and due_ns - now_ns <= 2 * HEARTBEAT_MS * MS
     silent_ns = now_ns + SILENCE_MS_DEFAULT * MS
@@ -126,6 +127,7 @@ def test_records_end_the_calm_before_the_primary_knows() -> None:
     machine.receive(records, now_ns)
     leader.receive(sent(machine.applied(4, now_ns))[0], now_ns)
     assert leader.due_ns(now_ns) == now_ns + HEARTBEAT_MS * MS
+    machine.tick(now_ns)
     machine.tick(now_ns + SILENCE_MS_DEFAULT * MS)
     assert machine.state is State.IN_SYNC
     assert only(machine.tick(now_ns + SILENCE_MS_DEFAULT * MS + 1), Promote)
@@ -144,6 +146,16 @@ def test_who_slept_in_the_calm_accuses_nobody() -> None:
         machine.tick(later_ns + wait_ms * MS)
         leader.tick(later_ns + wait_ms * MS)
     assert machine.state is State.PROMOTED and leader.epoch == TERM + 1
+
+
+def test_who_is_kept_by_what_ends_a_pause_accuses_nobody() -> None:
+    """G7: a backup that copies a large state, as the record that came behind the primary's pause asks it to."""
+    machine = synced()
+    machine.receive(Heartbeat(TERM, 3, T, 4 * SILENCE_MS_DEFAULT), T)
+    machine.tick(T)
+    machine.receive(Records(TERM, 4, [b"r"]), T + 20 * MS)
+    machine.tick(T + 20 * MS + (SILENCE_MS_DEFAULT + 10) * MS)
+    assert machine.state is State.IN_SYNC
 
 
 def test_calm_begins_late_and_ends_at_once() -> None:

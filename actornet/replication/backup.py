@@ -203,8 +203,9 @@ class Backup:
 
     def tick(self, now_ns: int) -> list[BackupAction]:
         """Time passes: signs of life for the primary, silence of the primary."""
-        slept, self._ticked_ns = now_ns - self._ticked_ns > (self.silence_ms + self._rests_ms) * _MS, now_ns
-        self._rests_ms = self._answer_pause_ms
+        # Never more than the limit: what ended the pause may have been what kept this node from its next tick.
+        rests_ms, self._rests_ms = min(self._rests_ms, self._answer_pause_ms), self._answer_pause_ms
+        slept, self._ticked_ns = now_ns - self._ticked_ns > (self.silence_ms + rests_ms) * _MS, now_ns
         if self.state in _UNLINKED:
             return []
         if slept:

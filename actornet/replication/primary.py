@@ -220,8 +220,8 @@ class Primary:
 
     def tick(self, now_ns: int) -> list[PrimaryAction]:
         """Time passes."""
-        slept, self._ticked_ns = now_ns - self._ticked_ns > (self.silence_ms + self._rests_ms) * _MS, now_ns
-        self._rests_ms = self.pause_ms
+        rests_ms, self._rests_ms = min(self._rests_ms, self.pause_ms), self.pause_ms
+        slept, self._ticked_ns = now_ns - self._ticked_ns > (self.silence_ms + rests_ms) * _MS, now_ns
         if self._over is not None:
             return []
         actions: list[PrimaryAction] = []
