@@ -83,6 +83,7 @@ def explain(schedule: Schedule) -> str:
     settings = f"durability {schedule.durability}, without backup {schedule.without_backup}, cores {schedule.cores}"
     settings += ", with a witness" if schedule.witness else ""
     settings += f", {schedule.nodes} nodes, silent for {set(schedule.silence_ms[: schedule.nodes])} ms at most"
+    settings += f", {schedule.nf}" + (", flows are idle" if schedule.idles else "")
     return "\n".join([f"seed {schedule.seed}: {settings}", *trace])
 
 

@@ -86,8 +86,18 @@ class Disk:
         theirs = log.disk.tables[b"records"].values.get(key)
         if mine is not None:
             return mine == theirs or theirs is None
+        return self._snapshot_from(key)
+
+    def has(self, lsn: int, data: bytes) -> bool:
+        """Whether this disk has the record, or a snapshot from after it."""
+        key = lsn.to_bytes(8, "big")
+        mine = self.tables[b"records"].values.get(key) if b"records" in self.tables else None
+        return mine == data if mine is not None else self._snapshot_from(key)
+
+    def _snapshot_from(self, key: bytes) -> bool:
+        """Whether there is a snapshot of the state after the record with this key, or later."""
         snapshots = self.tables.get(b"snapshots")
-        return bool(snapshots and snapshots.keys) and snapshots.keys[-1][:8] >= key  # type: ignore[union-attr]
+        return snapshots is not None and bool(snapshots.keys) and snapshots.keys[-1][:8] >= key
 
     def end(self) -> tuple[int, int]:
         """Epoch and LSN of the last record."""

@@ -7,11 +7,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from actornet.engine.core import Core
 from actornet.engine.five_tuple import FiveTuple
 from actornet.engine.handoff import Handoff
+from actornet.engine.replies import REPEATED
 from actornet.engine.ring import ACTIVE, FENCED, NO_LEASE, PASSIVE, ControlPage, Ring
 from actornet.errors import ActornetError, LogError
+from actornet.flow import FlowActor
+from actornet.journal import path_of
 from actornet.limits import SILENCE_MS_DEFAULT
 from actornet.log.store import Log
 from actornet.node.core_line import RingLine
@@ -24,11 +29,13 @@ from actornet.replication.primary import Primary
 from actornet.replication.protocol import Durability, WithoutBackup
 from actornet.testing.simulation.disk import Disk, SimulatedLog
 from actornet.testing.simulation.network import ClientEnd, Network, ServerEnd
+from actornet.testing.simulation.streams import from_inside
 from actornet.testing.simulation.ticketing import Ticketing
 from actornet.testing.simulation.witness import Register, RegisterLine
 
-NF = "actornet.testing.simulation.ticketing:Ticketing"
 RING_BYTES = 1 << 16
+TICK = bytes(12) + b"\x88\xb5"
+"""A frame of no flow, which does nothing but to tell the time."""
 LEASE_MS = 20
 
 CRASH_POINTS = (
@@ -55,9 +62,16 @@ class Fabric:
 
 
 class Line(RingLine):
-    """A core's line with a crash point."""
+    """A core's line with a crash point; it tells what is replied again, once owners have revoked offloads (`REPEATED`)."""
 
     on_send: Callable[[str], None]
+    on_repeat: Callable[[int], None]
+
+    def reply(self, reply: bytes) -> None:
+        kind, *values = msgspec.msgpack.decode(reply)
+        if kind == REPEATED and isinstance(values[0], int):
+            self.on_repeat(values[0])
+        super().reply(reply)
 
     def flush(self) -> None:
         self.on_send("answer")
@@ -152,11 +166,11 @@ class SimulatedCore:
         self.node = node
         self.index = index
         self.lan, self.wan = MemoryPort("lan"), MemoryPort("wan")
-        self.link = RingLink(fabric.requests[index], fabric.replies[index], Ticketing)
+        self.link = RingLink(fabric.requests[index], fabric.replies[index], node.nf)
         self.link.pid = pid
         cores = len(fabric.requests)
         self.core = Core(
-            Ticketing,
+            node.nf,
             [self.lan, self.wan],
             index=index,
             cores=cores,
@@ -172,6 +186,7 @@ class SimulatedCore:
         self.core.on_error = self._failed
         self.core.share(node.page, fabric.replies[index])
         self.core.look_for_stations()
+        self.core.stand_by()
         self.link.core = self.core
         self._role = PASSIVE
         self.link.attach()
@@ -187,15 +202,21 @@ class SimulatedCore:
             if role == ACTIVE:
                 self.link.take_up(page.lsn_applied)
                 self.core.siblings.handoffs = self._siblings
+                self.core.go_active()
             elif role == FENCED or self._role == ACTIVE:
+                self.core.stand_by()
                 self.core.drop_held()
             self._role = role
         if self.link.resumed and self._role == ACTIVE:
             self.link.go_on()
+        if self.node.ticks:
+            self.lan.feed([(self.node.network.clock(), TICK)])
         if frames and self._role == ACTIVE:
-            self.lan.feed([(self.node.network.clock(), frame) for frame in frames])
+            for frame in frames:
+                port = self.lan if from_inside(frame) else self.wan
+                port.feed([(self.node.network.clock(), frame)])
         self.core.breathe()
-        return [bytes(frame) for _, frame in self.wan.take()]
+        return [bytes(frame) for port in (self.wan, self.lan) for _, frame in port.take()]
 
     def _failed(self, flow: FiveTuple | None, handler: str, error: BaseException) -> None:
         self.node.flow_errors.append(f"{handler}: {error}")
@@ -215,6 +236,7 @@ class Node:
         on_step: Callable[[Node], None],
         on_emit: Callable[[Node, list[bytes]], None],
         on_cut: Callable[[Node, dict[bytes, bytes]], None],
+        on_repeat: Callable[[Node, int], None],
     ) -> None:
         self.name = name
         self.peer_names = peer_names
@@ -237,9 +259,12 @@ class Node:
         self.lease_until_ns = NO_LEASE
         self.frozen_until_ns = {"owner": 0, "cores": 0}
         self.links_down = 0
+        self.nf: type[FlowActor] = Ticketing
+        self.ticks = False  # cores' clocks go on without packets, too
         self._on_step = on_step
         self._on_emit = on_emit
         self._on_cut = on_cut
+        self._on_repeat = on_repeat
         self._pids = 0
         self._links: list[ServerEnd | ClientEnd] = []
         self._log: CrashingLog | None = None
@@ -313,11 +338,12 @@ class Node:
         self.lines = [Line(*rings) for rings in zip(self.fabric.requests, self.fabric.replies, strict=True)]
         for line in self.lines:
             line.on_send = self.at
+            line.on_repeat = lambda number: self._on_repeat(self, number)
         spec = OwnerSpec(
             name="simulated",
             role=role,
             node=self.name,
-            nf=NF,
+            nf=path_of(self.nf),
             settings={},
             ports=["lan", "wan"],
             log="simulated",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from random import Random
+from typing import Literal
 
 import msgspec
 
@@ -40,6 +41,10 @@ class Schedule(msgspec.Struct, frozen=True):
     silence_ms: tuple[int, ...] = (SILENCE_MS_DEFAULT,) * 3
     revokes: bool = False
     """A flow has all offloads revoked, again and again."""
+    idles: bool = False
+    """There are flows that end when they are idle, and offloads that end by themselves."""
+    nf: Literal["ticketing", "tagging"] = "ticketing"
+    """What is simulated: flows of datagrams, or TCP connections that are edited."""
 
     def without(self, indices: set[int]) -> Schedule:
         """The schedule less some of its events."""
@@ -75,7 +80,8 @@ WITNESS_KINDS = {"freeze": 3, "witness cut": 3, "witness slow": 1, "witness down
 def draw(seed: int, witness: bool | None = None, nodes: int | None = None, *, plain: bool = False) -> Schedule:
     """The schedule of a seed. Some have a story that chance alone seldom tells.
 
-    `plain`: without rushes, revocations, and other limits of silence than the default, as seeds meant before there were these.
+    `plain`: without rushes, revocations, idle flows, streams, more than two cores, and other limits of silence than the
+    default, as seeds meant before there were these.
     """
     random = Random(seed)
     durability: Durability = random.choice(("solo", "received", "durable", "applied", "applied"))
@@ -147,7 +153,25 @@ def draw(seed: int, witness: bool | None = None, nodes: int | None = None, *, pl
     events = _rushes(Random(f"{seed} rush"), events)
     limits = _silences(Random(f"{seed} silence"))
     revokes = Random(f"{seed} revokes").random() < 0.3
-    return msgspec.structs.replace(schedule, events=tuple(events), silence_ms=limits, revokes=revokes)
+    idles = Random(f"{seed} idles").random() < 0.3
+    cores, events = _more_cores(Random(f"{seed} cores"), cores, events)
+    nf = "tagging" if Random(f"{seed} nf").random() < 0.2 else "ticketing"
+    return msgspec.structs.replace(
+        schedule, events=tuple(events), silence_ms=limits, revokes=revokes, idles=idles, cores=cores, nf=nf
+    )
+
+
+def _more_cores(random: Random, cores: int, events: list[Event]) -> tuple[int, list[Event]]:
+    """Three or four, now and then: any of them gives flows away, or is killed."""
+    if random.random() >= 0.12:
+        return cores, events
+    cores = random.choice((3, 4))
+    struck = [
+        msgspec.structs.replace(event, value=random.randrange(cores)) if event.kind == "kill core" else event
+        for event in events
+        if event.kind != "give away"
+    ]
+    return cores, sorted([*struck, *_moves(random, cores)], key=lambda event: event.step)
 
 
 def _rushes(random: Random, events: list[Event]) -> list[Event]:

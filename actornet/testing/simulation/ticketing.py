@@ -16,6 +16,11 @@ OFFLOADING, COUNTING, READING, REVOKING = 1, 2, 3, 4
 
 TICKET_FIRST, COUNT_FIRST = 1024, 30_000
 
+LASTING = 12
+"""Flows with a higher number end when they are idle, and every second of their offloads after HARD_S."""
+
+IDLE_S, HARD_S = (0.02, 0.025, 0.03), 0.015
+
 
 class Entry(Struct, frozen=True, array_like=True):
     """Who was given a number, and by which record."""
@@ -69,15 +74,17 @@ class Ticketing(FlowActor):
     ticket: int = 0
 
     async def on_open(self, packet: Packet) -> Verdict | None:
-        kind = packet.destination_port
+        kind, flow = packet.destination_port, self.flow.source_port
+        if flow > LASTING:
+            self.idle_s = IDLE_S[flow % len(IDLE_S)]
         if kind == READING:
             latest = await self.counts.latest()
             return Rewrite("wan", source_port=latest) if latest else DROP
         if kind == REVOKING:
             return None
-        self.ticket = await self.tickets.take(self.flow.source_port)
+        self.ticket = await self.tickets.take(flow)
         if kind == OFFLOADING:
-            self.offload(Rewrite("wan", source_port=self.ticket))
+            self._offload_as(self.ticket)
         return None
 
     async def on_packet(self, packet: Packet) -> Verdict:
@@ -91,9 +98,13 @@ class Ticketing(FlowActor):
             return Rewrite("wan", source_port=await self.counts.revoke(self.flow.source_port))
         if packet.destination_port == OFFLOADING:
             if not self.offloaded(self.flow):
-                self.offload(Rewrite("wan", source_port=await self.counts.take(self.flow.source_port)))
+                self._offload_as(await self.counts.take(self.flow.source_port))
             return OFFLOADED
         return Rewrite("wan", source_port=await self.counts.take(self.flow.source_port))
+
+    def _offload_as(self, number: int) -> None:
+        ends = self.flow.source_port > LASTING and number % 2
+        self.offload(Rewrite("wan", source_port=number), hard_s=HARD_S if ends else None)
 
     async def on_close(self) -> None:
         if self.ticket:
