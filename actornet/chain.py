@@ -426,7 +426,7 @@ class ChainActor(FlowActor):
 def _meant(member: Any, verdict: Any, key: Key) -> Verdict:
     """A handler's verdict, with what OFFLOADED stands for."""
     if verdict is OFFLOADED:
-        found = member._seat.standing(key)
+        found = member._seat.deciding(key)
         if found is None:
             raise TypeError(f"{type(member).__name__} returned OFFLOADED for a key without offload")
         return cast(Verdict, found.verdict)

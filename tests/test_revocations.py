@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from actornet import FORWARD, OFFLOADED, FlowActor, Packet, Verdict
+from actornet import FORWARD, OFFLOADED, Chain, FlowActor, Packet, Verdict
 from actornet.embedded import Embedded
 from actornet.engine.asks import ask_reply
 from actornet.engine.replies import REPEATED, VALUE
@@ -37,10 +37,11 @@ def answer(node: Followed, kind: int = VALUE) -> None:
     node.asked.clear()
 
 
+@pytest.mark.parametrize("nf", [Deciding, Chain(Deciding)], ids=["alone", "in a chain"])
 @pytest.mark.parametrize("outdated", ["revoked while it waited", "given again"])
-def test_an_offload_on_an_outdated_reply_is_good_for_one_packet(outdated: str) -> None:
+def test_an_offload_on_an_outdated_reply_is_good_for_one_packet(outdated: str, nf: type[FlowActor]) -> None:
     """G5: the flow asked in an old node's time, or a while ago, and what owners have revoked since does not come back by it."""
-    node = Followed(Deciding, followed=False)
+    node = Followed(nf, followed=False)
     if outdated == "given again":
         node.replies.push(exchange.encode(exchange.Revoked(1)))
         assert node.take(udp(1)) == [] and len(node.asked) == 1

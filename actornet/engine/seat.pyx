@@ -42,6 +42,14 @@ cdef class Seat:
 
     def standing(self, tuple key not None):
         """The key's offload, if it has one that holds."""
+        return self._holding(key, False)
+
+    def deciding(self, tuple key not None):
+        """The key's offload, if it says what becomes of the packet whose handler runs: where that decides upon what is outdated,
+        the offload is good for this packet alone (see `Flows.decides`)."""
+        return self._holding(key, True)
+
+    cdef object _holding(self, tuple key, bint outdated):
         cdef object found = self.keys.get(key)
         cdef Offload offload
         cdef Core core
@@ -50,7 +58,8 @@ cdef class Seat:
         if self.chain.core == NULL:
             raise RuntimeError("this flow is closed")
         offload, core = found, <Core>self.chain.core
-        if offload.revocations != core.flows.revocations:
+        if offload.revocations != core.flows.revocations and not (
+                outdated and core.flows.outdated and offload.revocations + 1 == core.flows.revocations):
             return None
         return offload if not offload.until_ns or core.now_ns < offload.until_ns else None
 
