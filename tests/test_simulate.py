@@ -22,7 +22,7 @@ from actornet.engine.stream import Stream
 from actornet.limits import LINKS_DOWN_MS
 from actornet.log.record import FlowBody, chain_of
 from actornet.log.store import Log
-from actornet.node import catch_up, cores, leadership
+from actornet.node import leadership
 from actornet.node.cores import Cores
 from actornet.node.following import Following
 from actornet.node.lease_keeper import LeaseKeeper
@@ -69,10 +69,8 @@ def _quiet() -> None:
 
 
 @pytest.mark.parametrize("part", range(PARTS))
-def test_guarantees_hold_in_every_life_of_a_pair(part: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_guarantees_hold_in_every_life_of_a_pair(part: int) -> None:
     """G3, G4, G5, G6, G7, G8, and that the pair finds together again, whatever went wrong."""
-    monkeypatch.setattr(cores, "FLOWS_PER_FEED", 3)
-    monkeypatch.setattr(catch_up, "SNAPSHOT_SLICES", 1)
     takeovers = emitted = handovers = 0
     went_on: Counter[str] = Counter()
     seeds = range(part, SIMULATIONS, PARTS)

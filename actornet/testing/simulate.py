@@ -12,20 +12,51 @@ import logging
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from itertools import count
+from types import ModuleType
 
 import structlog
 
+from actornet.node import calm, catch_up, cores, upkeep
 from actornet.testing.simulation.schedule import Schedule, draw
 from actornet.testing.simulation.world import World
 
 _runs = count(1)
+
+PACES: dict[ModuleType, dict[str, float]] = {
+    cores: {"FLOWS_PER_FEED": 3},
+    catch_up: {"SNAPSHOT_SLICES": 1},
+    upkeep: {"AUDIT_RECORDS": 12, "AUDIT_S_MIN": 0.01, "SNAPSHOT_RECORDS": 30, "SNAPSHOT_S_MIN": 0.02},
+    calm: {"CALM_MS": 5},
+}
+"""What takes nodes thousands of records, or a second, takes simulated ones no more than this: their lives are short."""
+
 COLLECT_EVERY = 20
 """A deployment that has ended is a few objects in cycles, and megabytes of tables that the collector knows nothing of."""
 
 
 def simulate(schedule: Schedule, trace: list[str] | None = None) -> World:
     """One life of a deployment. Raises Violation, whose text begins with the guarantee that was broken."""
+    with paced() if schedule.paced else nullcontext():
+        return _simulate(schedule, trace)
+
+
+@contextmanager
+def paced() -> Iterator[None]:
+    """Nodes go through their upkeep within a simulated life."""
+    before = {module: {name: getattr(module, name) for name in limits} for module, limits in PACES.items()}
+    try:
+        for module, limits in PACES.items():
+            vars(module).update(limits)
+        yield
+    finally:
+        for module, limits in before.items():
+            vars(module).update(limits)
+
+
+def _simulate(schedule: Schedule, trace: list[str] | None) -> World:
     world = World(schedule, trace)
     try:
         world.run()

@@ -55,6 +55,11 @@ class Network:
         due_ns = self.clock() + self.random.randint(*self.delay_ns)
         inbox.append((max(due_ns, inbox[-1][0]) if inbox else due_ns, data))
 
+    def has_come(self, wire: Wire, node: str) -> bool:
+        """Whether something has come by now."""
+        inbox = wire.inbox[node]
+        return bool(inbox) and inbox[0][0] <= self.clock() and (wire.other(node), node) not in self.blocked
+
     def arrived(self, wire: Wire, node: str) -> Iterator[bytes | None]:
         """What has come by now."""
         if (wire.other(node), node) in self.blocked:
@@ -115,6 +120,11 @@ class _End:
     @property
     def connected(self) -> bool:
         return any(connection.channel.open for connection in self._connections.values())
+
+    @property
+    def has_come(self) -> bool:
+        """Whether `events` has something to read."""
+        return any(self._network.has_come(connection.wire, self._node) for connection in self._connections.values())
 
     def send(self, message: AnyMessage, number: int = 0) -> None:
         connection = self._connections.get(number)
@@ -196,6 +206,11 @@ class ServerEnd(_End):
         super().__init__(network, node, on_flush)
         self._strangers: list[tuple[Wire, Channel]] = []
         network.listeners[node] = self
+
+    @property
+    def has_come(self) -> bool:
+        strangers = any(self._network.has_come(wire, self._node) for wire, _ in self._strangers)
+        return strangers or super().has_come
 
     def accept(self, wire: Wire) -> None:
         self._strangers.append((wire, Channel(_KEY, server=True)))

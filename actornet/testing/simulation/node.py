@@ -17,7 +17,7 @@ from actornet.engine.ring import ACTIVE, FENCED, NO_LEASE, PASSIVE, ControlPage,
 from actornet.errors import ActornetError, LogError
 from actornet.flow import FlowActor
 from actornet.journal import path_of
-from actornet.limits import SILENCE_MS_DEFAULT
+from actornet.limits import LOG_KEEP_RECORDS_DEFAULT, SILENCE_MS_DEFAULT
 from actornet.log.store import Log
 from actornet.node.core_line import RingLine
 from actornet.node.core_worker import RingLink
@@ -37,6 +37,7 @@ RING_BYTES = 1 << 16
 TICK = bytes(12) + b"\x88\xb5"
 """A frame of no flow, which does nothing but to tell the time."""
 LEASE_MS = 20
+KEEP_RECORDS = 10
 
 CRASH_POINTS = (
     *("before append", "after append", "before flush", "after flush", "before sync", "after sync", "epoch raise"),
@@ -250,6 +251,7 @@ class Node:
         self.end = ""  # why the last life ended
         self.rate = 1.0  # of its clock
         self.silence_ms = SILENCE_MS_DEFAULT
+        self.paced = False  # see `Schedule`
         self.wall_offset_ns = 1_700_000_000_000_000_000
         self.paused_until_ns = 0
         self.crash_point: str | None = None
@@ -268,6 +270,8 @@ class Node:
         self._pids = 0
         self._links: list[ServerEnd | ClientEnd] = []
         self._log: CrashingLog | None = None
+        self._witness: RegisterLine | None = None
+        self._due_ns = 0  # when the owner system is to wake, by its own clock
         self._syncer: Syncer | None = None
 
     # -- environment
@@ -292,7 +296,8 @@ class Node:
         return self._log
 
     def open_witness(self) -> RegisterLine | None:
-        return RegisterLine(self.register, self.name) if self.register is not None else None
+        self._witness = RegisterLine(self.register, self.name) if self.register is not None else None
+        return self._witness
 
     @property
     def holds_lease(self) -> bool:
@@ -353,11 +358,12 @@ class Node:
             durability=self.durability,
             without_backup=self.without_backup,
             silence_ms=self.silence_ms,
+            keep_records=KEEP_RECORDS if self.paced else LOG_KEEP_RECORDS_DEFAULT,
             fabric=FabricSpec(-1, -1, [], [], []),
             witness="simulated" if self.register is not None else None,
             lease_ms=LEASE_MS,
         )
-        self.end = ""
+        self.end, self._due_ns = "", 0
         environment = _Environment(self)
         try:
             self.system = OwnerSystem(spec, environment)
@@ -409,7 +415,7 @@ class Node:
         try:
             now_ns = self.network.clock()
             self._turn_cores(frames)
-            if now_ns >= self.frozen_until_ns["owner"]:
+            if now_ns >= self.frozen_until_ns["owner"] and self._wakes():
                 self._step()
             self._turn_cores([[] for _ in self.cores])
         except Killed as point:
@@ -426,6 +432,19 @@ class Node:
             if core is not None:
                 self._on_emit(self, core.turn(arriving))
 
+    def _wakes(self) -> bool:
+        """Whether the owner system has something to do, or to hear."""
+        system, line = self.system, self._witness
+        assert system is not None
+        return (
+            not self.paced
+            or system.feeds
+            or self.monotonic_ns() >= self._due_ns
+            or any(line.requested for line in self.lines)
+            or any(link.has_come for link in self._links)
+            or (line is not None and line.asked and not line.busy)
+        )
+
     def _step(self) -> None:
         system = self.system
         assert system is not None
@@ -438,6 +457,7 @@ class Node:
         if system.lingers:  # the next step comes sooner than the simulator's next turn
             self._turn_cores([[] for _ in self.cores])
             system.step()
+        self._due_ns = system.due_ns
         self._on_step(self)
         if system.wants_to_leave and not system.left:
             system.leave()
@@ -470,6 +490,7 @@ class Node:
         """An operator's command; returns the error, if any."""
         if self.system is None:
             return "not running"
+        self._due_ns = 0
         try:
             self.system.operators.command(command, arguments)
         except ActornetError as error:

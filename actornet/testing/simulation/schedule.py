@@ -45,6 +45,8 @@ class Schedule(msgspec.Struct, frozen=True):
     """There are flows that end when they are idle, and offloads that end by themselves."""
     nf: Literal["ticketing", "tagging"] = "ticketing"
     """What is simulated: flows of datagrams, or TCP connections that are edited."""
+    paced: bool = False
+    """Nodes have their state audited, stored and their logs pruned, and owner systems sleep until something is due."""
 
     def without(self, indices: set[int]) -> Schedule:
         """The schedule less some of its events."""
@@ -151,13 +153,14 @@ def draw(seed: int, witness: bool | None = None, nodes: int | None = None, *, pl
     if plain:
         return schedule
     events = _rushes(Random(f"{seed} rush"), events)
+    events = _lulls(Random(f"{seed} lull"), events)
     limits = _silences(Random(f"{seed} silence"))
     revokes = Random(f"{seed} revokes").random() < 0.3
     idles = Random(f"{seed} idles").random() < 0.3
     cores, events = _more_cores(Random(f"{seed} cores"), cores, events)
     nf = "tagging" if Random(f"{seed} nf").random() < 0.2 else "ticketing"
     return msgspec.structs.replace(
-        schedule, events=tuple(events), silence_ms=limits, revokes=revokes, idles=idles, cores=cores, nf=nf
+        schedule, events=tuple(events), silence_ms=limits, revokes=revokes, idles=idles, cores=cores, nf=nf, paced=True
     )
 
 
@@ -182,6 +185,16 @@ def _rushes(random: Random, events: list[Event]) -> list[Event]:
     begins = [max(4, random.choice(steps) - random.randint(0, 3)) for _ in range(random.randint(1, 3))]
     rushes = [Event(begin, "rush", value=random.randint(2, 30)) for begin in begins]
     return sorted([*events, *rushes], key=lambda event: event.step)
+
+
+def _lulls(random: Random, events: list[Event]) -> list[Event]:
+    """No traffic for a while, so that nodes are calm, and what goes wrong then."""
+    if random.random() < 0.7:
+        return events
+    lulls = [
+        Event(random.randrange(4, STEPS), "lull", value=random.randint(5, 40)) for _ in range(random.randint(1, 2))
+    ]
+    return sorted([*events, *lulls], key=lambda event: event.step)
 
 
 def _silences(random: Random) -> tuple[int, ...]:

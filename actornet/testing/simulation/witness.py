@@ -57,7 +57,7 @@ class RegisterLine:
     def __init__(self, register: Register, node: str) -> None:
         self._register = register
         self._node = node
-        self._asked = False
+        self.asked = False
         self._answer: Entry | bool | WitnessError | None = None
         self._answer_due_ns = self._late_ns = 0
 
@@ -65,15 +65,15 @@ class RegisterLine:
     def busy(self) -> bool:
         self._register.run()
         now_ns = self._register.clock()
-        if self._asked and self._answer is None and now_ns >= self._late_ns:
+        if self.asked and self._answer is None and now_ns >= self._late_ns:
             self._answer, self._answer_due_ns = WitnessError("the witness does not answer"), now_ns
-        return self._asked and (self._answer is None or now_ns < self._answer_due_ns)
+        return self.asked and (self._answer is None or now_ns < self._answer_due_ns)
 
     def ask(self, request: Look | Swap) -> None:
         register = self._register
         now_ns = register.clock()
         there, back = register.random.randint(*register.delay_ns), register.random.randint(*register.delay_ns)
-        self._asked, self._answer = True, None
+        self.asked, self._answer = True, None
         self._late_ns = now_ns + TIMEOUT_MS * MS
         self._answer_due_ns = now_ns + there + back
         if now_ns < register.cut_until_ns[self._node]:
@@ -88,7 +88,7 @@ class RegisterLine:
 
     def take(self) -> Entry | bool | WitnessError | None:
         answer, self._answer = self._answer, None
-        self._asked = False
+        self.asked = False
         return answer
 
     def close(self, last: Swap | None) -> None:

@@ -127,7 +127,7 @@ class World:
         self._sync_rate = (0.02, 0.2)[schedule.seed % 2]
         self._full_until = dict.fromkeys("abc", 0)
         self._down_until = dict.fromkeys("abc", 0)
-        self._rush_until = 0
+        self._rush_until = self._lull_until = 0
         self.streams: Streams | None = None
         self.left: dict[int, Record] = {}  # by LSN, where there are streams: what left may depend on any record before
         if schedule.nf == "tagging":
@@ -141,6 +141,7 @@ class World:
         node = Node(name, peers, self.network, fabric, plan.durability, plan.without_backup, *watched)
         node.nf, node.ticks = self.nf, plan.idles
         node.silence_ms = plan.silence_ms["abc".index(name)]
+        node.paced = plan.paced
         node.rate = 1 + self.random.uniform(-0.01, 0.01)
         return node
 
@@ -201,6 +202,8 @@ class World:
     def _traffic(self, node: Node) -> list[list[bytes]]:
         """What the switch gives to the node that leads, by core."""
         arriving: list[list[bytes]] = [[] for _ in node.cores]
+        if self.step < self._lull_until:
+            return arriving
         if self.streams is not None:
             for data in self.streams.arriving() if node is self._newest_leader() else ():
                 arriving[self._core(connection_tuple(data))].append(data)
@@ -621,6 +624,8 @@ class World:
                     node.disk.damage(event.text, event.value)
             case "rush":
                 self._rush_until = self.step + event.value
+            case "lull":
+                self._lull_until = self.step + event.value
             case "freeze":
                 node.frozen_until_ns[event.text] = self.now_ns + event.value * MS
             case "witness cut":
