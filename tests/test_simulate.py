@@ -19,7 +19,7 @@ from actornet import Packet, StreamActor, Verdict, journal
 from actornet.engine.replies import VALUE
 from actornet.engine.ring import NO_LEASE
 from actornet.engine.stream import Stream
-from actornet.limits import LINKS_DOWN_MS
+from actornet.limits import LINKS_DOWN_MS, SILENCE_MS_MAX
 from actornet.log.record import FlowBody, chain_of
 from actornet.log.store import Log
 from actornet.node import leadership
@@ -36,7 +36,7 @@ from actornet.replication.primary import Primary
 from actornet.replication.protocol import Fenced, Match, Position, State
 from actornet.replication.replica import Replica
 from actornet.replication.unsent import Unsent
-from actornet.testing.simulate import explain, fails, main, quiet, shrink, simulate
+from actornet.testing.simulate import explain, fails, main, paced, quiet, shrink, simulate
 from actornet.testing.simulation.network import MS
 from actornet.testing.simulation.node import Node, frame
 from actornet.testing.simulation.schedule import Event, Schedule, draw
@@ -656,6 +656,32 @@ def test_a_node_whose_log_was_cut_serves_once_it_leads_again() -> None:
         for _ in range(10):
             world.go()
         assert world.emitted > emitted
+
+
+def test_a_node_that_has_pruned_its_log_beyond_the_fork_comes_back() -> None:
+    """G8: nothing is left of what both had, so its log is set aside, and it gets the primary's."""
+    with paced():
+        world = World(Schedule(9, "applied", "solo", 1, (), silence_ms=(SILENCE_MS_MAX,) * 3, paced=True))
+        with in_sync(world) as (a, b):
+            world.network.blocked.add(("a", "b"))
+            for sequence in range(SILENCE_MS_MAX // 2):
+                world.now_ns += MS
+                a.turn([[frame(1, COUNTING, sequence)]])
+                if int.from_bytes(a.disk.tables[b"records"].keys[0], "big") > b.disk.end()[1] + 1:
+                    break
+            else:
+                raise AssertionError("it should have pruned its log")
+            for wire in world.network.wires:
+                wire.inbox["b"].clear()
+            world.network.blocked.clear()
+            a.kill("killed")
+            world.keep_down(a, 1000)
+            while not b.leads:
+                world.go()
+            a.launch("backup")
+            for _ in range(100):
+                world.go()
+            assert world.in_sync and b.leads
 
 
 def test_a_backup_joins_though_every_step_logs_something() -> None:

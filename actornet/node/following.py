@@ -120,14 +120,24 @@ class Following:
         self._begin_anew(wants_snapshot=True)
 
     def rewind(self, action: Rewind) -> None:
-        """Drop what this node logged as primary and nobody else got; it was never committed."""
-        system = self._system
-        if system.log.last_lsn < action.fork_lsn or system.position(action.fork_lsn).chain != action.fork_chain:
+        """Drop what this node logged as primary and nobody else got; it was never committed.
+
+        Where the state at the fork cannot be had from this log any more, the log is set aside whole.
+        """
+        system, log, fork_lsn = self._system, self._system.log, action.fork_lsn
+        pruned = 0 < fork_lsn < log.first_lsn
+        if log.last_lsn < fork_lsn or (not pruned and system.position(fork_lsn).chain != action.fork_chain):
             system.fail(LinkError(f"the primary{self._primary_at()} refuses this backup: {action.reason}"))
             return
-        removed = system.log.truncate(action.fork_lsn)
-        _log.warning("uncommitted records dropped", records=removed, after_lsn=action.fork_lsn)
         system.cores.forget_flows()
+        if fork_lsn < log.base_lsn:
+            _log.warning(
+                "uncommitted records set aside", after_lsn=fork_lsn, detail=f"state from LSN {log.base_lsn} on"
+            )
+            self._set_log_aside()
+        else:
+            removed = log.truncate(fork_lsn)
+            _log.warning("uncommitted records dropped", records=removed, after_lsn=fork_lsn)
         self._begin_anew()
 
     def _begin_anew(self, *, wants_snapshot: bool = False) -> None:

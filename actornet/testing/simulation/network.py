@@ -47,12 +47,14 @@ class Network:
         self.listeners: dict[str, ServerEnd] = {}
         self.wires: list[Wire] = []
         self.leading: Callable[[str], int] = lambda node: 0
+        self.time_at: Callable[[str], int] = lambda node: clock()
+        """How late it is for a node, which may be busy until then."""
         self.on_send: Callable[[str, AnyMessage], None] = lambda node, message: None
         self.on_message: Callable[[str, int, AnyMessage], None] = lambda node, epoch, message: None
 
     def send(self, wire: Wire, sender: str, data: bytes | None) -> None:
         inbox = wire.inbox[wire.other(sender)]
-        due_ns = self.clock() + self.random.randint(*self.delay_ns)
+        due_ns = self.time_at(sender) + self.random.randint(*self.delay_ns)
         inbox.append((max(due_ns, inbox[-1][0]) if inbox else due_ns, data))
 
     def has_come(self, wire: Wire, node: str) -> bool:

@@ -24,6 +24,7 @@ from actornet.node.core_worker import RingLink
 from actornet.node.environment import Link
 from actornet.node.fabric import FabricSpec
 from actornet.node.owner_system import OwnerSpec, OwnerSystem
+from actornet.node.upkeep import Upkeep
 from actornet.ports.memory import MemoryPort
 from actornet.replication.primary import Primary
 from actornet.replication.protocol import Durability, WithoutBackup
@@ -251,7 +252,8 @@ class Node:
         self.end = ""  # why the last life ended
         self.rate = 1.0  # of its clock
         self.silence_ms = SILENCE_MS_DEFAULT
-        self.paced = False  # see `Schedule`
+        self.paced, self.pause_ms = False, 0  # see `Schedule`
+        self.busy_until_ns = 0  # with what its owner system does; for that it is as late already
         self.wall_offset_ns = 1_700_000_000_000_000_000
         self.paused_until_ns = 0
         self.crash_point: str | None = None
@@ -280,11 +282,22 @@ class Node:
     def page(self) -> ControlPage:
         return self.fabric.pages[0]
 
+    @property
+    def time_here_ns(self) -> int:
+        """The world's time, or when the owner system's step will have ended."""
+        return max(self.network.clock(), self.busy_until_ns)
+
     def monotonic_ns(self) -> int:
-        return int(self.network.clock() * self.rate)
+        return int(self.time_here_ns * self.rate)
 
     def time_ns(self) -> int:
-        return self.wall_offset_ns + self.network.clock()
+        return self.wall_offset_ns + self.time_here_ns
+
+    def pause(self, tell: Callable[[int], None], estimate_ns: int) -> None:
+        """The owner system holds its state still, which takes it a while, of which it tells before."""
+        pause_ns = int(self.network.random.uniform(0.3, 1) * self.pause_ms * 1_000_000)
+        tell(max(estimate_ns, pause_ns // 2))
+        self.busy_until_ns = self.time_here_ns + pause_ns
 
     def random_bits(self, bits: int) -> int:
         return self.network.random.getrandbits(bits)
@@ -296,13 +309,15 @@ class Node:
         return self._log
 
     def open_witness(self) -> RegisterLine | None:
-        self._witness = RegisterLine(self.register, self.name) if self.register is not None else None
+        self._witness = (
+            RegisterLine(self.register, self.name, lambda: self.time_here_ns) if self.register is not None else None
+        )
         return self._witness
 
     @property
     def holds_lease(self) -> bool:
         """Whether a core that looks at this very instant lets packets leave."""
-        return self.lease_until_ns == NO_LEASE or self.monotonic_ns() < self.lease_until_ns
+        return self.lease_until_ns == NO_LEASE or self.network.clock() * self.rate < self.lease_until_ns
 
     def open_syncer(self, log: Log) -> Syncer:
         self._syncer = Syncer(log)
@@ -363,10 +378,10 @@ class Node:
             witness="simulated" if self.register is not None else None,
             lease_ms=LEASE_MS,
         )
-        self.end, self._due_ns = "", 0
+        self.end, self._due_ns, self.busy_until_ns = "", 0, 0
         environment = _Environment(self)
         try:
-            self.system = OwnerSystem(spec, environment)
+            self.system = SimulatedOwnerSystem(spec, environment)
             self.system.start()
         except ActornetError as error:
             self.kill(f"{type(error).__name__}: {error}")
@@ -410,12 +425,17 @@ class Node:
     def leads(self) -> bool:
         return self.system is not None and isinstance(self.system.machine, Primary) and self.page.role == ACTIVE
 
+    @property
+    def at_work(self) -> bool:
+        """Whether cores wait for the owner system, or it is busy."""
+        return self.network.clock() < self.busy_until_ns or any(line.requested for line in self.lines)
+
     def turn(self, frames: list[list[bytes]]) -> None:
         """One turn of every process. `frames`: what arrives for each core."""
         try:
             now_ns = self.network.clock()
             self._turn_cores(frames)
-            if now_ns >= self.frozen_until_ns["owner"] and self._wakes():
+            if now_ns >= max(self.frozen_until_ns["owner"], self.busy_until_ns) and self._wakes():
                 self._step()
             self._turn_cores([[] for _ in self.cores])
         except Killed as point:
@@ -500,6 +520,18 @@ class Node:
         return ""
 
 
+class SimulatedOwnerSystem(OwnerSystem):
+    """An owner system to whose node a pause is one."""
+
+    environment: Any
+
+    def _upkeep(self) -> Upkeep:
+        upkeep, replica = super()._upkeep(), self.journal.replica
+        tell = replica.before_pause
+        replica.before_pause = lambda estimate_ns: self.environment.pause(tell, estimate_ns)
+        return upkeep
+
+
 class _Environment:
     """The node as its owner system sees it."""
 
@@ -516,6 +548,7 @@ class _Environment:
         self.dial_peers = node.dial_peers
         self.set_aside_log = node.disk.set_aside
         self.boot_ns = node.monotonic_ns
+        self.pause = node.pause
         self.open_witness: Callable[[], Any] = node.open_witness
         self._node = node
 

@@ -45,6 +45,8 @@ class Schedule(msgspec.Struct, frozen=True):
     """There are flows that end when they are idle, and offloads that end by themselves."""
     nf: Literal["ticketing", "tagging"] = "ticketing"
     """What is simulated: flows of datagrams, or TCP connections that are edited."""
+    pause_ms: int = 0
+    """For so long at most a node is busy when it holds its state still."""
     paced: bool = False
     """Nodes have their state audited, stored and their logs pruned, and owner systems sleep until something is due."""
 
@@ -158,10 +160,24 @@ def draw(seed: int, witness: bool | None = None, nodes: int | None = None, *, pl
     revokes = Random(f"{seed} revokes").random() < 0.3
     idles = Random(f"{seed} idles").random() < 0.3
     cores, events = _more_cores(Random(f"{seed} cores"), cores, events)
+    pause_ms = _pause_ms(Random(f"{seed} pause"), witness)
     nf = "tagging" if Random(f"{seed} nf").random() < 0.2 else "ticketing"
     return msgspec.structs.replace(
-        schedule, events=tuple(events), silence_ms=limits, revokes=revokes, idles=idles, cores=cores, nf=nf, paced=True
+        schedule,
+        events=tuple(events),
+        silence_ms=limits,
+        revokes=revokes,
+        idles=idles,
+        cores=cores,
+        nf=nf,
+        pause_ms=pause_ms,
+        paced=True,
     )
+
+
+def _pause_ms(random: Random, witness: bool) -> int:
+    """Mostly none; a node does not make one in which its lease could end (`Upkeep`)."""
+    return random.choice((0, 0, 0, 3, 3, 3) if witness else (0, 0, 0, 3, 15, 50))
 
 
 def _more_cores(random: Random, cores: int, events: list[Event]) -> tuple[int, list[Event]]:

@@ -52,9 +52,10 @@ class Register:
 
 
 class RegisterLine:
-    """As `actornet.node.witness.WitnessThread`: one process's line to the witness."""
+    """As `actornet.node.witness.WitnessThread`: one process's line to the witness. `clock`: how late it is for the process."""
 
-    def __init__(self, register: Register, node: str) -> None:
+    def __init__(self, register: Register, node: str, clock: Callable[[], int]) -> None:
+        self._clock = clock
         self._register = register
         self._node = node
         self.asked = False
@@ -64,14 +65,14 @@ class RegisterLine:
     @property
     def busy(self) -> bool:
         self._register.run()
-        now_ns = self._register.clock()
+        now_ns = self._clock()
         if self.asked and self._answer is None and now_ns >= self._late_ns:
             self._answer, self._answer_due_ns = WitnessError("the witness does not answer"), now_ns
         return self.asked and (self._answer is None or now_ns < self._answer_due_ns)
 
     def ask(self, request: Look | Swap) -> None:
         register = self._register
-        now_ns = register.clock()
+        now_ns = self._clock()
         there, back = register.random.randint(*register.delay_ns), register.random.randint(*register.delay_ns)
         self.asked, self._answer = True, None
         self._late_ns = now_ns + TIMEOUT_MS * MS

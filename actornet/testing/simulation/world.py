@@ -98,6 +98,7 @@ class World:
         self.network.leading = self._leading
         self.network.on_message = self._told
         self.network.on_send = self._tells
+        self.network.time_at = lambda name: self.nodes[name].time_here_ns
         self.announced: set[int] = set()  # epochs in which their primary has sent a message
         self._began: dict[int, Any] = {}  # by which machine
         self.register = Register(lambda: self.now_ns)
@@ -141,7 +142,7 @@ class World:
         node = Node(name, peers, self.network, fabric, plan.durability, plan.without_backup, *watched)
         node.nf, node.ticks = self.nf, plan.idles
         node.silence_ms = plan.silence_ms["abc".index(name)]
-        node.paced = plan.paced
+        node.paced, node.pause_ms = plan.paced, plan.pause_ms
         node.rate = 1 + self.random.uniform(-0.01, 0.01)
         return node
 
@@ -783,7 +784,8 @@ class World:
                 if node.system is not None:
                     node.turn([[] for _ in node.cores])
             systems = [node.system for node in self.nodes.values()]
-            if all(systems) and len({system.journal.lsn for system in systems if system}) == 1 and self.in_sync:
+            rest = all(systems) and not any(node.at_work for node in self.nodes.values())
+            if rest and len({system.journal.lsn for system in systems if system}) == 1 and self.in_sync:
                 break
         self._demand(self.in_sync, "liveness: the nodes fell apart at rest")
         a, *others = (node.system.journal for node in self.nodes.values() if node.system is not None)
