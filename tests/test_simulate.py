@@ -16,6 +16,7 @@ import msgspec
 import pytest
 
 from actornet import Packet, StreamActor, Verdict, journal
+from actornet.chain import ChainActor
 from actornet.engine.replies import VALUE
 from actornet.engine.ring import NO_LEASE
 from actornet.engine.stream import Stream
@@ -469,8 +470,16 @@ def reassembly_goes_on_blindly(patch: Patch) -> None:
     patch(StreamActor, "_join", join)
 
 
+def members_not_restored(patch: Patch) -> None:
+    original = ChainActor._member
+    patch(ChainActor, "_member", lambda self, part, state: original(self, part, None))
+
+
 STREAMED = [edits_not_restored, edits_not_logged, reassembly_goes_on_blindly]
 """Found where streams are simulated."""
+
+CHAINED = [members_not_restored]
+"""Found where a chain is simulated."""
 
 RUSHED = [
     resumed_in_another_order,
@@ -508,6 +517,7 @@ MUTATIONS = [
     resent_in_another_order,
     *RUSHED,
     *STREAMED,
+    *CHAINED,
 ]
 
 
@@ -535,6 +545,8 @@ def schedules(plant: Any) -> Iterator[Schedule]:
         schedule = draw(seed, witness, nodes, plain=plant not in RUSHED)
         if plant in STREAMED:
             schedule = msgspec.structs.replace(schedule, nf="tagging")
+        if plant in CHAINED:
+            schedule = msgspec.structs.replace(schedule, nf="chained")
         if plant is refusal_tells_no_epoch:  # few schedules have both of these, and each seed its own course of them
             events = Event(19, "kill at", "a", "before flush"), Event(44, "leader down", "a", value=70)
             schedule = Schedule(seed, "solo", "solo", 2, events)

@@ -43,8 +43,8 @@ class Schedule(msgspec.Struct, frozen=True):
     """A flow has all offloads revoked, again and again."""
     idles: bool = False
     """There are flows that end when they are idle, and offloads that end by themselves."""
-    nf: Literal["ticketing", "tagging"] = "ticketing"
-    """What is simulated: flows of datagrams, or TCP connections that are edited."""
+    nf: Literal["ticketing", "tagging", "chained"] = "ticketing"
+    """What is simulated: flows of datagrams, TCP connections that are edited, or a chain that flows of datagrams go through."""
     pause_ms: int = 0
     """For so long at most a node is busy when it holds its state still."""
     paced: bool = False
@@ -84,7 +84,7 @@ WITNESS_KINDS = {"freeze": 3, "witness cut": 3, "witness slow": 1, "witness down
 def draw(seed: int, witness: bool | None = None, nodes: int | None = None, *, plain: bool = False) -> Schedule:
     """The schedule of a seed. Some have a story that chance alone seldom tells.
 
-    `plain`: without rushes, revocations, idle flows, streams, more than two cores, and other limits of silence than the
+    `plain`: without rushes, revocations, idle flows, streams, chains, more than two cores, and other limits of silence than the
     default, as seeds meant before there were these.
     """
     random = Random(seed)
@@ -161,7 +161,9 @@ def draw(seed: int, witness: bool | None = None, nodes: int | None = None, *, pl
     idles = Random(f"{seed} idles").random() < 0.3
     cores, events = _more_cores(Random(f"{seed} cores"), cores, events)
     pause_ms = _pause_ms(Random(f"{seed} pause"), witness)
-    nf = "tagging" if Random(f"{seed} nf").random() < 0.2 else "ticketing"
+    share = Random(f"{seed} nf").random()
+    nf: Literal["ticketing", "tagging", "chained"]
+    nf = "tagging" if share < 0.2 else "chained" if share < 0.3 else "ticketing"
     return msgspec.structs.replace(
         schedule,
         events=tuple(events),

@@ -14,7 +14,7 @@ from actornet.owner import Owner, Struct
 OFFLOADING, COUNTING, READING, REVOKING = 1, 2, 3, 4
 """Destination ports: kinds of flows."""
 
-TICKET_FIRST, COUNT_FIRST = 1024, 30_000
+TICKET_FIRST, COUNT_FIRST, STAMP_FIRST = 1024, 30_000, 50_000
 
 LASTING = 12
 """Flows with a higher number end when they are idle, and every second of their offloads after HARD_S."""

@@ -16,6 +16,7 @@ from actornet.replication.backup import Backup
 from actornet.replication.messages import AnyMessage, Fence, Hello, Sync, Welcome
 from actornet.replication.primary import Primary
 from actornet.replication.protocol import State
+from actornet.testing.simulation.chained import Chained, fields_of
 from actornet.testing.simulation.disk import SimulatedLog
 from actornet.testing.simulation.network import MS, Network
 from actornet.testing.simulation.node import Fabric, Node, five_tuple, frame, read_frame
@@ -30,6 +31,7 @@ from actornet.testing.simulation.ticketing import (
     OFFLOADING,
     READING,
     REVOKING,
+    STAMP_FIRST,
     TICKET_FIRST,
     Entry,
     Ticketing,
@@ -43,6 +45,19 @@ _COUNTING_STATES = (State.IN_SYNC, State.HANDOVER, State.STOPPED)
 _IDLE_FLOWS = 6
 _RUSH = 12  # more packets in a step of a rush
 _fabrics: dict[tuple[str, int], Fabric] = {}
+
+NFS: dict[str, type[FlowActor]] = {"ticketing": Ticketing, "tagging": Tagging, "chained": Chained}
+
+_REVOCATIONS = {"ticketing": 1 << 30, "tagging": 0, "chained": 6}
+"""A chain binds the reply of each rewriting that a flow gets, and a flow has 16 keys."""
+
+_GIVEN = {"ticketing": {"tickets": "ticket"}, "chained": {"tickets": "ticket", "stamps": "stamp"}}
+"""Owners whose numbers flows keep, and the fields where they do."""
+
+
+def _owner(number: int) -> str:
+    """Who gives out such numbers."""
+    return "tickets" if number < COUNT_FIRST else "counts" if number < STAMP_FIRST else "stamps"
 
 
 class Violation(AssertionError):
@@ -84,7 +99,7 @@ class World:
     """
 
     def __init__(self, schedule: Schedule, trace: list[str] | None = None) -> None:
-        self.nf: type[FlowActor] = Tagging if schedule.nf == "tagging" else Ticketing
+        self.nf = NFS[schedule.nf]
         self.nf.prepare()
         self.schedule = schedule
         self.trace = trace
@@ -129,6 +144,7 @@ class World:
         self._full_until = dict.fromkeys("abc", 0)
         self._down_until = dict.fromkeys("abc", 0)
         self._rush_until = self._lull_until = 0
+        self._revocations_left = _REVOCATIONS[schedule.nf]
         self.streams: Streams | None = None
         self.left: dict[int, Record] = {}  # by LSN, where there are streams: what left may depend on any record before
         if schedule.nf == "tagging":
@@ -137,7 +153,7 @@ class World:
 
     def _node(self, name: str, peers: list[str]) -> Node:
         cores, plan = self.schedule.cores, self.schedule
-        fabric = _fabrics.setdefault((name, cores), Fabric(cores))
+        fabric = _fabrics.get((name, cores)) or _fabrics.setdefault((name, cores), Fabric(cores))
         watched = (self._observe, self._seen, self._cut, self._given_again)
         node = Node(name, peers, self.network, fabric, plan.durability, plan.without_backup, *watched)
         node.nf, node.ticks = self.nf, plan.idles
@@ -214,7 +230,10 @@ class World:
             flow = self.random.randint(1, self._flows)
             kind = (OFFLOADING, COUNTING, READING)[flow % 3]
             if flow == LASTING and self.schedule.revokes:
+                if not self._revocations_left:
+                    continue
                 kind = REVOKING
+                self._revocations_left -= 1
             close = kind == COUNTING and self.random.random() < 0.1
             if close:
                 self.closed.add(flow)
@@ -396,7 +415,7 @@ class World:
 
     @staticmethod
     def _entry(replica: Any, number: int) -> Entry | None:
-        owner = replica.owners.get("tickets" if number < COUNT_FIRST else "counts")
+        owner = replica.owners.get(_owner(number))
         return owner.state.given.get(number) if owner is not None else None
 
     def _knows(self, replica: Any, number: int, claim: Claim) -> bool:
@@ -424,6 +443,8 @@ class World:
         for data in frames:
             if self.streams is None:
                 self._claim(node, *read_frame(data))
+                if self.schedule.nf == "chained":
+                    self._stamped(node, data)
             else:
                 self._tagged(node, data)
             self.emitted += 1
@@ -432,6 +453,13 @@ class World:
             if not self._is_stale(node, node.system.machine.epoch):
                 self._depends(node)
                 self.streams.take(frames)
+
+    def _stamped(self, node: Node, data: bytes) -> None:
+        """A packet of a chain: what its other member did is a claim, too."""
+        flow, stamp = read_frame(data)[0], int.from_bytes(data[32:34], "big")
+        entry = self._given(node, flow, stamp)
+        self._demand(entry.flow == flow, f"G5: flow {flow} left with {entry.flow}'s stamp {stamp}")
+        self._seen_outside(node, self._emitter(node), flow, stamp, entry)
 
     def _tagged(self, node: Node, data: bytes) -> None:
         """A packet of a stream: each tag in it is a claim."""
@@ -799,17 +827,20 @@ class World:
         if self.streams is not None:
             self.streams.check()
             return
-        tickets: Any = a.replica.owners["tickets"].state
-        held: dict[int, list[int]] = {}
-        for number, entry in tickets.given.items():
-            if number not in tickets.returned:
-                held.setdefault(entry.flow, []).append(number)
-        flows = map(FlowBody.decode, a.replica.flows.values())
-        saved = {body.flow.source_port: dict(Ticketing.restore_arguments(body.state)[0])["ticket"] for body in flows}
-        for flow, numbers in held.items():
-            self._demand(
-                numbers == [saved.get(flow)], f"G5: flow {flow} has {saved.get(flow)}, and the numbers {numbers}"
-            )
+        flows = {body.flow.source_port: body.state for body in map(FlowBody.decode, a.replica.flows.values())}
+        for owner, field in _GIVEN[self.schedule.nf].items():
+            state: Any = a.replica.owners[owner].state
+            held: dict[int, list[int]] = {}
+            for number, entry in state.given.items():
+                if number not in state.returned:
+                    held.setdefault(entry.flow, []).append(number)
+            for flow, numbers in held.items():
+                has = self._fields(flows[flow]).get(field) if flow in flows else None
+                self._demand(numbers == [has], f"G5: flow {flow} has {field} {has}, and the numbers {numbers}")
+
+    def _fields(self, state: bytes) -> dict[str, Any]:
+        """What a flow's record says."""
+        return fields_of(state) if self.nf is Chained else dict(self.nf.restore_arguments(state)[0])
 
 
-assert TICKET_FIRST < COUNT_FIRST
+assert TICKET_FIRST < COUNT_FIRST < STAMP_FIRST
