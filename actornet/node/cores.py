@@ -194,8 +194,8 @@ class Cores:
 
     @property
     def busy(self) -> bool:
-        """Whether something waits for room in a ring."""
-        return bool(self._feeds) or any(line.waiting for line in self.lines)
+        """Whether something waits for room in a ring, or for a core to take what is there."""
+        return not self.hold_flows or bool(self._feeds) or any(line.waiting for line in self.lines)
 
     def counters(self) -> list[list[int]]:
         """Each core's counters, by index."""
