@@ -30,7 +30,7 @@ class World:
         self.now_ns = 1_000_000_000
         network = Network(lambda: self.now_ns)
         ignore = lambda *_: None  # noqa: E731
-        self.node = Node("a", "b", network, FABRIC, "solo", "solo", ignore, ignore, ignore)
+        self.node = Node("a", "b", network, FABRIC, "solo", "solo", ignore, ignore, ignore, ignore)
         self.node.launch("primary")
         self.sent: dict[int, list[int]] = defaultdict(list)
         self.left: dict[int, list[int]] = defaultdict(list)

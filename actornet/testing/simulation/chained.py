@@ -11,7 +11,7 @@ from actornet.chain import Chain, MemberState
 from actornet.engine.packet import Packet
 from actornet.engine.verdict import OFFLOADED, Rewrite, Verdict
 from actornet.flow import FlowActor
-from actornet.testing.simulation.ticketing import IDLE_S, LASTING, STAMP_FIRST, Office, Ticketing
+from actornet.testing.simulation.ticketing import IDLE_FIRST, IDLE_S, STAMP_FIRST, Office, Ticketing
 
 
 class Stamping(FlowActor):
@@ -25,7 +25,7 @@ class Stamping(FlowActor):
 
     async def on_open(self, packet: Packet) -> None:
         flow = self.flow.source_port
-        if flow > LASTING:
+        if flow >= IDLE_FIRST:
             self.idle_s = IDLE_S[flow % len(IDLE_S)]
         self.stamp = await self.stamps.take(flow)
 

@@ -16,8 +16,8 @@ OFFLOADING, COUNTING, READING, REVOKING = 1, 2, 3, 4
 
 TICKET_FIRST, COUNT_FIRST, STAMP_FIRST = 1024, 30_000, 50_000
 
-LASTING = 12
-"""Flows with a higher number end when they are idle, and every second of their offloads after HARD_S."""
+IDLE_FIRST = 101
+"""From this number on flows end when they are idle, and every second of their offloads after HARD_S."""
 
 IDLE_S, HARD_S = (0.02, 0.025, 0.03), 0.015
 
@@ -75,7 +75,7 @@ class Ticketing(FlowActor):
 
     async def on_open(self, packet: Packet) -> Verdict | None:
         kind, flow = packet.destination_port, self.flow.source_port
-        if flow > LASTING:
+        if flow >= IDLE_FIRST:
             self.idle_s = IDLE_S[flow % len(IDLE_S)]
         if kind == READING:
             latest = await self.counts.latest()
@@ -103,7 +103,7 @@ class Ticketing(FlowActor):
         return Rewrite("wan", source_port=await self.counts.take(self.flow.source_port))
 
     def _offload_as(self, number: int) -> None:
-        ends = self.flow.source_port > LASTING and number % 2
+        ends = self.flow.source_port >= IDLE_FIRST and number % 2
         self.offload(Rewrite("wan", source_port=number), hard_s=HARD_S if ends else None)
 
     async def on_close(self) -> None:

@@ -27,7 +27,7 @@ from actornet.testing.simulation.tagging import Tagging, tags
 from actornet.testing.simulation.ticketing import (
     COUNT_FIRST,
     COUNTING,
-    LASTING,
+    IDLE_FIRST,
     OFFLOADING,
     READING,
     REVOKING,
@@ -42,6 +42,7 @@ HEAL_STEPS_MAX = 4000
 UNDER_WAY_NS = 25 * MS
 """When the faults end, the longest delay in the network goes on for so long: a reset may be under way yet."""
 _COUNTING_STATES = (State.IN_SYNC, State.HANDOVER, State.STOPPED)
+_FLOWS = 12
 _IDLE_FLOWS = 6
 _RUSH = 12  # more packets in a step of a rush
 _fabrics: dict[tuple[str, int], Fabric] = {}
@@ -149,7 +150,7 @@ class World:
         self.left: dict[int, Record] = {}  # by LSN, where there are streams: what left may depend on any record before
         if schedule.nf == "tagging":
             self.streams = Streams(Random(f"{schedule.seed} streams"), lambda text: self._demand(False, f"G6: {text}"))
-        self._flows = LASTING + (_IDLE_FLOWS if schedule.idles else 0)
+        self._flows = _FLOWS + (_IDLE_FLOWS if schedule.idles else 0)
 
     def _node(self, name: str, peers: list[str]) -> Node:
         cores, plan = self.schedule.cores, self.schedule
@@ -228,8 +229,10 @@ class World:
         count = self.random.choice((0, 1, 1, 2, 4)) + (_RUSH if self.step < self._rush_until else 0)
         for _ in range(count if node.leads else 0):
             flow = self.random.randint(1, self._flows)
+            if flow > _FLOWS:
+                flow += IDLE_FIRST - _FLOWS - 1
             kind = (OFFLOADING, COUNTING, READING)[flow % 3]
-            if flow == LASTING and self.schedule.revokes:
+            if flow == _FLOWS and self.schedule.revokes:
                 if not self._revocations_left:
                     continue
                 kind = REVOKING
@@ -571,9 +574,9 @@ class World:
         if kind != OFFLOADING or number >= COUNT_FIRST:
             return
         before = self.tickets.setdefault(flow, number)
-        if before != number and not (stale and flow > LASTING):
+        if before != number and not (stale and flow >= IDLE_FIRST):
             returned = replica.owners["tickets"].state.returned.get(before)
-            ended = flow > LASTING and returned is not None and returned < entry.lsn
+            ended = flow >= IDLE_FIRST and returned is not None and returned < entry.lsn
             self._demand(ended, f"G5: flow {flow} had number {before}, and now leaves with {number}")
             self.tickets[flow] = number
 
