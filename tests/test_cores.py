@@ -11,8 +11,9 @@ from actornet.engine.ring import ControlPage, Ring
 from actornet.log.record import FlowBody
 from actornet.node import cores, exchange
 from actornet.node.core_worker import RingLink
-from actornet.node.exchange import Attached, CloseRequest, Restore
+from actornet.node.exchange import Attached, Attaching, CloseRequest, Forget, Restore
 from actornet.ports.memory import MemoryPort
+from actornet.testing.simulation.node import SimulatedCore
 from actornet.testing.simulation.schedule import Schedule
 from actornet.testing.simulation.ticketing import Ticketing
 from actornet.testing.simulation.world import World
@@ -52,6 +53,22 @@ def test_a_backup_whose_cores_do_not_hold_the_flows_does_not_count(monkeypatch: 
         b.kill("the end")
 
 
+def test_what_a_core_is_told_while_it_begins_counts() -> None:
+    """G4, G6: a flow that closes before all others have been sent is none of its flows; nor is what another process was sent."""
+    world = World(Schedule(13, "applied", "solo", 1, ()))
+    core = SimulatedCore(world.a, 0, 7)
+    replies = world.a.fabric.replies[0]
+    state = encode(((0,), [], int(1e15), 0))
+    flows = [FiveTuple(17, "10.0.0.2", port, "198.51.100.1", 2) for port in (1, 2, 3)]
+    messages = [Attaching(6), Restore(FlowBody(flows[0], 0, 1, 1, state)), Attached(6, 1), Attaching(7)]
+    messages += [Restore(FlowBody(flow, 0, 1, 1, state)) for flow in flows[1:]]
+    messages += [Forget(flows[1], 0), Attached(7, 5)]
+    for message in messages:
+        assert replies.push(exchange.encode(message))
+    core.turn([])
+    assert [actor.flow for actor in core.core.actors()] == [flows[2]] and core.link.attached
+
+
 def test_a_core_that_begins_takes_its_flows_a_part_at_a_turn() -> None:
     """Its loop goes on: the monitor sees that it lives."""
     Ticketing.prepare()
@@ -60,6 +77,7 @@ def test_a_core_that_begins_takes_its_flows_a_part_at_a_turn() -> None:
     core = Core(Ticketing, [MemoryPort("lan"), MemoryPort("wan")], flows_max=8192, link=link, virtual_time=True)
     link.core = core
     core.share(ControlPage.create(1), replies)
+    assert replies.push(exchange.encode(Attaching(link.pid)))
     for port in range(1, 2001):
         flow = FiveTuple(17, "10.0.0.2", port, "198.51.100.1", 2)
         state = encode(((0,), [[flow, "lan", False, True]], int(1e15), 0))

@@ -87,6 +87,7 @@ class Followed:
         self.core.share(self.page, self.replies)
         self.link.attach()
         self.requests.pop_many(1)
+        self.replies.push(exchange.encode(exchange.Attaching(os.getpid())))
         self.replies.push(exchange.encode(exchange.Attached(os.getpid(), 1)))
         self.unsent = Unsent()
         self.told: list[Told] = []

@@ -52,6 +52,7 @@ from actornet.node.exchange import (
     Announce,
     Attach,
     Attached,
+    Attaching,
     CloseRequest,
     Detach,
     Forget,
@@ -133,6 +134,7 @@ class RingLink(OwnerLink):
         self.recording: Recording | None = None
         self._replies = replies
         self._told: set[str] = set()
+        self._begun = False  # what comes is for this process
 
     def attach(self) -> None:
         self._replies.clear()
@@ -188,6 +190,9 @@ class RingLink(OwnerLink):
         core = self.core
         assert core is not None
         message = exchange.decode_answer(data)
+        if not self._begun:
+            self._begun = isinstance(message, Attaching) and message.pid == self.pid
+            return
         match message:
             case Restore():
                 self._restore(core, message.body)
@@ -195,7 +200,7 @@ class RingLink(OwnerLink):
                 self._redirect(core, message)
             case Revoked():
                 core.revoke(message.count)
-            case Forget() if self.attached:  # before Attached only flows count; this is for a process before this one
+            case Forget():
                 core.forget(message.flow, core.ports[message.port].name)
             case GiveAway() if self.attached:
                 core.give_away(message.share, message.to)
@@ -203,7 +208,7 @@ class RingLink(OwnerLink):
                 self.resumed.append(message)
             case Announce():
                 self.announces += message.stations
-            case Attached() if message.pid == self.pid:
+            case Attached():
                 core.incarnation_next = message.incarnation_first
                 self.attached = True
 

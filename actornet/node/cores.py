@@ -24,6 +24,7 @@ from actornet.node.exchange import (
     Announce,
     Attach,
     Attached,
+    Attaching,
     CloseRequest,
     Detach,
     Forget,
@@ -215,6 +216,7 @@ class Cores:
         line.sequence = 1
         self.unsent.append((core, self.journal.lsn, VOID))
         self._page.set_committed(core, 0)
+        line.send(Attaching(pid))
         line.send(Revoked(self.journal.replica.revocations))
         self.placement.begin_attach()
         self._attached.add(core)

@@ -59,6 +59,12 @@ class Seen(msgspec.Struct, array_like=True, tag=6, gc=False):
     station: int
 
 
+class Attaching(msgspec.Struct, array_like=True, tag=11):
+    """From here on messages are for this process; those before were for the one before it."""
+
+    pid: int
+
+
 class Attached(msgspec.Struct, array_like=True, tag=10):
     """All flows have been sent; new ones take incarnations from `incarnation_first` on."""
 
@@ -127,7 +133,7 @@ class Announce(msgspec.Struct, array_like=True, tag=18):
 
 
 Request = Attach | CloseRequest | Detach | Leaving | Seen
-Answer = Attached | Restore | Resume | Resend | Forget | Redirect | Revoked | GiveAway | Announce
+Answer = Attaching | Attached | Restore | Resume | Resend | Forget | Redirect | Revoked | GiveAway | Announce
 
 encode = msgspec.msgpack.Encoder().encode
 _decode_request: Callable[[bytes], Request] = msgspec.msgpack.Decoder(Request).decode
