@@ -456,6 +456,9 @@ def Chain(*functions: type[FlowActor]) -> type[ChainActor]:
     all, the careful one counts: `fail`, `untracked` and `fragments` as the strictest, `deadline_s` as the shortest; a flow
     lives until the longest of its members' time-outs has passed. A chain is one hop: the TTL goes down by one at most.
 
+    Each way in which a flow's packets leave is a key of it, for the replies, until it ends: where members rewrite otherwise
+    again and again, it has KEYS_PER_FLOW_MAX of them in all.
+
     Members' offloads can have no `Meter` and no `Mirror`; packets are not sent back out of the port where they came in.
     Raises UsageError for functions that do not go together.
     """

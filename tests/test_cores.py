@@ -54,7 +54,7 @@ def test_a_backup_whose_cores_do_not_hold_the_flows_does_not_count(monkeypatch: 
 
 
 def test_what_a_core_is_told_while_it_begins_counts() -> None:
-    """G4, G6: a flow that closes before all others have been sent is none of its flows; nor is what another process was sent."""
+    """G4, G6: a flow that closes before all others have been sent is none of its flows, nor what another process was sent."""
     world = World(Schedule(13, "applied", "solo", 1, ()))
     core = SimulatedCore(world.a, 0, 7)
     replies = world.a.fabric.replies[0]

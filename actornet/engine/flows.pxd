@@ -39,6 +39,7 @@ cdef class Flows:
     cdef bint ticks(self, uint64_t until_ns) noexcept
     cdef int pass_time(self, uint64_t until_ns) except -1
     cdef int make_room(self) except -1
+    cdef uint64_t _idle_since_ns(self, FlowBase flow, uint64_t now_ns) noexcept
     cdef uint64_t last_seen_ns(self, FlowBase flow) noexcept
     cdef uint32_t _next_to_go(self) noexcept
     cdef int close_all(self, str reason) except -1

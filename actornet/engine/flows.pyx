@@ -278,15 +278,12 @@ cdef class Flows:
         cdef uint32_t n, k
         cdef uint64_t last
         cdef FlowBase flow
-        if self.idle_from_ns == UINT64_MAX:
-            return 0
         n = an_timer_advance(&self.table, core.now_ns, due, DUE_MAX)
         for k in range(n):
             if not self.table.entries[due[k]].state & AN_PRIMARY:
                 continue  # closed together with one before it
             flow = <FlowBase>self.table.entries[due[k]].actor
-            # Nor is idle whose output waits.
-            last = max(self.last_seen_ns(flow), self.idle_from_ns) if flow.suspension is None and not flow.held else core.now_ns
+            last = self._idle_since_ns(flow, core.now_ns)
             if last + flow.idle_ns <= core.now_ns:
                 core.begin_close(flow, "idle")
             else:
@@ -295,7 +292,7 @@ cdef class Flows:
 
     cdef bint ticks(self, uint64_t until_ns) noexcept:
         """Whether flows may come due before then."""
-        return self.idle_from_ns != UINT64_MAX and self.table.armed > 0 and until_ns >> AN_TIMER_TICK_SHIFT > self.table.tick
+        return self.table.armed > 0 and until_ns >> AN_TIMER_TICK_SHIFT > self.table.tick
 
     cdef int pass_time(self, uint64_t until_ns) except -1:
         """`expire` for a clock that jumps, a capture's: close what is idle for too long at any time up to then, the earliest
@@ -306,7 +303,7 @@ cdef class Flows:
         """
         cdef Core core = <Core>self.core
         cdef uint32_t due
-        cdef uint64_t horizon_ns, last, deadline_ns
+        cdef uint64_t horizon_ns, deadline_ns
         cdef FlowBase flow
         cdef int turn
         for turn in range(TURNS_IN_ORDER + 1):
@@ -317,8 +314,7 @@ cdef class Flows:
                 if not self.table.entries[due].state & AN_PRIMARY:
                     continue
                 flow = <FlowBase>self.table.entries[due].actor
-                last = max(self.last_seen_ns(flow), self.idle_from_ns) if flow.suspension is None and not flow.held else until_ns
-                deadline_ns = last + flow.idle_ns
+                deadline_ns = self._idle_since_ns(flow, until_ns) + flow.idle_ns
                 # The wheel stands right before the next entry that is due: what is due behind that one has time.
                 if deadline_ns > until_ns or deadline_ns >> AN_TIMER_TICK_SHIFT > self.table.tick:
                     an_timer_arm(&self.table, flow.first, deadline_ns)
@@ -328,6 +324,12 @@ cdef class Flows:
             if horizon_ns == until_ns:
                 break
         return 0
+
+    cdef uint64_t _idle_since_ns(self, FlowBase flow, uint64_t now_ns) noexcept:
+        """When the flow's silence began: not yet where its output waits, or another core sees its packets."""
+        if flow.suspension is not None or flow.held or self.idle_from_ns > now_ns:
+            return now_ns
+        return max(self.last_seen_ns(flow), self.idle_from_ns)
 
     cdef uint64_t last_seen_ns(self, FlowBase flow) noexcept:
         """When the latest packet of any of its keys came."""
