@@ -210,7 +210,6 @@ class Backup:
             return []
         if slept:
             self._heard_ns = now_ns
-            self._better_since_ns = 0
         if self.state is State.CLAIMING:
             return []
         limit_ms = self._limit_ms
