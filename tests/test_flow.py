@@ -161,6 +161,7 @@ def test_a_flow_of_the_log_that_cannot_be_restored_ends_no_core() -> None:
     core = Core(Sloppy, [MemoryPort("lan"), MemoryPort("wan")], flows_max=64, link=link, virtual_time=True)
     link.core = core
     core.share(ControlPage.create(1), replies)
+    assert replies.push(exchange.encode(exchange.Attaching(link.pid)))
     for port, fields, at in ((1, (1, b""), "lan"), (2, (0.5, b""), "lan"), (3, (1,), "lan"), (4, (1, b""), "dmz")):
         flow = FiveTuple(17, "10.0.0.2", port, "198.51.100.1", 2)
         state = encode((fields, [[flow, at, False, True]], int(1e15), 0))
