@@ -252,7 +252,7 @@ class Node:
         self.end = ""  # why the last life ended
         self.rate = 1.0  # of its clock
         self.silence_ms = SILENCE_MS_DEFAULT
-        self.paced, self.pause_ms = False, 0  # see `Schedule`
+        self.paced, self.upkeep, self.pause_ms = False, False, 0  # see `Schedule`
         self.busy_until_ns = 0  # with what its owner system does; for that it is as late already
         self.wall_offset_ns = 1_700_000_000_000_000_000
         self.paused_until_ns = 0
@@ -373,7 +373,7 @@ class Node:
             durability=self.durability,
             without_backup=self.without_backup,
             silence_ms=self.silence_ms,
-            keep_records=KEEP_RECORDS if self.paced else LOG_KEEP_RECORDS_DEFAULT,
+            keep_records=KEEP_RECORDS if self.upkeep else LOG_KEEP_RECORDS_DEFAULT,
             fabric=FabricSpec(-1, -1, [], [], []),
             witness="simulated" if self.register is not None else None,
             lease_ms=LEASE_MS,

@@ -48,7 +48,9 @@ class Schedule(msgspec.Struct, frozen=True):
     pause_ms: int = 0
     """For so long at most a node is busy when it holds its state still."""
     paced: bool = False
-    """Nodes have their state audited, stored and their logs pruned, and owner systems sleep until something is due."""
+    """Nodes take few flows, and little of a snapshot, at a time, are calm soon, and owner systems sleep until work is due."""
+    upkeep: bool = False
+    """Nodes have their state audited and stored, and their logs pruned."""
 
     def without(self, indices: set[int]) -> Schedule:
         """The schedule less some of its events."""
@@ -160,7 +162,8 @@ def draw(seed: int, witness: bool | None = None, nodes: int | None = None, *, pl
     revokes = Random(f"{seed} revokes").random() < 0.3
     idles = Random(f"{seed} idles").random() < 0.3
     cores, events = _more_cores(Random(f"{seed} cores"), cores, events)
-    pause_ms = _pause_ms(Random(f"{seed} pause"), witness)
+    upkeep = Random(f"{seed} upkeep").random() < 0.5
+    pause_ms = _pause_ms(Random(f"{seed} pause"), witness) if upkeep else 0
     share = Random(f"{seed} nf").random()
     nf: Literal["ticketing", "tagging", "chained"]
     nf = "tagging" if share < 0.2 else "chained" if share < 0.3 else "ticketing"
@@ -174,6 +177,7 @@ def draw(seed: int, witness: bool | None = None, nodes: int | None = None, *, pl
         nf=nf,
         pause_ms=pause_ms,
         paced=True,
+        upkeep=upkeep,
     )
 
 

@@ -159,7 +159,7 @@ class World:
         node = Node(name, peers, self.network, fabric, plan.durability, plan.without_backup, *watched)
         node.nf, node.ticks = self.nf, plan.idles
         node.silence_ms = plan.silence_ms["abc".index(name)]
-        node.paced, node.pause_ms = plan.paced, plan.pause_ms
+        node.paced, node.upkeep, node.pause_ms = plan.paced, plan.upkeep, plan.pause_ms
         node.rate = 1 + self.random.uniform(-0.01, 0.01)
         return node
 
