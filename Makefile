@@ -20,7 +20,7 @@ demo: build
 	$(BIN)/actornet demo
 
 test: build packages check
-	$(BIN)/python -m pytest --numprocesses=auto $(CALCULATING)
+	$(BIN)/python -m pytest --numprocesses=auto --dist=worksteal $(CALCULATING)
 	$(BIN)/python -m pytest $(CALCULATING:%=--ignore=%)
 
 check: build

@@ -51,8 +51,9 @@ class StreamActor(FlowActor):
 
     Edits are replicated with the flow: after a takeover sequence numbers are still right and what is repeated is edited as
     before (G3, G6). The reassembly itself is not: a passive actor's begins again at the first packet of each direction, an
-    inline one's at what the receivers have acknowledged, so that nothing passes undecided; bytes on their way at that
-    moment may be decided on again. What an actor keeps of the bytes is in its own annotated fields.
+    inline one's at what the receivers have acknowledged, so that nothing passes undecided but what they say, within a window of
+    that moment, to have already; bytes on their way then may be decided on again. What an actor keeps of the bytes is in its
+    own annotated fields.
 
     An RST ends a connection if it has exactly the number that its receiver waits for (RFC 5961 section 3.2), a FIN if all
     before it has come and nothing behind it; a SYN in the middle of a connection begins a new one when the other end answers
