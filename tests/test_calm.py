@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -62,17 +63,23 @@ def test_a_pair_at_rest_says_little_and_stays_in_sync(silence_ms: int) -> None:
     assert 2 * beats - 2 <= messages <= 2 * beats + 4 and wakes <= beats + 4
 
 
+def until_it_acts(machine: Primary | Backup, now_ns: int) -> tuple[int, list[Any]]:
+    """The machine ticks when it is due, and hears nothing more: when it no longer is in sync, and what it does then."""
+    actions: list[Any] = []
+    while machine.state is State.IN_SYNC:
+        due_ns = machine.due_ns(now_ns)
+        assert due_ns is not None and due_ns > now_ns
+        now_ns = due_ns
+        actions = list(machine.tick(now_ns))
+    return now_ns, actions
+
+
 def test_a_calm_primary_that_freezes_is_taken_over_from_after_the_longer_limit() -> None:
     """G6: and not before."""
     leader, machine = calm_pair()
     begun_ns = T + HEARTBEAT_MS * MS
     exchange(leader, machine, begun_ns)
-    now_ns = begun_ns
-    while machine.state is State.IN_SYNC:
-        due_ns = machine.due_ns(now_ns)
-        assert due_ns is not None and due_ns > now_ns
-        now_ns = due_ns
-        actions = machine.tick(now_ns)
+    now_ns, actions = until_it_acts(machine, begun_ns)
     assert only(actions, Promote) and now_ns == begun_ns + LIMIT_MS * MS + 1
 
 
@@ -81,12 +88,7 @@ def test_a_backup_that_freezes_is_lost_after_the_longer_limit() -> None:
     leader, machine = calm_pair()
     begun_ns = T + HEARTBEAT_MS * MS
     exchange(leader, machine, begun_ns)
-    now_ns = begun_ns
-    while leader.state is State.IN_SYNC:
-        due_ns = leader.due_ns(now_ns)
-        assert due_ns is not None and due_ns > now_ns
-        now_ns = due_ns
-        leader.tick(now_ns)
+    now_ns, _ = until_it_acts(leader, begun_ns)
     assert now_ns == begun_ns + LIMIT_MS * MS + 1 and leader.epoch == TERM + 1
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from actornet.limits import HEARTBEAT_MS, LINKS_DOWN_MS
+from actornet.limits import HEARTBEAT_MS, LINKS_DOWN_MS, SILENCE_MS_DEFAULT
 from actornet.replication.backup import Backup
 from actornet.replication.messages import Heartbeat, Yield
 from actornet.replication.protocol import Leave, State
@@ -35,6 +35,16 @@ def test_a_backup_with_more_links_asks_to_lead() -> None:
     assert said.why == "ports without a link: 1 of the primary's, 0 of the backup's" and machine.state is State.IN_SYNC
     leading = in_sync()
     assert only(leading.receive(said, T), Leave).reason == said.why
+
+
+def test_a_backup_that_is_often_kept_from_its_ticks_asks_to_lead() -> None:
+    """G6: what it compares is fresh whenever it looks, so it goes on counting for how long its ports are better."""
+    machine, said = synced(), []
+    for ms in range(0, 2 * LINKS_DOWN_MS, SILENCE_MS_DEFAULT + 10):
+        now_ns = T + ms * MS
+        machine.receive(Heartbeat(TERM, 3, now_ns, links_down=1), now_ns)
+        said += [message for message in sent(machine.tick(now_ns)) if isinstance(message, Yield)]
+    assert len(said) == 1 and machine.state is State.IN_SYNC
 
 
 @pytest.mark.parametrize(("theirs", "ours"), [(0, 0), (1, 1), (1, 2), (0, 1)])

@@ -47,8 +47,8 @@ and the takeover's is the higher. A primary that hears of a higher epoch is fenc
 of an older epoch is refused and answered with Fence.
 
 *A node that comes back* may have records that nobody else got. They were never committed if they are of the very epoch that
-the takeover ended, or of its term and the witness agreed to the takeover; then it is told where to cut its log. Any other
-divergence is refused and left to a person (G8).
+the takeover ended, or of its term and the witness agreed to the takeover; then it is told where to cut its log, and sets it
+aside whole if that begins later. Any other divergence is refused and left to a person (G8).
 
 *A process that was itself stopped* for longer than `silence_ms` accuses nobody: it counts silence anew. One that is about to be
 busy, since it holds its state still, says so before (`pausing`), and is given so much longer, until it says otherwise.
