@@ -132,6 +132,11 @@ class Journal(JournalBase):
             self.log.snapshot_install(lsn, snapshot, chain)
         self.replica, self.chain, self._queue = replica, chain, []
 
+    @property
+    def queued(self) -> list[bytes]:
+        """What `commit` will write."""
+        return [data for _, data in self._queue]
+
     def commit(self) -> Batch:
         """Write the queued records; returns them. Raises LogFullError: nothing of the queue was written then."""
         batch, self._queue = self._queue, []

@@ -1,13 +1,14 @@
 """How long is traffic interrupted when the primary is killed with kill -9, and what does output commit cost before that?
 
-    python -m bench.failover [--times 30] [--rounds 5]
+    python -m bench.failover [--times 30] [--rounds 5] [--cpu-latency-us US]
 
 Each time: a fresh pair in network namespaces; a UDP stream with a datagram per millisecond and a TCP transfer run through
 the NAT when every process of the primary gets SIGKILL. An outage is the longest silence of the quarter of a second that
 follows; beside it that of the quarter before, which is the machine's. Then, on a pair at rest: round trips of the first
 packet of new flows, whose translation must be at the backup before it may leave, beside those of packets of an
 established flow, and the same on a node without replication. And what of that is the machine's: a bare TCP exchange of
-as many bytes between the nodes' places, each end on a CPU of its own as owner systems are.
+as many bytes between the nodes' places, each end on a CPU of its own as owner systems are. With `--cpu-latency-us` all
+deployments have that key, and CPUs are kept awake for the bare exchange, too.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from actornet.limits import SILENCE_MS_DEFAULT
@@ -42,10 +44,10 @@ while connection.recv({RECORDS_BYTES}):
 """
 
 
-def takeover(directory: Path) -> Row:
+def takeover(directory: Path, flags: Sequence[str]) -> Row:
     """One kill -9 under traffic."""
     with Pair(directory, silence_ms=SILENCE_MS_DEFAULT) as pair:
-        pair.start()
+        pair.start(*flags)
         with UdpStream(pair.lab) as stream, TcpTransfer(pair.lab) as transfer:
             time.sleep(0.7)
             killed_ns = pair.kill("a")
@@ -105,15 +107,15 @@ def bare_exchange_us(lab: Lab, count: int) -> float:
     return statistics.median(found)
 
 
-def latency(directory: Path, rounds: int) -> list[Row]:
+def latency(directory: Path, rounds: int, flags: Sequence[str]) -> list[Row]:
     """Round trips through the NAT at rest, replicated and not, in turns: a machine that others share is not twice the same."""
     rows: list[Row] = []
     for number in range(rounds):
         for name, durability in (("replicated", "applied"), ("solo", "solo")):
             with Pair(directory / f"{name}-{number}", durability=durability, silence_ms=SILENCE_MS_DEFAULT) as pair:
-                pair.launch("a", "primary")
+                pair.launch("a", "primary", *flags)
                 if durability != "solo":
-                    pair.launch("b", "backup")
+                    pair.launch("b", "backup", *flags)
                     pair.wait_in_sync("b")
                 round_trips(pair.lab, 50, fresh=False)
                 for fresh in (False, True):
@@ -145,11 +147,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--times", type=int, default=30)
     parser.add_argument("--rounds", type=int, default=5, help="of latency, replicated and not in turns")
+    parser.add_argument("--cpu-latency-us", type=int)
     args = parser.parse_args()
     times, rounds = args.times, args.rounds
+    flags = ["--cpu-latency-us", str(args.cpu_latency_us)] if args.cpu_latency_us is not None else []
     with tempfile.TemporaryDirectory() as directory:
-        rows = [takeover(Path(directory) / str(number)) for number in range(times)]
-        delays = latency(Path(directory), rounds)
+        rows = [takeover(Path(directory) / str(number), flags) for number in range(times)]
+        delays = latency(Path(directory), rounds, flags)
     udp, tcp, quiet = ([row[name] for row in rows] for name in ("udp_ms", "tcp_ms", "quiet_ms"))
     summary: Row = {
         "takeovers": times,
@@ -163,6 +167,8 @@ def main() -> None:
         "records replayed": sum(row["records_replayed"] for row in rows),
         "promotion median us": statistics.median(row["promotion_us"] for row in rows),
     }
+    if args.cpu_latency_us is not None:
+        summary["cpu_latency_us"] = args.cpu_latency_us
     print(table([summary]))
     print(table(delays))
     added = added_us(delays)

@@ -104,6 +104,15 @@ def sent(actions: Iterable[Any], peer: int) -> list[AnyMessage]:
     return [action.message for action in actions if isinstance(action, Send) and action.peer == peer]
 
 
+def test_nothing_of_an_epoch_is_sent_before_it_is_told() -> None:
+    """G7: and its record is in the log by then."""
+    machine = two()
+    only(machine.disconnected("reset", T, C), NewEpoch)
+    assert machine.stream([b"epoch"], T) == []
+    assert sent(machine.logged([b"epoch"], T), B) == [Sync(TERM + 1, 4, 0), Records(TERM + 1, 4, [b"epoch"])]
+    assert sent(machine.stream([b"r"], T), B) == [Records(TERM + 1, 5, [b"r"])]
+
+
 def test_output_waits_for_every_backup_that_counts() -> None:
     """G3."""
     machine = two()

@@ -40,7 +40,7 @@ from actornet.replication.unsent import Unsent
 from actornet.testing.simulate import explain, fails, main, paced, quiet, shrink, simulate
 from actornet.testing.simulation.network import MS
 from actornet.testing.simulation.node import Node, frame
-from actornet.testing.simulation.schedule import Event, Schedule, draw
+from actornet.testing.simulation.schedule import Event, Schedule, draw, two_ways
 from actornet.testing.simulation.ticketing import COUNTING, READING, Office
 from actornet.testing.simulation.world import World
 
@@ -482,11 +482,12 @@ CHAINED = [members_not_restored]
 """Found where a chain is simulated."""
 
 RUSHED = [
+    resent_before_its_records_are_here,
     resumed_in_another_order,
     revocations_not_told,
     repeated_reply_taken_for_a_new_one,
 ]
-"""Found where traffic comes in rushes, or offloads are revoked."""
+"""Found where traffic comes in rushes, a little at a time, or offloads are revoked."""
 
 LINKED = [a_way_for_traffic_not_missed, links_of_the_primary_not_told]
 """Found where ports lose their links."""
@@ -513,7 +514,6 @@ MUTATIONS = [
     restored_core_does_not_wait,
     goes_on_alone_in_the_same_epoch,
     refusal_tells_no_epoch,
-    resent_before_its_records_are_here,
     resent_in_another_order,
     *RUSHED,
     *STREAMED,
@@ -548,7 +548,7 @@ def schedules(plant: Any) -> Iterator[Schedule]:
         if plant in CHAINED:
             schedule = msgspec.structs.replace(schedule, nf="chained")
         if plant is refusal_tells_no_epoch:  # few schedules have both of these, and each seed its own course of them
-            events = Event(19, "kill at", "a", "before flush"), Event(44, "leader down", "a", value=70)
+            events = *two_ways(19), Event(44, "leader down", "a", value=70)
             schedule = Schedule(seed, "solo", "solo", 2, events)
         if plant not in LINKED or any(event.kind == "link" for event in schedule.events):
             yield schedule

@@ -332,7 +332,7 @@ def test_the_ring_is_bounded() -> None:
 )
 def test_a_message_that_is_none_is_refused(waits: Any) -> None:
     """G9: a peer of the deployment is believed, but not to the point that a core fails."""
-    data = messages.encode(messages.Unsent(1, 0, 1, msgspec.Raw(msgspec.msgpack.encode(([waits], [])))))  # type: ignore[arg-type]
+    data = messages.encode(messages.Unsent(1, [(0, 1, msgspec.Raw(msgspec.msgpack.encode(([waits], []))))]))  # type: ignore[arg-type]
     with pytest.raises(LinkError):
         messages.decode(data)
 

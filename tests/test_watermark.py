@@ -32,6 +32,34 @@ def test_watermark(durability: Durability, ack: tuple[int, int, int], watermark:
     assert machine.watermark == watermark
 
 
+def test_records_travel_before_they_are_logged() -> None:
+    """G3: and are committed only once they are, whatever the backup has by then."""
+    for durability in ("solo", "received", "durable", "applied"):
+        machine = in_sync(durability)
+        assert sent(machine.stream([b"r", b"s"], T)) == [Records(TERM, 4, [b"r", b"s"])]
+        assert machine.watermark == 3 and machine.logged_lsn == 3
+        assert sent(machine.logged([b"r", b"s"], T)) == [], "they are under way"
+        assert machine.watermark == (5 if durability == "solo" else 3)
+        acked(machine, 5)
+        assert machine.watermark == 5
+
+
+def test_only_who_has_all_before_is_sent_records_ahead() -> None:
+    """G4: a backup that catches up reads them from the log, in their turn."""
+    machine = primary("applied", "solo")
+    welcome(machine)
+    machine.leading.sent_lsn -= 1  # type: ignore[union-attr]
+    assert machine.stream([b"r"], T) == []
+
+
+def test_nothing_is_sent_in_an_epoch_that_is_over() -> None:
+    """G7: nor logged then."""
+    machine = in_sync("applied")
+    only(machine.receive(Ack(2 * TERM, 3, 3, 3), T), Fenced)
+    with pytest.raises(FencedError):
+        machine.stream([b"r"], T)
+
+
 def test_policy_wait() -> None:
     """G3, G7: without a backup nothing is committed; with the next one it goes on, in the same epoch."""
     machine = primary("applied", "wait")

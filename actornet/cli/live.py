@@ -20,6 +20,8 @@ from actornet.embedded import Embedded
 from actornet.engine.ahead import MemoryAhead
 from actornet.errors import UsageError
 from actornet.flow import FlowActor
+from actornet.node.calm import Calm
+from actornet.node.cpu_latency import CpuLatency
 from actornet.ports.drivers import open_ports
 from actornet.ports.live import LivePort
 from actornet.ports.recorded import RecordedPort
@@ -58,6 +60,9 @@ def run(
             stack.callback(port.close)
             port.on_link = _tell
         epoll = stack.enter_context(select.epoll())
+        latency = CpuLatency(args.cpu_latency_us) if args.cpu_latency_us is not None else None
+        if latency is not None:
+            stack.callback(latency.close)
         embedded = Embedded(nf, ports, settings, args.log, flows_max=args.flows_max, on_error=errors)
         stack.callback(embedded.finish)
         stack.callback(MemoryAhead(embedded.core).close)
@@ -70,9 +75,13 @@ def run(
             port.activate()
         begun = time.perf_counter()
         attached: list[int | None] = [None] * len(ports)
+        calm, bursts = Calm(), 0
         while not stop:
             if embedded.run_burst():
+                bursts += 1
                 continue
+            if latency is not None:
+                latency.hold(not calm.turn(bursts, time.monotonic_ns()))
             for number, port in enumerate(ports):
                 if port.ifindex != attached[number]:  # a port that has attached anew may have another socket
                     attached[number] = port.ifindex

@@ -39,6 +39,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add(
         "--poll", metavar="HOW", help="cores without packets sleep (adaptive, the default) or look again at once (busy)"
     )
+    add("--cpu-latency-us", type=int, metavar="US", help="CPUs wake within so long while packets come; 0: none sleeps")
     add(
         "--port",
         action="append",
@@ -121,6 +122,7 @@ def _overrides(args: argparse.Namespace) -> dict[str, Any]:
         "cores": args.cores,
         "cpus": _cpus(args.cpus) if args.cpus else None,
         "poll": args.poll,
+        "cpu_latency_us": args.cpu_latency_us,
         "flows_max": args.flows_max,
         "key_file": _absolute(args.key_file),
         "replication.durability": args.durability,

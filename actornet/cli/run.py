@@ -89,6 +89,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="HOW",
         help="with -i: without packets sleep (adaptive, the default), or look again at once (busy)",
     )
+    add(
+        "--cpu-latency-us",
+        type=int,
+        metavar="US",
+        help="with -i: CPUs wake within so long while packets come; 0: none sleeps",
+    )
     add("--json", action="store_true", help="print the summary as one JSON object")
     add("--quiet", action="store_true", help="print neither progress nor summary")
 
@@ -236,8 +242,9 @@ def _check(args: argparse.Namespace, reads: list[PortFile], writes: list[PortFil
     for path in {path for _, path in writes if os.path.exists(path)}:
         if any(os.path.exists(other) and os.path.samefile(path, other) for _, other in reads):
             raise UsageError(f"--write {path}: it is read as well, and would be replaced; write to another file")
-    if args.poll:
-        raise UsageError("--poll is for live interfaces: name them by -i NAME=INTERFACE")
+    for flag, value in (("--poll", args.poll), ("--cpu-latency-us", args.cpu_latency_us)):
+        if value is not None:
+            raise UsageError(f"{flag} is for live interfaces: name them by -i NAME=INTERFACE")
     if args.json and any(path == "-" for _, path in writes):
         raise UsageError("--json and --write - both want standard output; write to a file")
 

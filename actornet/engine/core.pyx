@@ -313,8 +313,6 @@ cdef class Core:
         self.flush()
         if self.unsent.done:
             self.unsent.flush()
-            self.submitted = False
-            self.link.flush()
         if self.output.ended:
             self.output.end_flows()
             return self.exhale()

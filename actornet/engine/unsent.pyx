@@ -2,8 +2,9 @@
 
 Theory of operation. A packet that waits (with its handler, in a mailbox, for the watermark) has a number from when it begins to,
 so that a flow's are in the order of arrival. The backup is told of it: as it came, later perhaps as it is to leave. It is settled
-where the core is done with it (`Core.discard`), that is after it was sent. So what a primary was about to send when it died
-leaves its backup once more at worst. What goes through without waiting is told to nobody.
+where the core is done with it (`Core.discard`), that is after it was sent, and the backup hears of that with what comes next, or
+the next sign of life. So what a primary has sent in its last milliseconds leaves its backup once more at worst. What goes
+through without waiting is told to nobody.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
@@ -54,13 +55,14 @@ cdef class Unsent:
         return 0
 
     cdef int flush(self) except -1:
-        """Tell it; the owner system is woken with the core's requests."""
+        """Tell it. The owner system is woken for what waits, with the core's requests; what is done it reads when it next runs."""
         cdef Core core = <Core>self.core
         cdef list waits = self.waits
         cdef list done = self.done
         self.waits, self.done, self.bytes = [], [], 0
         core.link.unsent(waits, done)
-        core.submitted = True
+        if waits:
+            core.submitted = True
         return 0
 
     def resume(self, int port, bytes packet not None) -> None:

@@ -69,6 +69,7 @@ def assemble(deployment: Deployment) -> NodePlan:
         keys_max=deployment.cores * deployment.flows_max,
         interfaces=[port.interface for port in deployment.ports.values() if port.interface is not None],
         wire=deployment.wire,
+        cpu_latency_us=deployment.cpu_latency_us,
     )
     workers = [WorkerPlan("owner-system", "owner", "actornet.node.owner_process:run", owner, spare)]
     for index, cpu in enumerate(taken):

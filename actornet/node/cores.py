@@ -70,13 +70,13 @@ class Cores:
 
     # -- requests ---------------------------------------------------------------------------------------------------
 
-    def serve(self, core: int, messages: list[bytes]) -> bool:
-        """Execute a core's requests; whether none was there but asks, and word of what waits.
+    def serve(self, core: int, messages: list[bytes]) -> tuple[int, int]:
+        """Execute a core's requests; how many were asks, and how many neither that nor word of what waits.
 
         NodeError: it wants something logged on a node that stands by, whose records are the primary's (G4).
         """
         line, ask, now_ns = self.lines[core], self.journal.ask, self._environment.time_ns()
-        asks, lsn = 0, self.journal.lsn
+        asks, words, lsn = 0, 0, self.journal.lsn
         for message in messages:
             if is_ask(message):
                 line.reply(ask(core, message, now_ns))
@@ -89,7 +89,7 @@ class Cores:
                 line.sequence += 1
             elif message.startswith(exchange.UNSENT):
                 self.unsent.append((core, self.journal.lsn, message[len(exchange.UNSENT) :]))
-                asks += 1
+                words += 1
             else:
                 self._request(core, line, exchange.decode_request(message), now_ns)
         if self._page.role == PASSIVE and self.journal.lsn != lsn:
@@ -97,7 +97,7 @@ class Cores:
         if core not in self._feeds:
             line.pending.append((self.journal.lsn, line.sequence))
         self.tell_revocations()
-        return asks == len(messages)
+        return asks, len(messages) - asks - words
 
     def _request(self, core: int, line: CoreLine, request: Request, now_ns: int) -> None:
         match request:

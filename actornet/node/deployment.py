@@ -34,6 +34,7 @@ from actornet.limits import (
     SILENCE_MS_MAX,
     SILENCE_MS_MIN,
 )
+from actornet.node.cpu_latency import ANY_US
 from actornet.node.thespian_base import split_address
 from actornet.node.witness import OPEN, EtcdAccess, witness_at
 from actornet.ports.table import PortTable, problem_of
@@ -84,6 +85,7 @@ class DeploymentFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cores: int = 1
     cpus: list[int] | None = None
     poll: Poll = "adaptive"
+    cpu_latency_us: int | None = None
     flows_max: int = FLOWS_MAX_DEFAULT
     core_memory_mb: int = 0
     settings: dict[str, Any] = {}
@@ -106,7 +108,8 @@ class Deployment(msgspec.Struct, frozen=True):
     """A deployment as one node of it needs it: paths absolute, defaults filled in, everything checked.
 
     `flows_max` is how many keys a core's flow table may have. The node warns of a core's process that takes more than
-    `core_memory_mb`; 0: than its part of half of the host's memory. `cpus` has one CPU per core, or is None for the
+    `core_memory_mb`; 0: than its part of half of the host's memory. `cpu_latency_us` is what the kernel is asked to keep to
+    on all CPUs while packets come (`actornet.node.cpu_latency`). `cpus` has one CPU per core, or is None for the
     supervisor's choice. `listen` is None, and `links` empty, only when nothing is replicated. `node` is the table that is
     this node's; at one of `links` it finds the primary as a backup; `peers` are where the others listen when they lead, if
     elsewhere.
@@ -119,6 +122,7 @@ class Deployment(msgspec.Struct, frozen=True):
     cores: int
     cpus: list[int] | None
     poll: Poll
+    cpu_latency_us: int | None
     flows_max: int
     core_memory_mb: int
     key_file: Path
@@ -201,6 +205,7 @@ def load_deployment(
         cores=whole.cores,
         cpus=whole.cpus,
         poll=whole.poll,
+        cpu_latency_us=whole.cpu_latency_us,
         flows_max=whole.flows_max,
         core_memory_mb=whole.core_memory_mb,
         key_file=directory / whole.key_file,
@@ -342,6 +347,8 @@ def _problem(whole: DeploymentFile, node: str, table: RoleTable) -> str | None:
         return f"`cores` = {whole.cores}: choose 1 to {CORES_MAX}"
     if whole.core_memory_mb < 0:
         return f"`core_memory_mb` = {whole.core_memory_mb}: MiB that a core may take without a warning, or 0"
+    if whole.cpu_latency_us is not None and not 0 <= whole.cpu_latency_us < ANY_US:
+        return f"`cpu_latency_us` = {whole.cpu_latency_us}: microseconds for a CPU to wake, 0 or more; or leave it out"
     if not 1 <= whole.flows_max <= FLOWS_MAX:
         return f"`flows_max` = {whole.flows_max}: a core's flow table has 1 to {FLOWS_MAX} keys"
     if whole.cpus is not None and len(set(whole.cpus)) != whole.cores:

@@ -91,6 +91,9 @@ class Environment(Protocol):
     def links_down(self) -> int:
         """How many of the ports' interfaces are absent, down, or without a link (a cable, the other end of a veth)."""
 
+    def rest(self, rests: bool) -> None:
+        """Nothing comes any more, so the host's CPUs may sleep; or something does."""
+
     def still_sending(self) -> int:
         """Wait a moment for the cores of other nodes on this host to have ended; how many of them have not."""
 

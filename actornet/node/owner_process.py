@@ -32,6 +32,7 @@ from actornet.limits import (
 )
 from actornet.log.store import Log, set_aside
 from actornet.node.core_line import RingLine
+from actornet.node.cpu_latency import CpuLatency
 from actornet.node.events import later
 from actornet.node.fabric import Fabric
 from actornet.node.link import LinkClient, LinkServer
@@ -79,6 +80,7 @@ class Machine:
         self._probe = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
         self.epoll.register(bell, select.EPOLLIN | select.EPOLLET)
         self._senders = Senders(spec.wire)
+        self.cpu_latency = CpuLatency(spec.cpu_latency_us) if spec.cpu_latency_us is not None else None
 
     def links_down(self) -> int:
         return sum(not self._has_link(interface) for interface in self._spec.interfaces)
@@ -91,11 +93,17 @@ class Machine:
             return False
         return bool(flags & IFF_UP and flags & IFF_RUNNING)
 
+    def rest(self, rests: bool) -> None:
+        if self.cpu_latency is not None:
+            self.cpu_latency.hold(not rests)
+
     def still_sending(self) -> int:
         return self._senders.wait(SENDERS_END_MS * 1_000_000)
 
     def close(self) -> None:
         self._senders.close()
+        if self.cpu_latency is not None:
+            self.cpu_latency.close()
 
     def open_log(self, nf: str) -> Log:
         return Log(self._spec.log, name=self._spec.name, nf=nf)

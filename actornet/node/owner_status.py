@@ -26,6 +26,7 @@ def owner_status(system: OwnerSystem) -> dict[str, Any]:
         "logged_lsn": page.lsn_logged,
         "watermark": page.watermark if primary else None,
         "lag_records": lag,
+        "rests": system.rests,
         "durability": system.spec.durability,
         "without_backup": system.spec.without_backup,
         "flows": len(replica.flows),

@@ -100,7 +100,7 @@ class OwnerSpec(msgspec.Struct, frozen=True):
     `node` says which of the deployment's this is, `peers` where the others listen when they lead. `witness`, `etcd` and
     `keep_records` as in the deployment file. `spins`: there are CPUs on which it takes nothing from a core when it looks for
     what is about to come. `keys_max`: how many flow keys its cores hold (0: not known). `interfaces`: those of the ports.
-    `wire`: see `CoreSpec`.
+    `wire`: see `CoreSpec`. `cpu_latency_us`: for how long CPUs may take to wake while packets come; None: as they like.
     """
 
     name: str
@@ -125,6 +125,7 @@ class OwnerSpec(msgspec.Struct, frozen=True):
     keys_max: int = 0
     interfaces: list[str] = []
     wire: int = 0
+    cpu_latency_us: int | None = None
 
 
 class OwnerSystem:
@@ -165,6 +166,8 @@ class OwnerSystem:
         self._left_until_ns = 0
         self._links_due_ns = self._links_down = 0
         self._calm = Calm()
+        self.rests = True
+        """Nothing has come for a while: a primary's cores and log, as far as a backup knows its primary's."""
         self._served = False
         self._broken = False  # the link: its other end was closed, as a process' end does
         self.lingers = False
@@ -195,18 +198,17 @@ class OwnerSystem:
         self.page.owner_beat += 1
         self._served = False
         if not self.drained:
-            lingered, only_asked = self.lingers, True
+            asked = others = 0
             for core, line in enumerate(self.cores.lines):
                 if not line.waiting and (messages := line.requests(REQUESTS_PER_TURN)):
-                    only_asked &= self.cores.serve(core, messages)
+                    asks, rest = self.cores.serve(core, messages)
+                    asked, others = asked + asks, others + rest
                     self._served = True
                 line.flush()
-            self.lingers = self._served and only_asked and not self.lingers
-            self._tell_unsent()
+            self.lingers = bool(asked) and not others and not self.lingers
             if self.lingers:
                 return
-            if lingered and self.link is not None:
-                self.link.flush()  # what waits is told before it is logged; sooner, a backup on these CPUs would be in the way
+            self._send_ahead()
             self.commit()
         self._turn_cores()
         self._hear_peer()
@@ -361,6 +363,9 @@ class OwnerSystem:
         now_ns = self.now_ns()
         if isinstance(self.machine, Primary) and self._calm.is_due(now_ns):
             self.machine.calm = self._calm.turn((self.log.last_lsn, self.cores.counters()), now_ns)
+        if self.machine.calm != self.rests:
+            self.rests = self.machine.calm
+            self.environment.rest(self.rests)
 
     def _turn_cores(self) -> None:
         held = self.cores.hold_flows
@@ -374,16 +379,22 @@ class OwnerSystem:
         batch = self.journal.commit()
         if batch and isinstance(self.machine, Primary):
             self.act(self.machine.logged([data for _, data in batch], self.now_ns()))
-            if self.link is not None:
-                self.link.flush()
 
-    def _tell_unsent(self) -> None:
-        """To the backups, before the records that it depends on."""
+    def _send_ahead(self) -> None:
+        """To the backups, while it is logged here: what was executed, and then of packets that wait, or have left since.
+
+        Not where the epoch is to be on the disk before anybody hears of it.
+        """
+        machine, records = self.machine, self.journal.queued
         unsent, self.cores.unsent = self.cores.unsent, []
-        if not unsent or not isinstance(self.machine, Primary):
+        if not isinstance(machine, Primary):
             return
-        for core, lsn, told in unsent:
-            self.act(self.machine.unsent(core, lsn, msgspec.Raw(told)))
+        if records and not self._begun:
+            self.act(machine.stream(records, self.now_ns()))
+        if unsent:
+            self.act(machine.unsent([(core, lsn, msgspec.Raw(told)) for core, lsn, told in unsent]))
+        if self.link is not None:
+            self.link.flush()
 
     def _publish(self) -> None:
         """Tell the cores how far the watermark has come."""
@@ -611,7 +622,8 @@ class OwnerSystem:
             case Promote():
                 self._promote(action)
             case Keep():
-                self.unsent.hear(action.core, action.lsn, action.told, self.now_ns())
+                for core, lsn, told in action.unsent:
+                    self.unsent.hear(core, lsn, told, self.now_ns())
             case Learn():
                 for port, station in reversed(action.stations):
                     self.cores.stations.learn(port, station, self.now_ns())

@@ -120,6 +120,11 @@ class Backup:
         """Records that the primary has logged and this backup not applied, as far as it knows; None without primary."""
         return max(0, self.primary_lsn - self.applied_lsn) if self.state in _WELCOMED else None
 
+    @property
+    def calm(self) -> bool:
+        """Whether the primary has said that it is; or there is none, of which this would have to take over."""
+        return self.state not in (*_WELCOMED, *_ONCE_IN_SYNC) or self._pause_ms >= CALM_PAUSE_MS
+
     def lag_ns(self, now_ns: int) -> int:
         """For how long the primary has not been heard of."""
         return now_ns - self._heard_ns
@@ -353,7 +358,7 @@ class Backup:
             case Seen() if self.state in _WELCOMED:
                 return [Learn(message.stations)]
             case Unsent() if self.state in _WELCOMED:
-                return [Keep(message.core, message.lsn, message.told)]
+                return [Keep(message.unsent)]
             case Fence():
                 return []
             case _:

@@ -149,11 +149,9 @@ class Seen(Message, frozen=True, tag=12):
 
 
 class Unsent(Message, frozen=True, tag=13):
-    """What waits in a core of the primary, from when `lsn` was its last; None: the core is no more. See `unsent`."""
+    """What waits in cores of the primary: core, the last LSN by then, and None if the core is no more. See `unsent`."""
 
-    core: Count
-    lsn: Lsn
-    told: Told | None
+    unsent: list[tuple[Count, Lsn, Told | None]]
 
 
 AnyMessage = (

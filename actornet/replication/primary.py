@@ -202,11 +202,20 @@ class Primary:
         feed = self.feeds.get(peer)
         return feed.tail(records, now_ns) if feed is not None else []
 
+    def stream(self, records: list[bytes], now_ns: int) -> list[PrimaryAction]:
+        """Send encoded records that are about to be logged to backups that have all before them. FencedError: see `logged`.
+
+        They travel meanwhile; output waits for `logged` as well. Who has more than a primary that dies now takes over with it.
+        """
+        self._check_logs()
+        if self._untold:
+            return []
+        live = [feed for feed in self.feeds.values() if feed.is_at_tail]
+        return [action for feed in live for action in feed.stream(records, now_ns)]
+
     def logged(self, records: list[bytes], now_ns: int) -> list[PrimaryAction]:
         """These encoded records are in the log, after `logged_lsn`. FencedError: they should not be (G7)."""
-        if self._over is not None:
-            raise FencedError(f"epoch {self.epoch} is over ({self._over.value}): nothing may be logged in it any more")
-        assert not self._stopping, "logging ends before a handover"
+        self._check_logs()
         feeds = list(self.feeds.values())
         live = [feed for feed in feeds if feed.is_at_tail]
         self.logged_lsn += len(records)
@@ -217,6 +226,11 @@ class Primary:
         for feed in feeds:  # who joins now may make this epoch the last one: nothing is sent after that
             actions += feed.pump(now_ns)
         return actions
+
+    def _check_logs(self) -> None:
+        if self._over is not None:
+            raise FencedError(f"epoch {self.epoch} is over ({self._over.value}): nothing may be logged in it any more")
+        assert not self._stopping, "logging ends before a handover"
 
     def tick(self, now_ns: int) -> list[PrimaryAction]:
         """Time passes."""
@@ -260,9 +274,9 @@ class Primary:
         """Whether a backup may take over."""
         return any(feed.counts for feed in self.feeds.values())
 
-    def unsent(self, core: int, lsn: int, told: Any) -> list[PrimaryAction]:
-        """For those that may take over: what waits in a core (an encoded Told, as Raw), from when `lsn` was the last."""
-        return [Send(Unsent(self.epoch, core, lsn, told), feed.peer) for feed in self.feeds.values() if feed.counts]
+    def unsent(self, unsent: list[tuple[int, int, Any]]) -> list[PrimaryAction]:
+        """For those that may take over: what waits in which core (an encoded Told, as Raw), and the last LSN by then."""
+        return [Send(Unsent(self.epoch, unsent), feed.peer) for feed in self.feeds.values() if feed.counts]
 
     def stop(self, now_ns: int) -> list[PrimaryAction]:
         """Stop cleanly; nothing is logged any more. A backup in sync takes over once it has everything (handover)."""

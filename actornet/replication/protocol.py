@@ -408,11 +408,9 @@ class Learn(msgspec.Struct, frozen=True):
 
 
 class Keep(msgspec.Struct, frozen=True):
-    """What waits in a core of the primary; see `unsent`."""
+    """What waits in cores of the primary; see `Unsent`."""
 
-    core: int
-    lsn: int
-    told: Told | None
+    unsent: list[tuple[int, int, Told | None]]
 
 
 class Promote(msgspec.Struct, frozen=True):

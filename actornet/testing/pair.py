@@ -171,10 +171,10 @@ class Pair:
             error.add_note("\n".join(["What the nodes said last:", *self.story()[-STORY_LINES:]]))
         self.lab.close()
 
-    def start(self) -> None:
+    def start(self, *flags: str) -> None:
         """Launch both and wait until the backup is in sync."""
-        self.launch("a", "primary")
-        self.launch("b", "backup")
+        self.launch("a", "primary", *flags)
+        self.launch("b", "backup", *flags)
         self.wait_in_sync("b")
 
     def launch(

@@ -20,6 +20,7 @@ from types import ModuleType
 import structlog
 
 from actornet.node import calm, catch_up, cores, upkeep
+from actornet.replication import feed
 from actornet.testing.simulation.schedule import Schedule, draw
 from actornet.testing.simulation.world import World
 
@@ -29,6 +30,7 @@ PACES: dict[ModuleType, dict[str, float]] = {
     cores: {"FLOWS_PER_FEED": 3},
     catch_up: {"SNAPSHOT_SLICES": 1},
     calm: {"CALM_MS": 5},
+    feed: {"LINK_WINDOW_RECORDS": 6},
 }
 UPKEEP_PACE: dict[ModuleType, dict[str, float]] = {
     upkeep: {"AUDIT_RECORDS": 12, "AUDIT_S_MIN": 0.01, "SNAPSHOT_RECORDS": 30, "SNAPSHOT_S_MIN": 0.02},

@@ -43,12 +43,12 @@ class Trio(Pair):
     def _lab() -> Lab:
         return Lab.nat_trio()
 
-    def start(self) -> None:
+    def start(self, *flags: str) -> None:
         """Launch all three and wait until both backups are in sync."""
-        self.launch("a", "primary")
+        self.launch("a", "primary", *flags)
         backups: tuple[Name, ...] = ("b", "c")
         for node in backups:
-            self.launch(node, "backup")
+            self.launch(node, "backup", *flags)
         for node in backups:
             self.wait_in_sync(node)
 

@@ -26,6 +26,7 @@
 #define BACKUP 1           /* FOLLOWING, or IN_SYNC when in_sync[] */
 #define CLAIMING 2
 #define PRIMARY 3
+#define LOGGING 4          /* a primary that has sent a record which is not in its log yet */
 
 #define OTHER(i) (1 - (i))
 
@@ -46,6 +47,7 @@ bool in_sync[2];           /* backup: was told Sync */
 byte sync_epoch[2];
 byte acked[2];             /* primary: records that the backup has acknowledged */
 byte sent[2];
+byte ahead[2];             /* primary: the value of the record that was sent before it was logged */
 bool joining[2];           /* primary: everything was sent, the watermark is frozen */
 byte join_size[2];
 
@@ -63,7 +65,7 @@ chan syncs = [1] of { byte };
 byte out_epoch[RECORDS], out_value[RECORDS], out_size;
 byte values, deaths, breaks;
 
-#define EMITS(i) (role[i] == PRIMARY && lease[i] && w_granted(i))
+#define EMITS(i) (role[i] >= PRIMARY && lease[i] && w_granted(i))
 #define w_granted(i) (granted[i] == epoch[i])
 
 inline cut() {
@@ -72,12 +74,16 @@ inline cut() {
     :: empty(records) && empty(acks) && empty(syncs) -> break od
 }
 
-inline append(i, e) {
+inline put(i, e, v) {
     assert(log[i].size < RECORDS);
-    values++;
     log[i].epoch[log[i].size] = e;
-    log[i].value[log[i].size] = values;
+    log[i].value[log[i].size] = v;
     log[i].size++
+}
+
+inline append(i, e) {
+    values++;
+    put(i, e, values)
 }
 
 /* G3, G6: whoever begins to lead has all that anything outside depends on. */
@@ -102,7 +108,7 @@ inline lead(i, e) {
 }
 
 inline die(i) {
-    role[i] = DEAD; granted[i] = 0; in_sync[i] = false; sync_epoch[i] = 0; counts[i] = false; joining[i] = false;
+    role[i] = DEAD; ahead[i] = 0; granted[i] = 0; in_sync[i] = false; sync_epoch[i] = 0; counts[i] = false; joining[i] = false;
     cut()
 }
 
@@ -127,6 +133,10 @@ proctype node(byte i) {
 
     :: atomic { role[i] == PRIMARY && up && role[other] == BACKUP && sent[i] < log[i].size && nfull(records) ->
         records!sent[i],log[i].epoch[sent[i]],log[i].value[sent[i]]; sent[i]++ }
+
+    :: atomic { role[i] == PRIMARY && up && role[other] == BACKUP && sent[i] == log[i].size && log[i].size < RECORDS && nfull(records) ->
+        values++; ahead[i] = values; records!sent[i],epoch[i],ahead[i]; sent[i]++; role[i] = LOGGING }
+    :: atomic { role[i] == LOGGING -> put(i, epoch[i], ahead[i]); ahead[i] = 0; role[i] = PRIMARY }
 
     :: atomic { role[i] == PRIMARY && up && nempty(acks) -> acks?k; acked[i] = k; k = 0 }
 
@@ -252,7 +262,7 @@ proctype node(byte i) {
     :: atomic { role[i] == DEAD -> role[i] = BACKUP; epoch[i] = (log[i].size > 0 -> log[i].epoch[log[i].size - 1] : 0);
         in_sync[i] = false; counts[i] = false }
 
-    :: atomic { role[i] == DEAD && role[other] != PRIMARY && log[i].size > 0 && log[i].size < RECORDS &&
+    :: atomic { role[i] == DEAD && role[other] < PRIMARY && log[i].size > 0 && log[i].size < RECORDS &&
         led[i] == log[i].epoch[log[i].size - 1] && w_holder == i && w_epoch == led[i] && !lease[i] && (led[i] + 1) % TERM != 0 ->
         w_epoch = led[i] + 1; lease[i] = true; granted[i] = w_epoch; lead(i, w_epoch) }
     od

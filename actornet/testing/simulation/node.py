@@ -555,6 +555,9 @@ class _Environment:
     def links_down(self) -> int:
         return self._node.links_down
 
+    def rest(self, rests: bool) -> None:
+        pass
+
     def still_sending(self) -> int:
         return 0
 

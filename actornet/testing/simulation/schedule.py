@@ -105,7 +105,7 @@ def draw(seed: int, witness: bool | None = None, nodes: int | None = None, *, pl
     if story < 0.15:  # two logs go different ways, and each is wanted
         durability = "solo"
         events += [
-            Event(begin, "kill at", "a", "before flush"),
+            *two_ways(begin),
             Event(begin + random.randint(15, 40), "leader down", value=STEPS),
         ]
     elif story < 0.3:  # the primary goes while a backup has much to catch up with
@@ -179,6 +179,16 @@ def draw(seed: int, witness: bool | None = None, nodes: int | None = None, *, pl
         paced=True,
         upkeep=upkeep,
     )
+
+
+def two_ways(begin: int) -> list[Event]:
+    """What node `a` has logged last, nobody else gets before it dies."""
+    return [
+        Event(begin - 1, "block", "a"),
+        Event(begin, "kill at", "a", "after append"),
+        Event(begin + 1, "reset"),
+        Event(begin + 1, "unblock"),
+    ]
 
 
 def _pause_ms(random: Random, witness: bool) -> int:
