@@ -9,7 +9,9 @@ import pytest
 
 from actornet import FORWARD, FlowActor, Packet, Rewrite
 from actornet.engine.core import Core
+from actornet.engine.flow_state import flow_body
 from actornet.limits import ADJACENCIES_MAX
+from actornet.log.record import FlowBody
 from actornet.ports.host import Host
 from actornet.ports.memory import MemoryPort
 from tests import frames
@@ -31,11 +33,33 @@ class Balance(FlowActor):
         return Rewrite(destination="2001:db8:1::5")
 
 
-def routed(nf: type[FlowActor], address: str, gateway: str) -> tuple[Core, MemoryPort, MemoryPort]:
+class PassAll(FlowActor):
+    """As Pass, and the core carries it out."""
+
+    def on_open(self, packet: Packet) -> Any:
+        self.offload(FORWARD)
+
+
+class Log:
+    """A link that keeps flows' records, as a backup is sent them; all is committed at once."""
+
+    def __init__(self) -> None:
+        self.saved: list[FlowBody] = []
+
+    def save(self, actor: FlowActor) -> int:
+        self.saved.append(FlowBody.decode(flow_body(actor)))
+        return 0
+
+    def flush(self) -> None: ...
+
+    def poll(self, all: bool) -> None: ...
+
+
+def routed(nf: type[FlowActor], address: str, gateway: str, link: Any = None) -> tuple[Core, MemoryPort, MemoryPort]:
     nf.prepare()
     lan, wan = MemoryPort("lan"), MemoryPort("wan")
     wan.interface, wan.gateway, wan.mac = ip_interface(address), ip_address(gateway), NODE_MAC
-    return Core(nf, [lan, wan], flows_max=64, host=Host(), virtual_time=True), lan, wan
+    return Core(nf, [lan, wan], flows_max=64, host=Host(), link=link, virtual_time=True), lan, wan
 
 
 def sent(port: MemoryPort, kind: int) -> list[bytes]:
@@ -62,6 +86,21 @@ def test_packets_wait_for_a_neighbour_and_leave_in_order() -> None:
     lan.feed([(SECOND, packets[0])])
     core.breathe()
     assert sent(wan, 0x0800) == [SERVER_MAC + NODE_MAC + packets[0][12:]], "a new MAC address is believed"
+
+
+def test_a_flow_that_waited_for_a_neighbour_is_logged_with_its_address() -> None:
+    """G6: so that a takeover needs no ARP, even if no other flow goes there. Flows that come later have it at once."""
+    log = Log()
+    core, lan, wan = routed(PassAll, "192.0.2.1/24", "192.0.2.254", log)
+    lan.feed([(SECOND, frames.udp("10.0.0.2", 1000, "198.51.100.1", 53, b"1"))])
+    core.breathe()
+    wan.feed([(SECOND, arp_reply(GATEWAY_MAC, "192.0.2.254"))])
+    core.breathe()
+    lan.feed([(SECOND, frames.udp("10.0.0.2", 1001, "198.51.100.1", 53, b"2"))])
+    core.breathe()
+    known = [(body.flow.source_port, GATEWAY_MAC in body.state) for body in log.saved]
+    assert known == [(1000, False), (1000, True), (1001, True)]
+    assert len(sent(wan, 0x0800)) == 2, "neither waited for the record"
 
 
 def test_a_neighbour_that_never_answers_is_given_up() -> None:

@@ -149,6 +149,7 @@ cdef class Core:
     cdef int completed(self, FlowBase flow, an_packet *p, int phase, object verdict) except -1
     cdef int _complete(self, FlowBase flow, an_packet *p, int phase, object verdict) except -1
     cdef int answer_message(self, object value) except -1
+    cdef int save_anew(self, FlowBase flow) except -1
     cdef int begin_close(self, FlowBase flow, str reason) except -1
     cdef int end_close(self, FlowBase flow) except -1
     cdef int deliver(self, FlowBase flow, object message, object reply) except -1

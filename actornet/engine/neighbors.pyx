@@ -8,7 +8,7 @@ from libc.string cimport memcpy, memset
 from actornet.engine.core cimport Core
 from actornet.engine.counters cimport C_ANSWERED, C_NEIGHBOR_FULL, C_NEIGHBOR_UNRESOLVED
 from actornet.engine.parked cimport an_parked, an_queue_pop, an_queue_push
-from actornet.engine.types cimport AN_REASSEMBLED, AN_SET_DESTINATION, AN_UNTRACKED
+from actornet.engine.types cimport AN_NONE, AN_REASSEMBLED, AN_SET_DESTINATION, AN_UNTRACKED
 from actornet.engine.routes cimport is_host, is_link_local
 from actornet.engine.wire cimport address_of, address_text
 
@@ -110,6 +110,7 @@ cdef class Neighbors:
         cdef Core core = <Core>self.core
         cdef an_adjacency *a = &self.table[index]
         cdef an_parked *item
+        cdef FlowBase flow = None
         memcpy(a.destination, mac, 6)
         a.resolved = 1
         self.forms[index] = _encode((self.keys[index][1], (<const char *>mac)[:6]))
@@ -124,6 +125,8 @@ cdef class Neighbors:
                 item.flow = NULL
                 Py_DECREF(flow)
                 core.emit(flow, &item.p, item.out)
+        if flow is not None:  # one that is in the log without the address
+            core.save_anew(flow)
         return 0
 
     cdef int ethernet(self, FlowBase flow, an_packet *p, int out, uint32_t index) except -1:
@@ -138,6 +141,8 @@ cdef class Neighbors:
             return core.emit(flow, p, out) if flow is not None else core.transmit(p, out)
         if a.waiting.length >= waiting_max:
             return core.drop(p, C_NEIGHBOR_FULL)
+        if flow is None and p.entry != AN_NONE and core.flows.table.entries[p.entry].actor != NULL:
+            flow = <FlowBase>core.flows.table.entries[p.entry].actor  # offloaded
         item = core.park(p)
         item.out = out
         if flow is not None:

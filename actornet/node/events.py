@@ -11,7 +11,9 @@ import logging
 import os
 import sys
 import threading
+import time
 from collections.abc import MutableMapping
+from datetime import UTC, datetime
 from typing import Any, BinaryIO, TextIO, cast
 
 import msgspec
@@ -39,35 +41,36 @@ class Outlet:
 
 
 class Later(threading.local):
-    """Within `with later:` this thread's events are kept, and written at the end: what is urgent goes first.
+    """Within `with later:` this thread's events are kept, and told at the end: what is urgent goes first.
 
-    They tell the time at which they happened.
+    They tell the time at which they happened. To make one takes 80 us where its code is in no cache, as at a takeover.
     """
 
     def __init__(self) -> None:
-        self._kept: list[tuple[Any, str, MutableMapping[str, Any], Any]] | None = None
+        self.kept: list[tuple[float, Any, str, Any, dict[str, Any]]] | None = None
 
     def __enter__(self) -> None:
-        self._kept = []
+        self.kept = []
 
     def __exit__(self, *_: object) -> None:
-        kept, self._kept = self._kept, None
-        for logger, method, event, render in kept or ():
-            getattr(logger, method)(render(logger, method, event))
-
-    def rendering(self, render: Any) -> Any:
-        """The last of structlog's processors: `render`, now or later."""
-
-        def render_or_keep(logger: Any, method: str, event: MutableMapping[str, Any]) -> Any:
-            if self._kept is None:
-                return render(logger, method, event)
-            self._kept.append((logger, method, event, render))
-            raise structlog.DropEvent
-
-        return render_or_keep
+        kept, self.kept = self.kept, None
+        for at, tell, method, event, values in kept or ():
+            tell(method, event, timestamp=datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"), **values)
 
 
 later = Later()
+
+
+class _Logger(structlog.make_filtering_bound_logger(logging.INFO)):  # type: ignore[misc]
+    """Tells what happens now, or later."""
+
+    def _proxy_to_logger(self, method_name: str, event: str | None = None, *args: Any, **values: Any) -> Any:
+        if later.kept is None:
+            return super()._proxy_to_logger(method_name, event, *args, **values)
+        if values.get("exc_info") is True:
+            values["exc_info"] = sys.exc_info()
+        later.kept.append((time.time(), super()._proxy_to_logger, method_name, event, values))
+        return None
 
 
 def configure(**fields: Any) -> None:
@@ -80,8 +83,8 @@ def configure(**fields: Any) -> None:
 
     human = sys.stderr.isatty()
     structlog.configure(
-        processors=[add_fields, *_processors(), later.rendering(_renderer(human))],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        processors=[add_fields, *_processors(), _renderer(human)],
+        wrapper_class=_Logger,
         logger_factory=structlog.WriteLoggerFactory(cast(TextIO, Outlet()))
         if human
         else structlog.BytesLoggerFactory(cast(BinaryIO, Outlet())),
@@ -112,7 +115,7 @@ def log_definitions() -> dict[str, Any]:
 def _processors() -> list[Any]:
     return [
         structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.MaybeTimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
     ]
 
