@@ -29,11 +29,11 @@ def test_a_backup_whose_cores_do_not_hold_the_flows_does_not_count(monkeypatch: 
         a.launch("primary")
         if late:
             b.launch("backup")
-            while not world.in_sync or world.emitted < 50:
+            while not world.in_sync or world.guarantees.emitted < 50:
                 world.go()
             b.kill("killed")
             world.keep_down(b, 10)
-        while world.emitted < 200:
+        while world.guarantees.emitted < 200:
             world.go()
         world.keep_down(b, 0)
         b.launch("backup")
@@ -97,7 +97,7 @@ def test_a_core_that_stands_by_has_nothing_logged() -> None:
     try:
         a.launch("primary")
         b.launch("backup")
-        while not world.in_sync or world.emitted < 50:
+        while not world.in_sync or world.guarantees.emitted < 50:
             world.go()
         assert a.system is not None
         saved = FlowBody.decode(next(iter(a.system.journal.replica.flows.values())))

@@ -80,10 +80,10 @@ def test_guarantees_hold_in_every_life_of_a_pair(part: int) -> None:
             world = simulate(draw(seed))
         except Exception as error:
             raise AssertionError(f"python -m actornet.testing.simulate --seed {seed} --shrink: {error}") from error
-        takeovers += world.takeovers
-        handovers += world.handovers
-        emitted += world.emitted
-        went_on += world.went_on
+        takeovers += world.guarantees.takeovers
+        handovers += world.guarantees.handovers
+        emitted += world.guarantees.emitted
+        went_on += world.guarantees.went_on
     assert takeovers > len(seeds) / 4 and emitted > 20 * len(seeds), "the simulation exercises what it should"
     assert went_on["resent"] > len(seeds) / 5 and went_on["resumed"] > len(seeds) / 60, went_on
     assert handovers > len(seeds) / 60, "traffic gets another way"
@@ -664,10 +664,10 @@ def test_a_node_whose_log_was_cut_serves_once_it_leads_again() -> None:
         while not a.leads:
             world.go()
         assert a.disk.end()[1] < ended, "its log is shorter than the one that it was launched with"
-        emitted = world.emitted
+        emitted = world.guarantees.emitted
         for _ in range(10):
             world.go()
-        assert world.emitted > emitted
+        assert world.guarantees.emitted > emitted
 
 
 def test_a_node_that_has_pruned_its_log_beyond_the_fork_comes_back() -> None:
