@@ -550,8 +550,11 @@ class Log:
             raise LogError(
                 f"log {self.directory} belongs to deployment {known!r}, not {name!r}; choose another directory"
             )
-        identity = self.identity or secrets.token_hex(8)
+        identity = self.identity or self._new_identity()
         self._set_notes(format=str(FORMAT), boot=boot, name=name or known, nf=nf or self.nf, identity=identity)
+
+    def _new_identity(self) -> str:
+        return secrets.token_hex(8)
 
     def _finish(self) -> None:
         # A full log keeps its mark of being written: after a crash of the machine it is then suspect, which is safe.

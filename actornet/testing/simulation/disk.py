@@ -36,9 +36,11 @@ class Table:
 
 
 class Disk:
-    """One node's disk. `full`: no transaction can be committed."""
+    """The disk of the node with this name. `full`: no transaction can be committed."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "") -> None:
+        self.name = name
+        self.logs = 0  # begun on it
         self.tables: dict[bytes, Table] = {}
         self.synced: dict[bytes, dict[bytes, bytes]] = {}
         self.aside: list[dict[bytes, Table]] = []
@@ -252,6 +254,10 @@ class SimulatedLog(Log):
     def _check_length(self) -> None: ...
 
     def proved(self) -> None: ...
+
+    def _new_identity(self) -> str:
+        self.disk.logs += 1
+        return f"{self.disk.name}-{self.disk.logs}"
 
     def holds_epoch(self, epoch: int) -> bool:
         """Whether the log has a record of the epoch, or a later one (its first records may be pruned)."""

@@ -125,7 +125,8 @@ class Guarantees:
         self._given_again: Counter[tuple[int, int]] = Counter()
         self._repeated: dict[tuple[int, int], set[int]] = {}
         self._newest: dict[int, tuple[Any, int]] = {}  # the packet of each flow that left last, and in whose life
-        self._wiped = False  # a disk has lost what was safe on it as the mode understands that
+        # Whose disk has lost what was safe on it as the mode understands that, and who has not been in sync since.
+        self._forgetful: set[str] = set()
         self._watermarks: dict[str, tuple[Any, int]] = {}
         self._takeover: dict[str, Any] = {}
         self._left: dict[int, Record] = {}  # by LSN, where there are streams: what left may depend on any record before
@@ -147,11 +148,12 @@ class Guarantees:
     def on_wipe(self, node: Node) -> None:
         """Its log directory was emptied: it knows of no epoch."""
         self._told_epoch[node.name] = self._heard_epoch[node.name] = 0
-        self._wiped = True
+        self._forgetful.add(node.name)
 
     def on_loss(self, node: Node) -> None:
         """Its machine went down with records that were not synced."""
-        self._wiped |= self.schedule.durability != "durable"
+        if self.schedule.durability != "durable":
+            self._forgetful.add(node.name)
         self._revoked.clear()  # what is lost may come again with the same numbers
         epoch, lsn = node.disk.end()
         if self.schedule.durability == "solo":
@@ -193,6 +195,8 @@ class Guarantees:
         log: Any = system.log
         self._told_epoch[node.name] = max(self._told_epoch[node.name], self._heard_epoch[node.name])
         self._one_emitter()
+        if machine.state is State.IN_SYNC:
+            self._forgetful.discard(node.name)
         self.demand(page.lsn_logged <= log.last_lsn, "G3: more is said to be logged than is")
         if isinstance(machine, Primary):
             self._lead(node, machine)
@@ -297,8 +301,7 @@ class Guarantees:
             self._give_up_what_is_missing(node)
             return
         epoch = machine.epoch
-        ended = [record_epoch for record_epoch in self.leader_of if record_epoch < epoch]
-        followed = max((e for e in ended if e <= self._epoch_before(node)), default=0)
+        followed = self._epoch_before(node)
 
         def excused(promise: Promise) -> bool:
             # Alone after its backup had left it, the old primary could promise this to nobody, where no witness did.
@@ -456,7 +459,8 @@ class Guarantees:
             return True
         if mode == "received" and not holds and any(peer.system is None for peer in peers):
             return False  # it was in the memory of a process that is gone
-        self.demand(holds or self._wiped, f"G3: it left before every backup that counts had it: {where}")
+        excused = any(peer.name in self._forgetful for peer in peers)  # its link has just broken
+        self.demand(holds or excused, f"G3: it left before every backup that counts had it: {where}")
         return False
 
     def _ticket(self, replica: Any, flow: int, kind: int, number: int, entry: Entry, *, stale: bool) -> None:

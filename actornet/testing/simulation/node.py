@@ -246,7 +246,7 @@ class Node:
         self.fabric = fabric
         self.durability = durability
         self.without_backup = without_backup
-        self.disk = Disk()
+        self.disk = Disk(name)
         self.system: OwnerSystem | None = None
         self.cores: list[SimulatedCore | None] = [None] * len(fabric.requests)
         self.end = ""  # why the last life ended

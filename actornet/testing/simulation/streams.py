@@ -125,6 +125,7 @@ class Streams:
         """What the ends know of each other was given up: others take their places."""
         begun = [self._begin() for _ in self.connections]
         self.connections = {each.port: each for each in begun}
+        self._marks.clear()
 
     def mark(self) -> None:
         """From here on connections have to come further."""

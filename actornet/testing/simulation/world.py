@@ -273,7 +273,7 @@ class World:
         own = leader_of.get(last) == node.name and not empty and "the witness" not in node.end
         if not empty and not led and (own or self.random.random() < 0.15):
             self._launch(node, "primary")
-        elif led or not own:
+        else:
             self._launch(node, "backup")
 
     def _wipe(self, node: Node) -> None:
@@ -332,8 +332,8 @@ class World:
             links = [node.links_down for node in self.nodes.values()]
             where = f"{states}, ports without a link: {links}"
             self.guarantees.demand(False, f"liveness: the nodes do not find together: {where}")
-        self.guarantees.no_handler_failed()
         self._rest()
+        self.guarantees.no_handler_failed()
         self.guarantees.at_rest()
 
     def _operate(self) -> None:
