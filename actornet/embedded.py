@@ -93,6 +93,8 @@ class Embedded:
         with self._running():
             for _, port, packet in list(self.journal.replica.orphans()):
                 self.core.unsent.resume(port, packet)
+            for flow, port in list(self.journal.replica.closing()):
+                self.core.close_anew(flow, port)
 
     def _note_misfit(self, text: str) -> None:
         if text not in self.restored_misfits and len(self.restored_misfits) < MISFITS_TOLD_MAX:

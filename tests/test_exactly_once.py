@@ -1,16 +1,23 @@
 """Exactly once (G5): what a flow asks again is answered from the log."""
 
-from typing import Any
+import asyncio
+from pathlib import Path
+from typing import Any, ClassVar
 
 import msgspec
 from hypothesis import given, settings
 from port_log import executed
 
+from actornet import FORWARD, FlowActor, Owner, Packet, Struct, Verdict
+from actornet.embedded import Embedded
+from actornet.engine.asks import CLOSES
 from actornet.engine.five_tuple import FiveTuple, flow_key
 from actornet.engine.replies import ERROR, REPEATED
 from actornet.limits import ASKS_OPEN_PER_FLOW_MAX
-from actornet.log.record import FlowBody
+from actornet.log.record import AskBody, FlowBody, decode
+from actornet.ports.memory import MemoryPort
 from actornet.replication.replica import AskRequest
+from tests import frames
 from tests.ledger import FLOW, FLOWS, SECOND, Primary, backup_of, epoch_body, happen, outcome, pack, steps
 
 PAIR = b"\x92"
@@ -128,3 +135,66 @@ def test_open_asks_of_a_flow_are_bounded() -> None:
     assert primary.ask("spend", 0, flow=FLOWS[1])[0] == 0
     primary.save(FLOW, ASKS_OPEN_PER_FLOW_MAX)
     assert primary.ask("spend", 0, flow=FLOW, number=ASKS_OPEN_PER_FLOW_MAX + 1)[0] == 0
+
+
+class Drawer(Struct):
+    taken: int = 0
+    returned: list[int] = []
+
+
+class Desk(Owner[Drawer]):
+    def take(self) -> int:
+        self.state.taken += 1
+        return self.state.taken
+
+    def give_back(self, number: int) -> None:
+        self.state.returned.append(number)
+
+
+class Leaving(FlowActor):
+    """Gives back what it has when it closes; and then, if it `hangs`, is not done yet."""
+
+    desk = Desk.named("desk")
+    hangs: ClassVar[bool] = True
+    number: int = 0
+
+    async def on_open(self, packet: Packet) -> Verdict:
+        self.number = await self.desk.take()
+        return FORWARD
+
+    def on_packet(self, packet: Packet) -> Verdict:
+        self.close()
+        return FORWARD
+
+    async def on_close(self) -> None:
+        await self.desk.give_back(self.number)
+        if self.hangs:
+            await asyncio.get_running_loop().create_future()
+
+
+def test_a_flow_that_dies_while_it_closes_is_closed_by_who_goes_on(tmp_path: Path) -> None:
+    """G5: else it lived on with what it has given back, which is another's by then. Others are left alone."""
+
+    def run(*payloads: bytes) -> Embedded:
+        lan, wan = MemoryPort("lan"), MemoryPort("wan")
+        node = Embedded(Leaving, [lan, wan], log_directory=str(tmp_path / "log"))
+        lan.feed([(1, frames.udp("10.0.0.2", 1000 + data[0], "198.51.100.1", 53, data)) for data in payloads])
+        node.run_burst()
+        return node
+
+    Leaving.hangs = True
+    died = run(b"\1", b"\2", b"\1")
+    assert died.journal.replica.owners["desk"].state.returned == [1] and died.core.suspended == 1
+    assert died.journal.log is not None
+    died.journal.log.close()
+    Leaving.hangs = False
+    node = run()
+    replica, log = node.journal.replica, node.journal.log
+    assert replica.owners["desk"].state.returned == [1], "and it is given back once"
+    assert [FlowBody.decode(body).flow.source_port for body in replica.flows.values()] == [1002]
+    assert not list(replica.closing()) and not replica.asks
+    assert log is not None
+    bodies = [decode(log.read(lsn), lsn).body for lsn in range(1, log.last_lsn + 1)]
+    marked = [body.message for body in bodies if isinstance(body, AskBody) and body.packet == CLOSES]
+    assert marked == ["give_back"]
+    node.finish()

@@ -6,7 +6,8 @@ and what the owner system looks up are slices: `key` is the bytes of five-tuple 
 message. The reply is `[11, sequence number, reply]`.
 
 `packet` is there in the first ask of a flow that the log does not know yet: if the flow's core dies before the flow is
-saved, whoever goes on treats that packet again. It is as `actornet.engine.unsent` writes packets.
+saved, whoever goes on treats that packet again. It is as `actornet.engine.unsent` writes packets. Asks of `on_close` have CLOSES
+there, if the log knows the flow.
 """
 
 import time
@@ -19,7 +20,7 @@ from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy
 
 from actornet.engine.core cimport Core
-from actornet.engine.flow_base cimport MARK_SAVED, Ask, FlowBase
+from actornet.engine.flow_base cimport MARK_ON_CLOSE, MARK_SAVED, Ask, FlowBase
 from actornet.engine.ring cimport Ring
 from actornet.engine.types cimport an_key, an_packet
 from actornet.engine.unsent cimport PACKET_HEAD, write_packet
@@ -42,6 +43,11 @@ cdef enum:
 cdef double FULL_SLEEP_S = 50e-6
 cdef uint32_t packet_kept_max = PACKET_KEPT_BYTES_MAX
 cdef Py_ssize_t message_bytes_max = MESSAGE_BYTES_MAX
+
+CLOSES = b"\0"
+"""In place of a packet: `on_close` has asked, of a flow that the log knows. If the core dies, whoever goes on closes the flow."""
+
+cdef bytes closes = CLOSES
 
 _encode_args = msgspec.msgpack.Encoder().encode
 
@@ -327,6 +333,8 @@ cdef uint8_t *write_request(uint8_t *out, FlowBase flow, str owner, str message,
     text = PyUnicode_AsUTF8AndSize(message, &length)
     out = an_mp_str(out, text, <uint32_t>length)
     out = an_mp_bin(out, PyBytes_AS_STRING(args), <uint32_t>PyBytes_GET_SIZE(args))
+    if packet == NULL and flow is not None and flow.marks & MARK_ON_CLOSE and flow.marks & MARK_SAVED:
+        return an_mp_bin(out, PyBytes_AS_STRING(closes), 1)
     if packet == NULL:
         return an_mp_head(out, AN_MP_NIL, 0, 0)
     return write_packet(an_mp_bin_head(out, PACKET_HEAD + packet.length), packet)

@@ -25,7 +25,7 @@ from actornet.engine.black_box cimport BlackBox, an_black_box_enter, an_black_bo
 from actornet.engine.counters cimport *
 from actornet.engine.datagram cimport answer, replaced
 from actornet.engine.failure cimport close_condemned, report, take_error, tell_unheard
-from actornet.engine.flow_base cimport MARK_CLOSING, MARK_DIRTY, MARK_ENDING, MARK_LEAVING, MARK_SAVED, Ask
+from actornet.engine.flow_base cimport MARK_CLOSING, MARK_DIRTY, MARK_ENDING, MARK_LEAVING, MARK_ON_CLOSE, MARK_SAVED, Ask
 from actornet.engine.flows cimport an_addresses, an_revoked, an_terms_conform, an_terms_expired, an_terms_mirror
 from actornet.engine.handlers cimport PHASE_CLOSE, PHASE_MESSAGE, PHASE_MIRROR, PHASE_OPEN, PHASE_PACKET
 from actornet.engine.handoff cimport Handoff
@@ -42,7 +42,7 @@ from actornet.engine.verdict cimport (
 )
 from actornet.engine.wire cimport (
     an_entry_key, an_entry_returned, an_hash, an_key_equal, an_parse, an_parse_inner, an_rewrite_apply, an_rewrite_prepare,
-    an_table_back, an_table_find, an_table_prefetch, an_table_probe, an_table_wants,
+    an_table_back, an_table_find, an_table_prefetch, an_table_probe, an_table_wants, key_of,
 )
 
 from actornet.engine.counters import COUNTERS, PID_COUNTER
@@ -796,8 +796,25 @@ cdef class Core:
             flow.marks |= MARK_ENDING
             return stop(flow)
         if self.has_close:
+            flow.marks |= MARK_ON_CLOSE
             return self.handle(flow, NULL, PHASE_CLOSE)
         return self.end_close(flow)
+
+    def close_anew(self, flow, int port) -> None:
+        """Close a flow whose `on_close` had asked owners for something when its core ended: it is given the recorded replies (G5)."""
+        cdef an_key key
+        cdef uint32_t index
+        cdef bint entered
+        key_of(flow, port, &key)
+        index = self.flows.find(&key)
+        if index == AN_NONE or self.flows.table.entries[index].actor == NULL:
+            return
+        entered = self.enter_task()
+        try:
+            self.begin_close(<FlowBase>self.flows.table.entries[index].actor, "was closing when its core ended")
+            self.exhale()
+        finally:
+            self.leave_task(entered)
 
     cdef int end_close(self, FlowBase flow) except -1:
         if flow.core == NULL:

@@ -12,6 +12,7 @@ cdef enum:
     MARK_SAVED = 0x04     # the log knows this flow
     MARK_LEAVING = 0x08   # for another core; its packets wait
     MARK_ENDING = 0x10    # closes once nothing of it is held; its packets wait
+    MARK_ON_CLOSE = 0x20  # `on_close` runs
 
 
 cdef class Ask:

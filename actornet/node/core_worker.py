@@ -53,6 +53,7 @@ from actornet.node.exchange import (
     Attach,
     Attached,
     Attaching,
+    CloseAnew,
     CloseRequest,
     Detach,
     Forget,
@@ -126,7 +127,7 @@ class RingLink(OwnerLink):
     def __init__(self, requests: Ring, replies: Ring, nf: type[FlowActor]) -> None:
         self.nf = nf
         self.core: Core | None = None
-        self.resumed: list[Resume | Resend] = []
+        self.resumed: list[Resume | Resend | CloseAnew] = []
         """Packets to be treated, or sent, as soon as the core is active."""
         self.pid = os.getpid()
         self.announces: list[tuple[int, int]] = []
@@ -151,14 +152,17 @@ class RingLink(OwnerLink):
         self.core.incarnation_next = max(self.core.incarnation_next, exchange.first_incarnation(lsn))
 
     def go_on(self) -> None:
-        """This core is active: with the packets of cores that are no more, before any that arrive (G1)."""
+        """This core is active: with packets and closing flows of cores that are no more, before any that arrive (G1)."""
         resumed, self.resumed = self.resumed, []
         assert self.core is not None
         for message in resumed:
-            if isinstance(message, Resend):
-                self.core.unsent.resend(message.out, message.packet)
-            else:
-                self.core.unsent.resume(message.port, message.packet)
+            match message:
+                case Resend():
+                    self.core.unsent.resend(message.out, message.packet)
+                case Resume():
+                    self.core.unsent.resume(message.port, message.packet)
+                case CloseAnew():
+                    self.core.close_anew(message.flow, message.port)
 
     def detach(self) -> None:
         self.push(exchange.encode(Detach()), counted=False)
@@ -204,7 +208,7 @@ class RingLink(OwnerLink):
                 core.forget(message.flow, core.ports[message.port].name)
             case GiveAway() if self.attached:
                 core.give_away(message.share, message.to)
-            case Resume() | Resend() if self.attached:
+            case Resume() | Resend() | CloseAnew() if self.attached:
                 self.resumed.append(message)
             case Announce():
                 self.announces += message.stations

@@ -25,6 +25,7 @@ from actornet.node.exchange import (
     Attach,
     Attached,
     Attaching,
+    CloseAnew,
     CloseRequest,
     Detach,
     Forget,
@@ -158,10 +159,13 @@ class Cores:
         return {"resent": len(leaving), "resumed": len(taken) + len(orphans)}
 
     def resume(self, core: int) -> None:
-        """Have this core's flows that asked and were not saved begin anew."""
+        """Have this core's flows that asked and were not saved begin anew, and close those that were about to."""
         for flow, port, packet in self.journal.replica.orphans():
             if self.placement.core_of(flow, port) == core:
                 self.lines[core].send(Resume(port, packet))
+        for flow, port in self.journal.replica.closing():
+            if self.placement.core_of(flow, port) == core:
+                self.lines[core].send(CloseAnew(flow, port))
 
     # -- flows ------------------------------------------------------------------------------------------------------
 

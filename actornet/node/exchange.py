@@ -91,6 +91,13 @@ class Resume(msgspec.Struct, array_like=True, tag=15, gc=False):
     packet: bytes
 
 
+class CloseAnew(msgspec.Struct, array_like=True, tag=20, gc=False):
+    """A flow, sent before, to be closed: its `on_close` has asked owners for something at a core that is no more."""
+
+    flow: FiveTuple
+    port: int
+
+
 class Resend(msgspec.Struct, array_like=True, tag=19, gc=False):
     """A packet that the old primary had decided upon, to be sent out of the port with this index."""
 
@@ -133,7 +140,9 @@ class Announce(msgspec.Struct, array_like=True, tag=18):
 
 
 Request = Attach | CloseRequest | Detach | Leaving | Seen
-Answer = Attaching | Attached | Restore | Resume | Resend | Forget | Redirect | Revoked | GiveAway | Announce
+Answer = (
+    Attaching | Attached | Restore | Resume | Resend | CloseAnew | Forget | Redirect | Revoked | GiveAway | Announce
+)
 
 encode = msgspec.msgpack.Encoder().encode
 _decode_request: Callable[[bytes], Request] = msgspec.msgpack.Decoder(Request).decode

@@ -24,6 +24,7 @@ from typing import Any
 import msgspec
 from xxhash import xxh3_64_intdigest
 
+from actornet.engine.asks import CLOSES
 from actornet.engine.five_tuple import FiveTuple, flow_key, key_parts
 from actornet.errors import DivergenceError, FencedError, LogDamagedError, StateError, UsageError
 from actornet.limits import ASKS_OPEN_PER_FLOW_MAX
@@ -234,6 +235,15 @@ class Replica(ReplicaBase):
         for key, recorded in self.asks.items():
             if recorded.packet and key not in self.flows:
                 yield *key_parts(key), recorded.packet
+
+    def closing(self) -> Iterator[tuple[FiveTuple, int]]:
+        """Five-tuple and port of each flow whose `on_close` has asked, and that has not closed.
+
+        It may have given back what it had: where its core has died it is closed anew, and is given the recorded replies.
+        """
+        for key, recorded in self.asks.items():
+            if recorded.packet == CLOSES and key in self.flows:
+                yield key_parts(key)
 
     def apply(self, record: Record) -> None:
         """Do what the record says.

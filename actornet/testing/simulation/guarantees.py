@@ -529,9 +529,12 @@ class Guarantees:
             for number, entry in state.given.items():
                 if number not in state.returned:
                     held.setdefault(entry.flow, []).append(number)
-            for flow, numbers in held.items():
+            for flow in sorted(held.keys() | flows.keys()):
                 has = self._fields(flows[flow]).get(field) if flow in flows else None
-                self.demand(numbers == [has], f"G5: flow {flow} has {field} {has}, and the numbers {numbers}")
+                numbers = held.get(flow, [])
+                self.demand(
+                    numbers == ([has] if has else []), f"G5: flow {flow} has {field} {has}, and the numbers {numbers}"
+                )
 
     def _fields(self, state: bytes) -> dict[str, Any]:
         """What a flow's record says."""

@@ -34,7 +34,7 @@ from actornet.testing.simulation.streams import from_inside
 from actornet.testing.simulation.ticketing import Ticketing
 from actornet.testing.simulation.witness import Register, RegisterLine
 
-RING_BYTES = 1 << 16
+RING_BYTES = 1 << 20
 TICK = bytes(12) + b"\x88\xb5"
 """A frame of no flow, which does nothing but to tell the time."""
 LEASE_MS = 20

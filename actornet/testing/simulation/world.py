@@ -314,6 +314,10 @@ class World:
             node.frozen_until_ns = {"owner": 0, "cores": 0}
         self.register.delay_ns = (MS // 20, MS)
         emitted_in_sync, moved_on, rest_ns = 0, self.streams is None, self.now_ns + UNDER_WAY_NS
+        if any(
+            event.kind == "disturb" for event in self.schedule.events
+        ):  # a frame's length may have been: its end is waited for
+            rest_ns += max(self.schedule.silence_ms) * MS
         for step in range(HEAL_STEPS_MAX):
             before = self.guarantees.emitted
             in_sync = self.in_sync
