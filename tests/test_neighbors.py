@@ -88,6 +88,18 @@ def test_packets_wait_for_a_neighbour_and_leave_in_order() -> None:
     assert sent(wan, 0x0800) == [SERVER_MAC + NODE_MAC + packets[0][12:]], "a new MAC address is believed"
 
 
+def test_a_flow_without_an_offload_is_not_logged_for_a_neighbours_address() -> None:
+    """Its record says nothing of it; and what of its fields does not fit is not found for that."""
+    log = Log()
+    core, lan, wan = routed(Pass, "192.0.2.1/24", "192.0.2.254", log)
+    lan.feed([(SECOND, frames.udp("10.0.0.2", 1000, "198.51.100.1", 53, b"1"))])
+    core.breathe()
+    saved = len(log.saved)
+    wan.feed([(SECOND, arp_reply(GATEWAY_MAC, "192.0.2.254"))])
+    core.breathe()
+    assert len(sent(wan, 0x0800)) == 1 and len(log.saved) == saved
+
+
 def test_a_flow_that_waited_for_a_neighbour_is_logged_with_its_address() -> None:
     """G6: so that a takeover needs no ARP, even if no other flow goes there. Flows that come later have it at once."""
     log = Log()

@@ -769,14 +769,15 @@ cdef class Core:
 
     cdef int save_anew(self, FlowBase flow) except -1:
         """Log a flow of which the core knows more than its record says; not one whose handler waits, and will have it logged."""
-        cdef int marks = flow.marks & (MARK_SAVED | MARK_CLOSING | MARK_LEAVING | MARK_ENDING)
+        cdef int marks = flow.marks & (MARK_SAVED | MARK_CLOSING | MARK_LEAVING | MARK_ENDING | MARK_DIRTY)
         if flow.core == NULL or flow.suspension is not None or marks != MARK_SAVED:
             return 0
         flow.marks |= MARK_DIRTY
         try:
             return self._save(flow)
         except (TypeError, ValueError, OverflowError, RecursionError, StateError):
-            return 0  # the mark stays: when its handler next completes, it fails by that
+            flow.marks &= ~MARK_DIRTY  # a field is not of its type: that is for its handler to hear, when that next changes one
+            return 0
 
     cdef int begin_close(self, FlowBase flow, str reason) except -1:
         """Let `on_close` run, and then take the flow from the table.

@@ -39,4 +39,5 @@ cdef class Neighbors:
 
     cdef int _index(self, int out, const uint8_t *address, int version) except -1
     cdef int _resolved(self, uint32_t index, const uint8_t *mac) except -1
+    cdef bint _is_offloaded_to(self, FlowBase flow, uint32_t index) noexcept
     cdef int _solicit(self, uint32_t index) except -1

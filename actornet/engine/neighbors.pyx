@@ -8,7 +8,7 @@ from libc.string cimport memcpy, memset
 from actornet.engine.core cimport Core
 from actornet.engine.counters cimport C_ANSWERED, C_NEIGHBOR_FULL, C_NEIGHBOR_UNRESOLVED
 from actornet.engine.parked cimport an_parked, an_queue_pop, an_queue_push
-from actornet.engine.types cimport AN_NONE, AN_REASSEMBLED, AN_SET_DESTINATION, AN_UNTRACKED
+from actornet.engine.types cimport AN_NONE, AN_REASSEMBLED, AN_SET_DESTINATION, AN_UNTRACKED, an_entry
 from actornet.engine.routes cimport is_host, is_link_local
 from actornet.engine.wire cimport address_of, address_text
 
@@ -125,9 +125,22 @@ cdef class Neighbors:
                 item.flow = NULL
                 Py_DECREF(flow)
                 core.emit(flow, &item.p, item.out)
-        if flow is not None:  # one that is in the log without the address
+        if flow is not None and self._is_offloaded_to(flow, index):  # and is in the log so, without the address
             core.save_anew(flow)
         return 0
+
+    cdef bint _is_offloaded_to(self, FlowBase flow, uint32_t index) noexcept:
+        """Whether what the core carries out alone for this flow leaves by this next hop."""
+        cdef an_entry *e
+        cdef uint32_t i = flow.first
+        if flow.core == NULL:
+            return False
+        for _ in range(flow.keys):
+            e = &(<Core>self.core).flows.table.entries[i]
+            if (<Core>self.core).flows.stands(e) and e.rewrite.adjacency == index:
+                return True
+            i = e.next_key
+        return False
 
     cdef int ethernet(self, FlowBase flow, an_packet *p, int out, uint32_t index) except -1:
         """Write the next hop's MAC addresses, then emit; ask for them first if they are unknown. Without `flow` the
