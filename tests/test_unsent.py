@@ -22,7 +22,14 @@ from actornet.engine.five_tuple import FiveTuple
 from actornet.engine.ring import ACTIVE, ControlPage, Ring
 from actornet.engine.wire import rss_hash
 from actornet.errors import LinkError
-from actornet.limits import PACKET_KEPT_BYTES_MAX, UNSENT_PACKETS_MAX, UNSENT_S
+from actornet.limits import (
+    LINK_FRAME_BYTES_MAX,
+    PACKET_KEPT_BYTES_MAX,
+    RING_BYTES,
+    UNSENT_PACKETS_MAX,
+    UNSENT_S,
+    UNSENT_TOLD_BYTES,
+)
 from actornet.node import exchange
 from actornet.node.core_worker import RingLink
 from actornet.ports.host import Host
@@ -35,6 +42,7 @@ from actornet.testing.traffic import SERVER, udp_socket
 from tests import frames
 from tests.dying_node import WAITS_S
 from tests.processes import wait_until
+from tests.protocol_bench import in_sync, sent
 from tests.test_takeover import verify_log
 
 SEED = int(os.environ.get("UNSENT_SEED", "0")) or random.SystemRandom().getrandbits(32)
@@ -335,6 +343,15 @@ def test_a_message_that_is_none_is_refused(waits: Any) -> None:
     data = messages.encode(messages.Unsent(1, [(0, 1, msgspec.Raw(msgspec.msgpack.encode(([waits], []))))]))  # type: ignore[arg-type]
     with pytest.raises(LinkError):
         messages.decode(data)
+
+
+def test_what_waits_fits_the_links_frames_however_much_it_is() -> None:
+    """G6: a core tells of all of it when a backup joins, and the owner system has read a ring full of that at one step."""
+    told = msgspec.msgpack.encode(([[1, -1, 0, bytes(UNSENT_TOLD_BYTES), 0]], []))
+    unsent = [(core, 3, msgspec.Raw(told)) for core in range(RING_BYTES // UNSENT_TOLD_BYTES)]
+    said: list[Any] = sent(in_sync().unsent(unsent))
+    assert [core for message in said for core, _, _ in message.unsent] == list(range(len(unsent)))
+    assert max(len(messages.encode(message)) for message in said) <= LINK_FRAME_BYTES_MAX
 
 
 class Sink:

@@ -20,6 +20,13 @@ ANY_US = 2_000_000_000
 _VALUE = struct.Struct("i")
 
 
+def problem(us: int | None) -> str | None:
+    """What is wrong with such a request, or None."""
+    if us is None or 0 <= us < ANY_US:
+        return None
+    return f"`cpu_latency_us` = {us}: microseconds for a CPU to wake, 0 or more; or leave it out"
+
+
 class CpuLatency:
     """A request of `us` microseconds, made and withdrawn by `hold`; the kernel withdraws it where the process ends.
 
@@ -27,8 +34,8 @@ class CpuLatency:
     """
 
     def __init__(self, us: int) -> None:
-        if not 0 <= us < ANY_US:
-            raise UsageError(f"`cpu_latency_us` = {us}: microseconds for a CPU to wake, 0 or more; or leave it out")
+        if wrong := problem(us):
+            raise UsageError(wrong)
         self.us = us
         self.held = False
         try:

@@ -34,7 +34,7 @@ from actornet.limits import (
     SILENCE_MS_MAX,
     SILENCE_MS_MIN,
 )
-from actornet.node.cpu_latency import ANY_US
+from actornet.node import cpu_latency
 from actornet.node.thespian_base import split_address
 from actornet.node.witness import OPEN, EtcdAccess, witness_at
 from actornet.ports.table import PortTable, problem_of
@@ -347,8 +347,8 @@ def _problem(whole: DeploymentFile, node: str, table: RoleTable) -> str | None:
         return f"`cores` = {whole.cores}: choose 1 to {CORES_MAX}"
     if whole.core_memory_mb < 0:
         return f"`core_memory_mb` = {whole.core_memory_mb}: MiB that a core may take without a warning, or 0"
-    if whole.cpu_latency_us is not None and not 0 <= whole.cpu_latency_us < ANY_US:
-        return f"`cpu_latency_us` = {whole.cpu_latency_us}: microseconds for a CPU to wake, 0 or more; or leave it out"
+    if wrong := cpu_latency.problem(whole.cpu_latency_us):
+        return wrong
     if not 1 <= whole.flows_max <= FLOWS_MAX:
         return f"`flows_max` = {whole.flows_max}: a core's flow table has 1 to {FLOWS_MAX} keys"
     if whole.cpus is not None and len(set(whole.cpus)) != whole.cores:

@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, TypeVar
 
 from actornet.limits import (
     ACK_STALL_MS,
@@ -41,6 +41,8 @@ from actornet.replication.protocol import (
 
 if TYPE_CHECKING:
     from actornet.replication.primary import Primary
+
+Item = TypeVar("Item")
 
 _MS = 1_000_000
 _SNAPSHOT_WINDOW = LINK_WINDOW_BYTES // SNAPSHOT_CHUNK_BYTES
@@ -279,7 +281,7 @@ class Feed:
     def stream(self, records: list[bytes], now_ns: int) -> list[PrimaryAction]:
         """Send the records that come next, as far as the window allows; the rest is read from the log later."""
         actions: list[PrimaryAction] = []
-        for batch, size in _batches(records):
+        for batch, size in batches(records, len):
             if not self._window_open():
                 break
             if not self._owed():
@@ -323,13 +325,14 @@ class Feed:
         return self._in_flight_bytes < LINK_WINDOW_BYTES and self.sent_lsn - self.ack.applied < LINK_WINDOW_RECORDS
 
 
-def _batches(records: list[bytes]) -> Iterator[tuple[list[bytes], int]]:
-    """Cut into messages of at most LINK_BATCH_RECORDS and LINK_BATCH_BYTES (or one record); each with its bytes."""
+def batches(items: list[Item], bytes_of: Callable[[Item], int]) -> Iterator[tuple[list[Item], int]]:
+    """Cut into messages of at most LINK_BATCH_RECORDS and LINK_BATCH_BYTES (or one item); each with its bytes."""
     first = size = 0
-    for index, record in enumerate(records):
-        if index > first and (size + len(record) > LINK_BATCH_BYTES or index - first == LINK_BATCH_RECORDS):
-            yield records[first:index], size
+    for index, item in enumerate(items):
+        length = bytes_of(item)
+        if index > first and (size + length > LINK_BATCH_BYTES or index - first == LINK_BATCH_RECORDS):
+            yield items[first:index], size
             first, size = index, 0
-        size += len(record)
-    if first < len(records):
-        yield records[first:], size
+        size += length
+    if first < len(items):
+        yield items[first:], size

@@ -9,7 +9,7 @@ from typing import Any
 
 from actornet.errors import FencedError
 from actornet.limits import BACKUPS_MAX, SILENCE_MS_DEFAULT
-from actornet.replication.feed import Feed
+from actornet.replication.feed import Feed, batches
 from actornet.replication.messages import VERSION, Ack, AnyMessage, Fence, Hello, Seen, Stop, Sync, Unsent, Yield
 from actornet.replication.protocol import (
     CALM_PAUSE_MS,
@@ -276,7 +276,8 @@ class Primary:
 
     def unsent(self, unsent: list[tuple[int, int, Any]]) -> list[PrimaryAction]:
         """For those that may take over: what waits in which core (an encoded Told, as Raw), and the last LSN by then."""
-        return [Send(Unsent(self.epoch, unsent), feed.peer) for feed in self.feeds.values() if feed.counts]
+        told = [Unsent(self.epoch, some) for some, _ in batches(unsent, lambda each: len(each[2]))]
+        return [Send(message, feed.peer) for feed in self.feeds.values() if feed.counts for message in told]
 
     def stop(self, now_ns: int) -> list[PrimaryAction]:
         """Stop cleanly; nothing is logged any more. A backup in sync takes over once it has everything (handover)."""
