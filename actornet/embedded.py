@@ -22,7 +22,7 @@ from actornet.flow import FlowActor
 from actornet.journal import Journal, fingerprint, restore_flow
 from actornet.limits import FLOWS_MAX_DEFAULT, MISFITS_TOLD_MAX
 from actornet.local_link import LocalLink
-from actornet.log.record import ControlBody, FlowBody
+from actornet.log.record import ControlBody
 from actornet.log.store import Log
 from actornet.owner import owners_of
 from actornet.setting import assign, resolve
@@ -88,8 +88,9 @@ class Embedded:
         """Once finished: the value in an owner's state that does not fit its type, so that no snapshot was saved."""
         self.link.flush()
         self.core.revoke(self.journal.replica.revocations)
-        for body in self.journal.replica.flows.values():
-            restore_flow(self.core, nf, FlowBody.decode(body), self._note_misfit)
+        for key in self.journal.replica.flows:
+            if (body := self.journal.replica.flow(key)) is not None:
+                restore_flow(self.core, nf, body, self._note_misfit)
         with self._running():
             for _, port, packet in list(self.journal.replica.orphans()):
                 self.core.unsent.resume(port, packet)

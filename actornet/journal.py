@@ -31,6 +31,7 @@ from actornet.log.snapshot import Snapshot
 from actornet.log.store import Log
 from actornet.owner import owners_of
 from actornet.replication.replica import Replica
+from actornet.replication.replica_base import Asked
 
 Batch = list[tuple[int, bytes]]
 """Encoded records by LSN, without gaps."""
@@ -105,7 +106,7 @@ class Journal(JournalBase):
         """Log what happened: a flow saved or closed, something for the operator."""
         self._enqueue(self.replica.execute(body, core, max(time_ns, self.replica.time_ns)))
 
-    def apply(self, records: Iterable[bytes]) -> list[Body | bytes]:
+    def apply(self, records: Iterable[bytes]) -> list[Body | Asked | bytes]:
         """Apply the primary's records, in order; they are queued as they are.
 
         Returns the bodies of all but asks; those of saved flows as the replica keeps them, encoded.

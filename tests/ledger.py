@@ -23,6 +23,7 @@ from actornet.log.record import (
 )
 from actornet.owner import Owner, Struct, path_of
 from actornet.replication.replica import AskRequest, Replica
+from actornet.replication.replica_base import Asked
 
 SECOND = 1_000_000_000
 FLOWS = [FiveTuple(17, "10.0.0.1", 5000 + number, "198.51.100.7", 53) for number in range(3)]
@@ -144,9 +145,10 @@ class Primary:
         incarnation: int = 1,
         number: int = 1,
         owner: str = "book",
+        packet: bytes | None = None,
     ) -> list[Any]:
         time_ns = self.replica.time_ns + SECOND // 7
-        asked = AskRequest(flow, 1, incarnation, number, owner, message, pack(*args))
+        asked = AskRequest(flow, 1, incarnation, number, owner, message, pack(*args), packet)
         record, reply = executed(self.replica, asked, time_ns)
         self.keep(record)
         return outcome(reply)
@@ -171,8 +173,10 @@ def apply_encoded(replica: Replica, data: bytes) -> None:
     expected = decode(data).body
     if isinstance(expected, FlowBody):
         assert FlowBody.decode(body) == expected
+    elif isinstance(expected, AskBody):
+        assert body is None or isinstance(body, Asked)
     else:
-        assert body == (None if isinstance(expected, AskBody) else expected)
+        assert body == expected
 
 
 WAYS = [apply_decoded, apply_encoded]

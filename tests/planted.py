@@ -12,7 +12,7 @@ from actornet.chain import ChainActor
 from actornet.engine.replies import VALUE
 from actornet.engine.ring import NO_LEASE
 from actornet.engine.stream import Stream
-from actornet.log.record import chain_of
+from actornet.log.record import FlowBody, chain_of
 from actornet.log.store import Log
 from actornet.node import leadership
 from actornet.node.cores import Cores
@@ -27,6 +27,7 @@ from actornet.replication.lease import Lease
 from actornet.replication.primary import Primary
 from actornet.replication.protocol import Fenced, Match, Position, State
 from actornet.replication.replica import Replica
+from actornet.replication.replica_base import Asked
 from actornet.replication.unsent import Unsent
 from actornet.testing.simulation.ticketing import Office
 from actornet.testing.simulation.world import World
@@ -348,6 +349,22 @@ def links_of_the_primary_not_told(patch: Patch) -> None:
     patch(Feed, "beat", beat)
 
 
+def asks_of_handlers_that_ended_not_counted(patch: Patch) -> None:
+    def flow(self: Replica, key: bytes) -> FlowBody | None:
+        saved = self.flows.get(key)
+        return FlowBody.decode(saved) if saved is not None else None
+
+    original = Cores.applied
+    patch(Replica, "flow", flow)
+    patch(
+        Cores, "applied", lambda self, bodies: original(self, [body for body in bodies if not isinstance(body, Asked)])
+    )
+
+
+def flows_that_were_closing_live_on(patch: Patch) -> None:
+    patch(Replica, "closing", lambda self: iter(()))
+
+
 def edits_not_restored(patch: Patch) -> None:
     def join(self: StreamActor) -> Stream:
         stream = self._stream = Stream(self.inline, self.verify_checksums)
@@ -436,6 +453,8 @@ MUTATIONS = [
     higher_epoch_ignored,
     fenced_goes_on_emitting,
     asks_not_deduplicated,
+    asks_of_handlers_that_ended_not_counted,
+    flows_that_were_closing_live_on,
     snapshot_without_recorded_replies,
     log_cut_below_the_fork,
     diverged_log_followed,

@@ -1,24 +1,41 @@
 """Exactly once (G5): what a flow asks again is answered from the log."""
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
 import msgspec
+import pytest
 from hypothesis import given, settings
 from port_log import executed
 
 from actornet import FORWARD, FlowActor, Owner, Packet, Struct, Verdict
 from actornet.embedded import Embedded
-from actornet.engine.asks import CLOSES
+from actornet.engine.asks import CLOSES, GOES_ON
 from actornet.engine.five_tuple import FiveTuple, flow_key
+from actornet.engine.records import checked
 from actornet.engine.replies import ERROR, REPEATED
 from actornet.limits import ASKS_OPEN_PER_FLOW_MAX
 from actornet.log.record import AskBody, FlowBody, decode
 from actornet.ports.memory import MemoryPort
-from actornet.replication.replica import AskRequest
+from actornet.replication.replica import AskRequest, Replica
+from actornet.replication.replica_base import Asked
 from tests import frames
-from tests.ledger import FLOW, FLOWS, SECOND, Primary, backup_of, epoch_body, happen, outcome, pack, steps
+from tests.ledger import (
+    FLOW,
+    FLOWS,
+    SECOND,
+    WAYS,
+    Primary,
+    backup_of,
+    epoch_body,
+    happen,
+    load,
+    outcome,
+    pack,
+    steps,
+)
 
 PAIR = b"\x92"
 """An array's head: what `flow_key` and a target lack to be decoded."""
@@ -126,6 +143,43 @@ def test_what_an_older_incarnation_says_changes_nothing() -> None:
     backup_of(primary)
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_what_handlers_asked_that_have_ended_is_not_asked_again(way: Callable[[Replica, bytes], None]) -> None:
+    """G5: a handler's first ask says how often the flow had asked before, and it goes on from there, wherever it goes on."""
+    primary = Primary()
+    primary.save(FLOW, 0)
+    for number in (1, 2, 3):
+        primary.ask("tag", "a", flow=FLOW, number=number)
+    given = primary.ask("allocate", FLOW, flow=FLOW, number=4, packet=GOES_ON + (3).to_bytes(4, "big"))
+    primary.ask("roll", flow=FLOW, number=5)
+    replica = Replica(load)
+    for data in primary.log:
+        way(replica, data)
+    for one in (primary.replica, replica, Replica.restore(replica.snapshot(), load)):
+        key = flow_key(FLOW, 1)
+        assert [number for number, *_ in one.asks[key]] == [4, 5]
+        body = one.flow(key)
+        assert body is not None and body.asks == 3 and FlowBody.decode(one.flows[key]).asks == 0
+        assert not list(one.orphans()) and not list(one.closing())
+    again = AskRequest(FLOW, 1, 1, 4, "book", "allocate", pack(FLOW), GOES_ON + (3).to_bytes(4, "big"))
+    assert executed(replica, again, SECOND)[0] is None and outcome(executed(replica, again, SECOND)[1]) == given
+    primary.save(FLOW, 5)
+    assert not primary.replica.asks and primary.replica.flow(flow_key(FLOW, 1)) == FlowBody(FLOW, 1, 1, 5, b"state 5")
+
+
+def test_a_backup_is_told_how_often_a_flow_has_asked() -> None:
+    """G5, G6: where a record does not say it, the ask does; no other does."""
+    primary = Primary()
+    primary.save(FLOW, 0)
+    primary.ask("roll", flow=FLOW)
+    primary.ask("roll", flow=FLOW, number=2, packet=CLOSES)
+    primary.ask("roll", flow=FLOW, number=3, packet=CLOSES + (2).to_bytes(4, "big"))
+    replica = Replica(load)
+    told = [replica.apply_record(checked(data), data) for data in primary.log]
+    assert told[-3:] == [None, None, Asked(flow_key(FLOW, 1), 2)]
+    assert list(replica.closing()) == [(FLOW, 1)]
+
+
 def test_open_asks_of_a_flow_are_bounded() -> None:
     primary = Primary()
     for number in range(ASKS_OPEN_PER_FLOW_MAX):
@@ -172,23 +226,24 @@ class Leaving(FlowActor):
             await asyncio.get_running_loop().create_future()
 
 
+def _lives(nf: type[FlowActor], place: Path, *payloads: bytes) -> Embedded:
+    """A node that goes on where its log ends; what comes is of the flow that the first byte names."""
+    lan, wan = MemoryPort("lan"), MemoryPort("wan")
+    node = Embedded(nf, [lan, wan], log_directory=str(place / "log"))
+    lan.feed([(1, frames.udp("10.0.0.2", 1000 + data[0], "198.51.100.1", 53, data)) for data in payloads])
+    node.run_burst()
+    return node
+
+
 def test_a_flow_that_dies_while_it_closes_is_closed_by_who_goes_on(tmp_path: Path) -> None:
     """G5: else it lived on with what it has given back, which is another's by then. Others are left alone."""
-
-    def run(*payloads: bytes) -> Embedded:
-        lan, wan = MemoryPort("lan"), MemoryPort("wan")
-        node = Embedded(Leaving, [lan, wan], log_directory=str(tmp_path / "log"))
-        lan.feed([(1, frames.udp("10.0.0.2", 1000 + data[0], "198.51.100.1", 53, data)) for data in payloads])
-        node.run_burst()
-        return node
-
     Leaving.hangs = True
-    died = run(b"\1", b"\2", b"\1")
+    died = _lives(Leaving, tmp_path, b"\1", b"\2", b"\1")
     assert died.journal.replica.owners["desk"].state.returned == [1] and died.core.suspended == 1
     assert died.journal.log is not None
     died.journal.log.close()
     Leaving.hangs = False
-    node = run()
+    node = _lives(Leaving, tmp_path)
     replica, log = node.journal.replica, node.journal.log
     assert replica.owners["desk"].state.returned == [1], "and it is given back once"
     assert [FlowBody.decode(body).flow.source_port for body in replica.flows.values()] == [1002]
@@ -197,4 +252,44 @@ def test_a_flow_that_dies_while_it_closes_is_closed_by_who_goes_on(tmp_path: Pat
     bodies = [decode(log.read(lsn), lsn).body for lsn in range(1, log.last_lsn + 1)]
     marked = [body.message for body in bodies if isinstance(body, AskBody) and body.packet == CLOSES]
     assert marked == ["give_back"]
+    node.finish()
+
+
+class Spending(Leaving):
+    """As `Leaving`; and each packet of its flow takes a number that the flow does not keep."""
+
+    async def on_packet(self, packet: Packet) -> Verdict:
+        if packet.payload[1:]:
+            self.close()
+        else:
+            await self.desk.take()
+        return FORWARD
+
+
+def test_what_a_flow_gives_back_as_it_closes_is_given_back_once_however_often_it_had_asked(tmp_path: Path) -> None:
+    """G5: handlers that had ended, and left nothing to save, are not those that run again."""
+    Spending.hangs = True
+    died = _lives(Spending, tmp_path, b"\1", b"\1", b"\1", b"\1close")
+    assert died.journal.replica.owners["desk"].state.returned == [1] and died.core.suspended == 1
+    assert died.journal.log is not None
+    died.journal.log.close()
+    Spending.hangs = False
+    node = _lives(Spending, tmp_path)
+    assert node.journal.replica.owners["desk"].state.returned == [1]
+    assert not node.journal.replica.flows and not node.journal.replica.asks
+    node.finish()
+
+
+def test_what_a_flow_had_asked_is_known_from_a_snapshot_as_well(tmp_path: Path) -> None:
+    """G5: it closes on a node that had it from a log, and again on one that has it from a snapshot of that."""
+    Spending.hangs = True
+    for payloads in ((b"\1", b"\1", b"\1"), (b"\1close",)):
+        died = _lives(Spending, tmp_path, *payloads)
+        assert died.journal.log is not None
+        died.journal.save_snapshot()
+        died.journal.log.close()
+    assert died.journal.replica.owners["desk"].state.returned == [1]
+    Spending.hangs = False
+    node = _lives(Spending, tmp_path)
+    assert node.journal.replica.owners["desk"].state.returned == [1] and not node.journal.replica.flows
     node.finish()

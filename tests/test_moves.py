@@ -35,6 +35,7 @@ class World:
         self.sent: dict[int, list[int]] = defaultdict(list)
         self.left: dict[int, list[int]] = defaultdict(list)
         self.numbers: dict[int, set[int]] = defaultdict(set)
+        self.counted: list[int] = []
         self.sequence = 0
         while self.node.page.role != ACTIVE or not all(core.link.attached for core in self.cores):
             self.turn(self.random)
@@ -64,6 +65,8 @@ class World:
             self.left[flow].append(sequence)
             if kind == OFFLOADING:
                 self.numbers[flow].add(number)
+            else:
+                self.counted.append(number)
 
     def traffic(self, flows: int) -> list[list[bytes]]:
         arriving: list[list[bytes]] = [[] for _ in range(CORES)]
@@ -99,6 +102,7 @@ def test_a_flow_that_moves_loses_and_overtakes_nothing(seed: int) -> None:
     assert world.moved() >= 5
     assert world.left == world.sent, f"seed {seed}"
     assert all(len(numbers) == 1 for numbers in world.numbers.values())
+    assert len(set(world.counted)) == len(world.counted), "each packet asked for a number of its own"
     counts = [core.core.count() for core in world.cores]
     assert sum(count["live_flows"] for count in counts) == sum(count["flows_opened"] for count in counts) == 30
     assert sum(count["handoff_stale"] + count["handoff_full"] + count["mailbox_full"] for count in counts) == 0

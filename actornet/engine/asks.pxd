@@ -13,6 +13,7 @@ cdef extern from "msgpack.h" nogil:
         const uint8_t *at
         const uint8_t *end
 
+    uint8_t *an_mp_big_endian(uint8_t *out, uint64_t value, int bytes)
     uint8_t *an_mp_head(uint8_t *out, uint8_t first, uint64_t value, int bytes)
     uint8_t *an_mp_uint(uint8_t *out, uint64_t value)
     uint8_t *an_mp_str(uint8_t *out, const void *text, uint32_t length)
@@ -49,6 +50,8 @@ cdef uint8_t *write_address(uint8_t *out, const uint8_t *address, int version) n
 cdef bint skip_flow(an_mp *mp) noexcept
 cdef uint64_t take_number(an_mp *mp) noexcept
 cdef const uint8_t *take_content(an_mp *mp, uint8_t kind, size_t *length) noexcept
+cdef uint8_t *write_note(uint8_t *out, FlowBase flow) noexcept
+cdef uint64_t asked_before(bytes note) noexcept
 cdef bytes encoded_args(Ask ask, tuple args)
 cpdef bytes ask_request(FlowBase flow, str owner, str message, bytes args)
 cpdef tuple read_ask(bytes request)

@@ -4,6 +4,8 @@ from actornet.engine.flow_base import Ask, FlowBase
 from actornet.engine.ring import Ring
 
 CLOSES: bytes
+GOES_ON: bytes
+NOTE_BYTES_MAX: int
 
 def ask_request(flow: FlowBase | None, owner: str, message: str, args: bytes) -> bytes: ...
 def is_ask(message: bytes) -> bool: ...

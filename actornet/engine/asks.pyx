@@ -6,8 +6,10 @@ and what the owner system looks up are slices: `key` is the bytes of five-tuple 
 message. The reply is `[11, sequence number, reply]`.
 
 `packet` is there in the first ask of a flow that the log does not know yet: if the flow's core dies before the flow is
-saved, whoever goes on treats that packet again. It is as `actornet.engine.unsent` writes packets. Asks of `on_close` have CLOSES
-there, if the log knows the flow.
+saved, whoever goes on treats that packet again. It is as `actornet.engine.unsent` writes packets. Of a flow that the log knows
+the first ask of a handler has a note in that place, if there is anything to note: CLOSES from `on_close`, else GOES_ON, and
+behind it how often the flow had asked before (4 bytes, big-endian), if that is more than its record says: those asks were made by
+handlers that have ended since, and left nothing to save, so none of them is asked again (G5).
 """
 
 import time
@@ -20,7 +22,7 @@ from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy
 
 from actornet.engine.core cimport Core
-from actornet.engine.flow_base cimport MARK_ON_CLOSE, MARK_SAVED, Ask, FlowBase
+from actornet.engine.flow_base cimport MARK_ASKED, MARK_ON_CLOSE, MARK_SAVED, Ask, FlowBase
 from actornet.engine.ring cimport Ring
 from actornet.engine.types cimport an_key, an_packet
 from actornet.engine.unsent cimport PACKET_HEAD, write_packet
@@ -44,10 +46,14 @@ cdef double FULL_SLEEP_S = 50e-6
 cdef uint32_t packet_kept_max = PACKET_KEPT_BYTES_MAX
 cdef Py_ssize_t message_bytes_max = MESSAGE_BYTES_MAX
 
-CLOSES = b"\0"
-"""In place of a packet: `on_close` has asked, of a flow that the log knows. If the core dies, whoever goes on closes the flow."""
+CLOSES, GOES_ON = b"\0", b"\1"
+"""In place of a packet, of a flow that the log knows: `on_close` has asked, or another handler. If the core dies, whoever goes on
+closes the flow that was closing."""
 
-cdef bytes closes = CLOSES
+NOTE_BYTES_MAX = 5
+"""Of such a note; a packet is longer."""
+
+cdef Py_ssize_t note_bytes_max = NOTE_BYTES_MAX
 
 _encode_args = msgspec.msgpack.Encoder().encode
 
@@ -333,11 +339,31 @@ cdef uint8_t *write_request(uint8_t *out, FlowBase flow, str owner, str message,
     text = PyUnicode_AsUTF8AndSize(message, &length)
     out = an_mp_str(out, text, <uint32_t>length)
     out = an_mp_bin(out, PyBytes_AS_STRING(args), <uint32_t>PyBytes_GET_SIZE(args))
-    if packet == NULL and flow is not None and flow.marks & MARK_ON_CLOSE and flow.marks & MARK_SAVED:
-        return an_mp_bin(out, PyBytes_AS_STRING(closes), 1)
-    if packet == NULL:
+    if packet != NULL:
+        return write_packet(an_mp_bin_head(out, PACKET_HEAD + packet.length), packet)
+    return write_note(out, flow)
+
+
+cdef uint8_t *write_note(uint8_t *out, FlowBase flow) noexcept:
+    """What the first ask of a handler says in place of a packet; nil if nothing."""
+    cdef uint8_t note[5]  # NOTE_BYTES_MAX
+    cdef bint closes, behind
+    if flow is None or not flow.marks & MARK_SAVED or flow.asks != flow.began + 1:
         return an_mp_head(out, AN_MP_NIL, 0, 0)
-    return write_packet(an_mp_bin_head(out, PACKET_HEAD + packet.length), packet)
+    closes, behind = flow.marks & MARK_ON_CLOSE != 0, flow.marks & MARK_ASKED != 0
+    if not closes and not behind:
+        return an_mp_head(out, AN_MP_NIL, 0, 0)
+    note[0] = 0 if closes else 1
+    an_mp_big_endian(note + 1, flow.began, 4)
+    return an_mp_bin(out, note, 5 if behind else 1)
+
+
+cdef uint64_t asked_before(bytes note) noexcept:
+    """How often a flow had asked before the handler whose first ask came with this in its packet's place; 0: not known."""
+    cdef const uint8_t *at = <const uint8_t *>PyBytes_AS_STRING(note)
+    if PyBytes_GET_SIZE(note) != note_bytes_max:
+        return 0
+    return <uint64_t>at[1] << 24 | at[2] << 16 | at[3] << 8 | at[4]
 
 
 cdef uint8_t *write_key(uint8_t *out, const an_key *key) noexcept:

@@ -25,7 +25,9 @@ from actornet.engine.black_box cimport BlackBox, an_black_box_enter, an_black_bo
 from actornet.engine.counters cimport *
 from actornet.engine.datagram cimport answer, replaced
 from actornet.engine.failure cimport close_condemned, report, take_error, tell_unheard
-from actornet.engine.flow_base cimport MARK_CLOSING, MARK_DIRTY, MARK_ENDING, MARK_LEAVING, MARK_ON_CLOSE, MARK_SAVED, Ask
+from actornet.engine.flow_base cimport (
+    MARK_ASKED, MARK_CLOSING, MARK_DIRTY, MARK_ENDING, MARK_LEAVING, MARK_ON_CLOSE, MARK_SAVED, Ask,
+)
 from actornet.engine.flows cimport an_addresses, an_revoked, an_terms_conform, an_terms_expired, an_terms_mirror
 from actornet.engine.handlers cimport PHASE_CLOSE, PHASE_MESSAGE, PHASE_MIRROR, PHASE_OPEN, PHASE_PACKET
 from actornet.engine.handoff cimport Handoff
@@ -521,6 +523,7 @@ cdef class Core:
         cdef Packet view = self.view
         self.counters[<int>C_HANDLED] += 1
         view.p = p
+        flow.began = flow.asks
         args[0] = <PyObject *>flow
         args[1] = <PyObject *>view
         an_black_box_enter(self.box, &p.key, PHASE_PACKET)
@@ -572,6 +575,7 @@ cdef class Core:
         args[0] = <PyObject *>flow
         args[1] = <PyObject *>self.view if phase != PHASE_MESSAGE else <PyObject *>self.message
         self.driving = flow
+        flow.began = flow.asks
         self.enter(flow, p, phase)
         result = PyObject_Vectorcall(handler, args, 1 if phase == PHASE_CLOSE else 2, NULL)
         if result == NULL:
@@ -752,6 +756,8 @@ cdef class Core:
             return 0
         if self.volatile_state and not flow.marks & MARK_DIRTY and flow.saved != flow.saved_state():
             flow.marks |= MARK_DIRTY  # a list or dict among the fields was changed in place
+        if flow.marks & MARK_ASKED and not flow.marks & MARK_SAVED:
+            flow.marks |= MARK_DIRTY  # else its first packet would be treated again, though its handler has ended
         if flow.marks & MARK_DIRTY:
             self.saves += 1
             if self.saves <= fields_checked_first or self.saves % fields_checked_every == 0:
@@ -760,7 +766,7 @@ cdef class Core:
                 flow.saved = flow.saved_state()
             self.submitted = True
             flow.depends = max(flow.depends, self.link.save(flow))
-            flow.marks = (flow.marks & ~MARK_DIRTY) | MARK_SAVED
+            flow.marks = (flow.marks & ~(MARK_DIRTY | MARK_ASKED)) | MARK_SAVED
             # An earlier flow of the same key may have left packets in the queue: stay behind them (G1).
             behind = self.output.queue.head != NULL
         if not flow.held and (behind or flow.depends > an_word_load(self.committed)):
@@ -1083,6 +1089,10 @@ cdef class Core:
     @property
     def revocations(self) -> int:
         return self.flows.revocations
+
+    def asked(self, flow, str port, uint32_t asks) -> None:
+        """The flow that was opened with this key, and that another core serves, has asked so often by now."""
+        self.flows.asked(flow, port, asks)
 
     def forget(self, flow, str port) -> None:
         """Remove the flow that was opened with this key, without `on_close`: the log says that it closed elsewhere."""

@@ -13,6 +13,7 @@ cdef enum:
     MARK_LEAVING = 0x08   # for another core; its packets wait
     MARK_ENDING = 0x10    # closes once nothing of it is held; its packets wait
     MARK_ON_CLOSE = 0x20  # `on_close` runs
+    MARK_ASKED = 0x40     # since it was last saved, or perhaps before it was restored
 
 
 cdef class Ask:
@@ -41,6 +42,7 @@ cdef class FlowBase:
     cdef uint32_t first          # entry of the key that the flow was opened with
     cdef uint32_t held           # its items in the core's queue behind the watermark
     cdef uint32_t asks
+    cdef uint32_t began          # how many of them when the handler that runs began
     cdef str reason              # why it closes
     cdef bytes saved             # last saved state, kept only where fields may change in place
     cdef uint8_t keys

@@ -310,6 +310,7 @@ cdef class FlowBase:
         core.counters[<int>C_ASKS] += 1
         core.submitted = True
         self.depends = max(self.depends, core.link.ask(self, ask, args))
+        self.marks |= MARK_ASKED
         return ask
 
     def committed(self):

@@ -56,6 +56,7 @@ cdef class Flows:
         self, object flow, str port, uint64_t incarnation, uint32_t asks, object fields, object keys, uint64_t idle_ns,
         uint64_t generation
     ) except -1
+    cdef int asked(self, object flow, str port, uint32_t asks) except -1
     cdef int forget(self, object flow, str port) except -1
     cdef int redirect(self, object flow, str port, int to) except -1
     cdef int pass_on(self, const an_key *key, int to) except -1

@@ -12,7 +12,7 @@ from actornet.engine.core cimport Core
 from actornet.engine.counters cimport (
     C_FLOW_TABLE_FULL, C_FLOWS_EVICTED, C_FLOWS_OPENED, C_FLOWS_RESTORED, C_LIVE_FLOWS, C_STREAM_DISCARDED, C_STREAM_HELD,
 )
-from actornet.engine.flow_base cimport MARK_CLOSING, MARK_DIRTY, MARK_LEAVING, MARK_SAVED
+from actornet.engine.flow_base cimport MARK_ASKED, MARK_CLOSING, MARK_DIRTY, MARK_LEAVING, MARK_SAVED
 from actornet.engine.types cimport (
     AN_BUSY, AN_DROP, AN_FORWARD, AN_HELD, AN_NONE, AN_PRIMARY, AN_PUNT_TCP, AN_REDIRECT, AN_SET_LINK, AN_SLOW, AN_TERMS,
     an_rewrite,
@@ -541,9 +541,19 @@ cdef class Flows:
         finally:
             if not complete:  # never half a flow
                 self.remove(actor)
-        actor.marks = MARK_SAVED
+        actor.marks = MARK_SAVED | MARK_ASKED  # perhaps: its record need not say how often
         core.incarnation_next = max(core.incarnation_next, incarnation + 1)
         core.counters[<int>C_FLOWS_RESTORED] += 1
+        return 0
+
+    cdef int asked(self, object flow, str port, uint32_t asks) except -1:
+        """The flow that was opened with this key has asked owners so often by now."""
+        cdef an_key key
+        cdef uint32_t index
+        key_of(flow, (<Core>self.core).port_index(port), &key)
+        index = self.find(&key)
+        if index != AN_NONE and self.table.entries[index].state & AN_PRIMARY:
+            (<FlowBase>self.table.entries[index].actor).asks = asks  # and it is marked, as one that was restored
         return 0
 
     cdef int forget(self, object flow, str port) except -1:

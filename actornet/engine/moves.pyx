@@ -18,7 +18,7 @@ from libc.stdlib cimport free, malloc
 
 from actornet.engine.core cimport Core
 from actornet.engine.counters cimport C_FLOWS_MOVED
-from actornet.engine.flow_base cimport MARK_CLOSING, MARK_LEAVING, MARK_SAVED
+from actornet.engine.flow_base cimport MARK_ASKED, MARK_CLOSING, MARK_DIRTY, MARK_LEAVING, MARK_SAVED
 from actornet.engine.parked cimport an_queue_pop
 from actornet.engine.ring cimport an_word_load
 from actornet.engine.suspension cimport Suspension, refuse, stop
@@ -101,6 +101,8 @@ cdef class Moves:
         cdef Core core = <Core>self.core
         if flow.suspension is not None:
             return False
+        if flow.marks & MARK_ASKED:
+            flow.marks |= MARK_DIRTY  # it goes on by its record, which is to say how often it has asked
         try:
             core._save(flow)
         except (TypeError, ValueError, OverflowError, RecursionError, StateError):  # a field holds what its type does not allow: a handler's affair

@@ -73,7 +73,7 @@ class AskBody(msgspec.Struct, array_like=True, gc=False):
 
     `flow` is None when the sender is no flow. `port`, `incarnation` and `number` (from 1) identify the message together
     with the flow (G5). `args` is a msgpack list; `reply_hash` is XXH3-64 of the reply's bytes (G4). `packet` is what the
-    flow treated when it asked, in its first ask only, as `actornet.engine.asks` keeps it; or that its `on_close` asks.
+    flow treated when it asked, in its first ask only, or what its handler notes in that place: see `actornet.engine.asks`.
     """
 
     flow: FiveTuple | None

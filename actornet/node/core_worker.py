@@ -50,6 +50,7 @@ from actornet.node import exchange
 from actornet.node.deployment import Poll
 from actornet.node.exchange import (
     Announce,
+    Asked,
     Attach,
     Attached,
     Attaching,
@@ -200,6 +201,8 @@ class RingLink(OwnerLink):
         match message:
             case Restore():
                 self._restore(core, message.body)
+            case Asked():
+                core.asked(message.flow, core.ports[message.port].name, message.asks)
             case Redirect():
                 self._redirect(core, message)
             case Revoked():

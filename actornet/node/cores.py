@@ -9,7 +9,7 @@ import structlog
 
 from actornet.engine.asks import is_ask
 from actornet.engine.counters import COUNTERS
-from actornet.engine.five_tuple import flow_key
+from actornet.engine.five_tuple import flow_key, key_parts
 from actornet.engine.ring import ACTIVE, PASSIVE
 from actornet.errors import NodeError
 from actornet.flow import FlowActor
@@ -38,6 +38,7 @@ from actornet.node.exchange import (
     Seen,
 )
 from actornet.node.placement import Placement
+from actornet.replication.replica_base import Asked
 from actornet.replication.stations import Stations
 from actornet.replication.unsent import VOID, Unsent
 
@@ -179,6 +180,9 @@ class Cores:
                     saved = FlowBody.decode(body)
                     if flows.get(flow_key(saved.flow, saved.port)) == body:
                         self.placement.restore(saved)
+                case Asked(key, before) if key in flows:
+                    flow, port = key_parts(key)
+                    self.lines[self.placement.core_of(flow, port)].send(exchange.Asked(flow, port, before))
                 case CloseBody() if flow_key(body.flow, body.port) not in flows:
                     self.placement.forget(body.flow, body.port)
 
@@ -252,9 +256,9 @@ class Cores:
     def _flows_by_and_by(self) -> Iterator[FlowBody | None]:
         """All flows as they are by then; a None now and then, when it is time for something else."""
         for number, key in enumerate(list(self.journal.replica.flows), 1):
-            body = self.journal.replica.flows.get(key)
+            body = self.journal.replica.flow(key)
             if body is not None:
-                yield FlowBody.decode(body)
+                yield body
             if number % FLOWS_PER_FEED == 0:
                 yield None
 
@@ -281,8 +285,8 @@ class Cores:
 
     def _move(self, line: CoreLine, leaving: Leaving) -> None:
         """A flow of the core is ready to live on another."""
-        body = self.journal.replica.flows.get(flow_key(leaving.flow, leaving.port))
+        body = self.journal.replica.flow(flow_key(leaving.flow, leaving.port))
         if body is None:  # never, unless the log has closed it without the core
             line.send(Forget(leaving.flow, leaving.port))
         else:
-            self.placement.move(FlowBody.decode(body), leaving.to)
+            self.placement.move(body, leaving.to)

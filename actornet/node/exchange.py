@@ -91,6 +91,14 @@ class Resume(msgspec.Struct, array_like=True, tag=15, gc=False):
     packet: bytes
 
 
+class Asked(msgspec.Struct, array_like=True, tag=21, gc=False):
+    """How often a flow, sent before, has asked by now: more often than its record says."""
+
+    flow: FiveTuple
+    port: int
+    asks: int
+
+
 class CloseAnew(msgspec.Struct, array_like=True, tag=20, gc=False):
     """A flow, sent before, to be closed: its `on_close` has asked owners for something at a core that is no more."""
 
@@ -141,7 +149,18 @@ class Announce(msgspec.Struct, array_like=True, tag=18):
 
 Request = Attach | CloseRequest | Detach | Leaving | Seen
 Answer = (
-    Attaching | Attached | Restore | Resume | Resend | CloseAnew | Forget | Redirect | Revoked | GiveAway | Announce
+    Attaching
+    | Attached
+    | Restore
+    | Asked
+    | Resume
+    | Resend
+    | CloseAnew
+    | Forget
+    | Redirect
+    | Revoked
+    | GiveAway
+    | Announce
 )
 
 encode = msgspec.msgpack.Encoder().encode

@@ -24,7 +24,7 @@ from typing import Any
 import msgspec
 from xxhash import xxh3_64_intdigest
 
-from actornet.engine.asks import CLOSES
+from actornet.engine.asks import CLOSES, NOTE_BYTES_MAX
 from actornet.engine.five_tuple import FiveTuple, flow_key, key_parts
 from actornet.errors import DivergenceError, FencedError, LogDamagedError, StateError, UsageError
 from actornet.limits import ASKS_OPEN_PER_FLOW_MAX
@@ -233,7 +233,7 @@ class Replica(ReplicaBase):
         again: the flow is given the recorded replies, and is there to end like any other.
         """
         for key, recorded in self.asks.items():
-            if recorded.packet and key not in self.flows:
+            if len(recorded.packet) > NOTE_BYTES_MAX and key not in self.flows:
                 yield *key_parts(key), recorded.packet
 
     def closing(self) -> Iterator[tuple[FiveTuple, int]]:
@@ -242,8 +242,18 @@ class Replica(ReplicaBase):
         It may have given back what it had: where its core has died it is closed anew, and is given the recorded replies.
         """
         for key, recorded in self.asks.items():
-            if recorded.packet == CLOSES and key in self.flows:
+            if len(recorded.packet) <= NOTE_BYTES_MAX and recorded.packet.startswith(CLOSES) and key in self.flows:
                 yield key_parts(key)
+
+    def flow(self, key: bytes) -> FlowBody | None:
+        """A saved flow as it goes on: its next ask comes behind those of handlers that have ended. None: there is none."""
+        saved, recorded = self.flows.get(key), self.asks.get(key)
+        if saved is None:
+            return None
+        body = FlowBody.decode(saved)
+        if recorded is not None and recorded.before > body.asks:
+            body.asks = recorded.before
+        return body
 
     def apply(self, record: Record) -> None:
         """Do what the record says.

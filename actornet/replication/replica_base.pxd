@@ -5,8 +5,10 @@ cdef class OpenAsks(list):
     cdef public uint64_t highest
     cdef public uint64_t newest
     cdef public bytes packet
+    cdef readonly uint64_t before
 
     cdef int _begin(self, uint64_t incarnation, tuple entry, bytes packet) except -1
+    cdef int _note(self, bytes packet) except -1
     cpdef int remember(self, uint64_t incarnation, tuple entry, bytes packet) except -1
 
 

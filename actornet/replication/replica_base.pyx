@@ -2,9 +2,10 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from actornet.engine.asks cimport ask_body, read_ask, read_ask_body, read_flow_body
+from actornet.engine.asks cimport ask_body, asked_before, read_ask, read_ask_body, read_flow_body
 
 import re
+from collections import namedtuple
 
 import msgspec
 from xxhash import xxh3_64_intdigest
@@ -42,12 +43,17 @@ cdef bytes repeated(bytes reply):
     return head_repeated + reply[2:] if reply.startswith(head_value) else reply
 
 
+Asked = namedtuple("Asked", ("key", "before"))
+"""How often a flow had asked when the handler began that has just asked for the first time."""
+
+
 cdef class OpenAsks(list):
     """A flow's asks that no saved state covers, and their replies, as they came; one number is in it once.
 
-    `packet` is the one that the first of them came with, empty if it was not
-    kept. `highest` is the highest number in it, `newest` the newest incarnation of the flow that is known. What comes above
-    the one and is not older than the other is new, and needs no search.
+    `packet` is the one that the first of them came with, or what the latest handler has noted in its place (`engine.asks`); empty
+    if neither was kept. `before` is the number of asks that no handler will repeat: they are not in it. `highest` is the highest
+    number in it, `newest` the newest incarnation of the flow that is known. What comes above the one and is not older than the
+    other is new, and needs no search.
     """
 
     def __init__(self, uint64_t incarnation, tuple entry not None, bytes packet not None):
@@ -55,15 +61,24 @@ cdef class OpenAsks(list):
 
     cdef int _begin(self, uint64_t incarnation, tuple entry, bytes packet) except -1:
         self.append(entry)
-        self.packet = packet
+        self._note(packet)
         self.newest = incarnation
         self.highest = entry[0]
+        return 0
+
+    cdef int _note(self, bytes packet) except -1:
+        cdef uint64_t before = asked_before(packet)
+        self.packet = packet
+        if before > self.before:
+            self.before = before
+            self[:] = [known for known in self if known[0] > before]
         return 0
 
     cpdef int remember(self, uint64_t incarnation, tuple entry, bytes packet) except -1:
         """Add one; a new incarnation that asks otherwise under a known number replaces."""
         cdef uint64_t number = entry[0]
-        self.packet = packet or self.packet
+        if packet:
+            self._note(packet)
         if number > self.highest:
             self.highest = number
         else:
@@ -141,12 +156,13 @@ cdef class ReplicaBase:
     cpdef object apply_record(self, tuple head, bytes data):
         """Do what an encoded record says, of which `head` is what `checked` found.
 
-        Returns its body: encoded if it is that of a flow that is saved, None if that of an ask.
+        Returns its body: encoded if it is that of a flow that is saved. Of an ask it is None, or `Asked` if it says how often the
+        flow had asked before.
 
         Raises what `Replica.apply` raises.
         """
         cdef bytes key, target, args, packet, reply
-        cdef uint64_t kind, epoch, lsn, time_ns, incarnation = 0, number = 0, expected = 0, actual
+        cdef uint64_t kind, epoch, lsn, time_ns, incarnation = 0, number = 0, expected = 0, actual, before
         cdef tuple ask
         cdef bytes body
         kind, _, epoch, lsn, time_ns, _ = head
@@ -166,7 +182,8 @@ cdef class ReplicaBase:
                     if key:
                         self._record(self.asks.get(key), key, incarnation, (number, target, args, reply), packet)
                     self.lsn, self.time_ns = lsn, time_ns
-                    return None
+                    before = asked_before(packet)
+                    return Asked(key, before) if before else None
             elif kind == FLOW:
                 key = read_flow_body(data, HEADER_BYTES, &incarnation, &number)
                 if key is not None:  # else `decode` says what is wrong, or takes what we did not expect

@@ -525,6 +525,7 @@ class Guarantees:
         flows = {body.flow.source_port: body.state for body in map(FlowBody.decode, a.replica.flows.values())}
         for owner, field in _GIVEN[self.schedule.nf].items():
             state: Any = a.replica.owners[owner].state
+            self.demand(not state.doubled, f"G5: given back twice: {state.doubled[:4]}")
             held: dict[int, list[int]] = {}
             for number, entry in state.given.items():
                 if number not in state.returned:

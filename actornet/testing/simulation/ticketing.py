@@ -30,11 +30,12 @@ class Entry(Struct, frozen=True, array_like=True):
 
 
 class Numbers(Struct):
-    """Numbers from `first` on; `given` has all that ever were, `returned` those that came back."""
+    """Numbers from `first` on; `given` has all that ever were, `returned` those that came back, `doubled` twice."""
 
     first: int
     given: dict[int, Entry] = {}
     returned: dict[int, int] = {}
+    doubled: list[int] = []
 
 
 class Office(Owner[Numbers]):
@@ -56,6 +57,8 @@ class Office(Owner[Numbers]):
 
     def give_back(self, number: int) -> None:
         """The flow that had it has ended."""
+        if number in self.state.returned:
+            self.state.doubled.append(number)
         self.state.returned[number] = self._moment.lsn
 
     def latest(self) -> int:
