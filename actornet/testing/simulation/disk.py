@@ -90,6 +90,12 @@ class Disk:
             return mine == theirs or theirs is None
         return self._snapshot_from(key)
 
+    def epoch_of(self, lsn: int) -> int | None:
+        """Of the record at `lsn`, if it is there."""
+        records = self.tables.get(b"records")
+        data = records.values.get(lsn.to_bytes(8, "big")) if records is not None else None
+        return int.from_bytes(data[4:8], "little") if data is not None else None
+
     def has(self, lsn: int, data: bytes) -> bool:
         """Whether this disk has the record, or a snapshot from after it."""
         key = lsn.to_bytes(8, "big")
@@ -261,9 +267,8 @@ class SimulatedLog(Log):
 
     def holds_epoch(self, epoch: int) -> bool:
         """Whether the log has a record of the epoch, or a later one (its first records may be pruned)."""
-        return any(
-            int.from_bytes(data[4:8], "little") == epoch for data in self.disk.tables[b"records"].values.values()
-        )
+        lsns = (int.from_bytes(key, "big") for key in self.disk.tables[b"records"].values)
+        return any(self.disk.epoch_of(lsn) == epoch for lsn in lsns)
 
     def abandon(self) -> None:
         """The process is gone, without a last word to the disk, unless it had closed the log before."""

@@ -22,6 +22,7 @@ from actornet.testing.simulation.streams import Streams, client_port, from_insid
 from actornet.testing.simulation.tagging import tags
 from actornet.testing.simulation.ticketing import (
     COUNT_FIRST,
+    COUNTING,
     IDLE_FIRST,
     OFFLOADING,
     READING,
@@ -124,6 +125,7 @@ class Guarantees:
         # How often handlers were given a number, from this LSN, again; and packets that left with it although it was revoked.
         self._given_again: Counter[tuple[int, int]] = Counter()
         self._repeated: dict[tuple[int, int], set[int]] = {}
+        self._used: dict[int, tuple[str, int, int]] = {}  # numbers of one packet each: by whose cores, and which packet
         self._newest: dict[int, tuple[Any, int]] = {}  # the packet of each flow that left last, and in whose life
         # Whose disk has lost what was safe on it as the mode understands that, and who has not been in sync since.
         self._forgetful: set[str] = set()
@@ -387,6 +389,8 @@ class Guarantees:
         machine = self._emitter(node)
         entry = self._given(node, flow, number)
         self.demand(kind == READING or entry.flow == flow, f"G5: flow {flow} left with {entry.flow}'s number {number}")
+        if kind in (COUNTING, REVOKING):
+            self._used_once(node, flow, sequence, number, entry)
         if kind == OFFLOADING:
             self._not_revoked(system.journal.replica, flow, sequence, number, entry)
         elif kind == REVOKING:
@@ -394,6 +398,16 @@ class Guarantees:
         if self._seen_outside(node, machine, flow, number, entry):
             stale = self._is_stale(node, machine.epoch)
             self._ticket(system.journal.replica, flow, kind, number, entry, stale=stale)
+
+    def _used_once(self, node: Node, flow: int, sequence: int, number: int, entry: Entry) -> None:
+        """A packet that asks for a number has one of its own; but once who gave it, or the core, is no more, another packet's
+        handler may be given the reply again."""
+        life, cores_begun, before = self._used.setdefault(number, (node.name, node.cores_begun, sequence))
+        self._used[number] = node.name, node.cores_begun, sequence
+        if before != sequence and (life, cores_begun) == (node.name, node.cores_begun):
+            assert node.system is not None
+            here = node.disk.epoch_of(entry.lsn) == node.system.machine.epoch
+            self.demand(not here, f"G5: packets {before} and {sequence} of flow {flow} leave with number {number}")
 
     def _stamped(self, node: Node, data: bytes) -> None:
         """A packet of a chain: what its other member did is a claim, too."""

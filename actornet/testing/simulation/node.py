@@ -269,7 +269,7 @@ class Node:
         self._on_emit = on_emit
         self._on_cut = on_cut
         self._on_repeat = on_repeat
-        self._pids = 0
+        self.cores_begun = 0
         self._links: list[ServerEnd | ClientEnd] = []
         self._log: CrashingLog | None = None
         self._witness: RegisterLine | None = None
@@ -393,8 +393,8 @@ class Node:
         self._on_step(self)
 
     def _start_core(self, index: int) -> SimulatedCore:
-        self._pids += 1
-        return SimulatedCore(self, index, self._pids)
+        self.cores_begun += 1
+        return SimulatedCore(self, index, self.cores_begun)
 
     def kill(self, why: str) -> None:
         """The owner system's process dies, and with it the node."""
