@@ -180,6 +180,25 @@ def test_a_backup_is_told_how_often_a_flow_has_asked() -> None:
     assert list(replica.closing()) == [(FLOW, 1)]
 
 
+def test_who_goes_on_looks_at_the_flows_that_are_not_finished_and_no_others() -> None:
+    """G5, G6: a takeover takes no longer because many flows have asked since they were saved."""
+    primary = Primary()
+    opening, closing = flow_key(FLOWS[1], 1), flow_key(FLOWS[2], 1)
+    packet = bytes(73)
+    primary.save(FLOW, 0)
+    primary.save(FLOWS[2], 0)
+    primary.ask("roll", flow=FLOW)
+    primary.ask("roll", flow=FLOWS[1], packet=packet)
+    primary.ask("roll", flow=FLOWS[1], number=2)
+    primary.ask("roll", flow=FLOWS[2], packet=CLOSES)
+    for one in (primary.replica, backup_of(primary), Replica.restore(primary.replica.snapshot(), load)):
+        assert len(one.asks) == 3 and one.unfinished.keys() == {opening, closing}
+        assert list(one.orphans()) == [(FLOWS[1], 1, packet)] and list(one.closing()) == [(FLOWS[2], 1)]
+    primary.save(FLOWS[1], 2)
+    primary.close(FLOWS[2])
+    assert primary.replica.asks.keys() == {flow_key(FLOW, 1)} and not primary.replica.unfinished
+
+
 def test_open_asks_of_a_flow_are_bounded() -> None:
     primary = Primary()
     for number in range(ASKS_OPEN_PER_FLOW_MAX):

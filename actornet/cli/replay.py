@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from actornet.cli.summary import warn_of_misfit
-from actornet.engine.asks import NOTE_BYTES_MAX
+from actornet.engine.asks import is_packet
 from actornet.errors import ActornetError, LogDamagedError, UsageError
 from actornet.load import load_nf
 from actornet.log.record import OPERATOR, AskBody, CloseBody, ControlBody, EpochBody, FlowBody, OwnerBody, Record
@@ -203,7 +203,7 @@ def _fields(record: Record, names: tuple[str, ...]) -> list[tuple[str, list[str]
         args = unpack(body.args)
         fields += [("ask", [str(body.number)]), ("owner", [body.owner]), ("message", [body.message])]
         fields.append(("arguments", tree(args) if args else ["none"]))
-        if body.packet and len(body.packet) > NOTE_BYTES_MAX:
+        if body.packet and is_packet(body.packet):
             fields.append(("packet", [f"the flow's first, {len(body.packet)} bytes"]))
     elif isinstance(body, FlowBody):
         fields += [("covers", [f"asks up to {body.asks}"]), ("state", tree(flow_state(body.state, names)))]

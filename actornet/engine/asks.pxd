@@ -51,6 +51,8 @@ cdef bint skip_flow(an_mp *mp) noexcept
 cdef uint64_t take_number(an_mp *mp) noexcept
 cdef const uint8_t *take_content(an_mp *mp, uint8_t kind, size_t *length) noexcept
 cdef uint8_t *write_note(uint8_t *out, FlowBase flow) noexcept
+cpdef bint is_packet(bytes kept)
+cpdef bint says_closes(bytes kept)
 cdef uint64_t asked_before(bytes note) noexcept
 cdef bytes encoded_args(Ask ask, tuple args)
 cpdef bytes ask_request(FlowBase flow, str owner, str message, bytes args)

@@ -50,10 +50,8 @@ CLOSES, GOES_ON = b"\0", b"\1"
 """In place of a packet, of a flow that the log knows: `on_close` has asked, or another handler. If the core dies, whoever goes on
 closes the flow that was closing."""
 
-NOTE_BYTES_MAX = 5
-"""Of such a note; a packet is longer."""
-
-cdef Py_ssize_t note_bytes_max = NOTE_BYTES_MAX
+cdef enum:
+    NOTE_BYTES_MAX = 5  # of such a note; a packet is longer
 
 _encode_args = msgspec.msgpack.Encoder().encode
 
@@ -346,7 +344,7 @@ cdef uint8_t *write_request(uint8_t *out, FlowBase flow, str owner, str message,
 
 cdef uint8_t *write_note(uint8_t *out, FlowBase flow) noexcept:
     """What the first ask of a handler says in place of a packet; nil if nothing."""
-    cdef uint8_t note[5]  # NOTE_BYTES_MAX
+    cdef uint8_t note[NOTE_BYTES_MAX]
     cdef bint closes, behind
     if flow is None or not flow.marks & MARK_SAVED or flow.asks != flow.began + 1:
         return an_mp_head(out, AN_MP_NIL, 0, 0)
@@ -355,13 +353,23 @@ cdef uint8_t *write_note(uint8_t *out, FlowBase flow) noexcept:
         return an_mp_head(out, AN_MP_NIL, 0, 0)
     note[0] = 0 if closes else 1
     an_mp_big_endian(note + 1, flow.began, 4)
-    return an_mp_bin(out, note, 5 if behind else 1)
+    return an_mp_bin(out, note, NOTE_BYTES_MAX if behind else 1)
+
+
+cpdef bint is_packet(bytes kept):
+    """Whether what an ask came with in its packet's place is one."""
+    return PyBytes_GET_SIZE(kept) > NOTE_BYTES_MAX
+
+
+cpdef bint says_closes(bytes kept):
+    """Whether it is the note of an `on_close`."""
+    return 0 < PyBytes_GET_SIZE(kept) <= NOTE_BYTES_MAX and kept[0] == 0
 
 
 cdef uint64_t asked_before(bytes note) noexcept:
     """How often a flow had asked before the handler whose first ask came with this in its packet's place; 0: not known."""
     cdef const uint8_t *at = <const uint8_t *>PyBytes_AS_STRING(note)
-    if PyBytes_GET_SIZE(note) != note_bytes_max:
+    if PyBytes_GET_SIZE(note) != NOTE_BYTES_MAX:
         return 0
     return <uint64_t>at[1] << 24 | at[2] << 16 | at[3] << 8 | at[4]
 

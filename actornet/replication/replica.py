@@ -24,7 +24,7 @@ from typing import Any
 import msgspec
 from xxhash import xxh3_64_intdigest
 
-from actornet.engine.asks import CLOSES, NOTE_BYTES_MAX
+from actornet.engine.asks import is_packet, says_closes
 from actornet.engine.five_tuple import FiveTuple, flow_key, key_parts
 from actornet.errors import DivergenceError, FencedError, LogDamagedError, StateError, UsageError
 from actornet.limits import ASKS_OPEN_PER_FLOW_MAX
@@ -232,8 +232,8 @@ class Replica(ReplicaBase):
         Where its core has died nobody knows what it was given, a port for example. Who goes on has that packet treated
         again: the flow is given the recorded replies, and is there to end like any other.
         """
-        for key, recorded in self.asks.items():
-            if len(recorded.packet) > NOTE_BYTES_MAX and key not in self.flows:
+        for key, recorded in self.unfinished.items():
+            if is_packet(recorded.packet) and key not in self.flows:
                 yield *key_parts(key), recorded.packet
 
     def closing(self) -> Iterator[tuple[FiveTuple, int]]:
@@ -241,8 +241,8 @@ class Replica(ReplicaBase):
 
         It may have given back what it had: where its core has died it is closed anew, and is given the recorded replies.
         """
-        for key, recorded in self.asks.items():
-            if len(recorded.packet) <= NOTE_BYTES_MAX and recorded.packet.startswith(CLOSES) and key in self.flows:
+        for key, recorded in self.unfinished.items():
+            if says_closes(recorded.packet) and key in self.flows:
                 yield key_parts(key)
 
     def flow(self, key: bytes) -> FlowBody | None:
@@ -336,9 +336,10 @@ class Replica(ReplicaBase):
             replica._add(created, owner)
         replica.flows = flows
         for key, newest, packet, entries in snapshot.asks:
-            replica.asks[key] = OpenAsks(newest, entries[0], packet)
+            recorded = OpenAsks(newest, entries[0], packet)
             for entry in entries[1:]:
-                replica.asks[key].remember(newest, entry, packet)
+                recorded.remember(newest, entry, packet)
+            replica.keep_asks(key, recorded)
         return replica
 
     def _apply_body(self, record: Record, body: Body) -> None:
@@ -423,7 +424,7 @@ class Replica(ReplicaBase):
         if is_stale(body.incarnation, self.asks.get(key), self.flows.get(key)):
             return
         self.flows.pop(key, None)
-        self.asks.pop(key, None)
+        self.forget_asks(key)
 
     def _known_reply(
         self,

@@ -2,7 +2,7 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from actornet.engine.asks cimport ask_body, asked_before, read_ask, read_ask_body, read_flow_body
+from actornet.engine.asks cimport ask_body, asked_before, is_packet, read_ask, read_ask_body, read_flow_body, says_closes
 
 import re
 from collections import namedtuple
@@ -92,7 +92,7 @@ cdef class ReplicaBase:
     """The tables that asks and flows change, and how; see `Replica`."""
 
     def __init__(self, moment) -> None:
-        self.flows, self.asks, self.handlers, self.moment = {}, {}, {}, moment
+        self.flows, self.asks, self.unfinished, self.handlers, self.moment = {}, {}, {}, {}, moment
 
     @property
     def revocations(self) -> int:
@@ -200,11 +200,27 @@ cdef class ReplicaBase:
 
     cdef int _record(self, OpenAsks recorded, bytes key, uint64_t incarnation, tuple entry, bytes packet) except -1:
         """Keep an ask and its reply until a saved state of the flow covers it."""
-        if recorded is not None:
-            return recorded.remember(incarnation, entry, packet)
-        recorded = OpenAsks.__new__(OpenAsks)
+        if recorded is None:
+            recorded = OpenAsks.__new__(OpenAsks)
+            recorded._begin(incarnation, entry, packet)
+            return self.keep_asks(key, recorded)
+        recorded.remember(incarnation, entry, packet)
+        return self.keep_asks(key, recorded) if packet else 0
+
+    cpdef int keep_asks(self, bytes key, OpenAsks recorded) except -1:
+        """These are the flow's asks."""
         self.asks[key] = recorded
-        return recorded._begin(incarnation, entry, packet)
+        if is_packet(recorded.packet) or says_closes(recorded.packet):
+            self.unfinished[key] = recorded
+        else:
+            self.unfinished.pop(key, None)
+        return 0
+
+    cpdef int forget_asks(self, bytes key) except -1:
+        """None of the flow's asks will be repeated."""
+        self.asks.pop(key, None)
+        self.unfinished.pop(key, None)
+        return 0
 
     def _reply_to(self, bytes key, bytes target not None, bytes args not None, uint64_t incarnation, uint64_t number,
                   bytes packet not None, uint64_t lsn, uint64_t time_ns) -> bytes:
@@ -246,7 +262,7 @@ cdef class ReplicaBase:
         if recorded is None:
             return 0
         if recorded.highest <= asks:
-            del self.asks[key]
+            self.forget_asks(key)
         else:
             recorded[:] = [entry for entry in recorded if entry[0] > asks]
             recorded.newest = incarnation
