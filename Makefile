@@ -8,7 +8,7 @@ PACKAGES := iperf3:iperf3 curl:curl nft:nftables redis-server:redis-server etcd:
 
 # Tests that calculate, and touch neither clock nor network: they run side by side, before all others.
 CALCULATING := $(patsubst %,tests/test_%.py,simulate protocol_simulation fuzz fuzz_core model nat_model nat store \
-  stream reassembly chain replica exactly_once divergence snapshot record rss wire neighbors moves firewall load_balancer)
+  stream reassembly chain replica exactly_once divergence snapshot restored record rss wire neighbors moves firewall load_balancer)
 
 # Where `$$missing` has packages of Debian's: install them, or fail, which says nothing yet.
 INSTALL := [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null && echo "installing$$missing" && apt-get -qq update && \
@@ -32,6 +32,7 @@ check: build
 bench: build packages
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check nfstream
 	$(BIN)/python -m bench.nat
+	$(BIN)/python -m bench.calls
 	$(BIN)/python -m bench.capture
 	$(BIN)/python -m bench.offload
 	$(BIN)/python -m bench.chain

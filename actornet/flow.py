@@ -304,11 +304,11 @@ class FlowActor(FlowBase, metaclass=FlowMeta):
         """The fields in a record's `fields`; as `restore_arguments`."""
         try:
             return list(zip(cls._replicated, cls._field_types.decode(data), strict=True))
-        except msgspec.MsgspecError as error:
-            problem = error
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            problem: Exception = error
         try:
             values = msgspec.msgpack.decode(data, type=list[Any])
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             problem = error
             values = []
         if len(values) != len(cls._replicated):

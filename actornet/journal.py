@@ -13,6 +13,7 @@ from typing import Any
 from actornet.engine.core import Core
 from actornet.engine.records import checked
 from actornet.engine.records import verify_chain as check_chain
+from actornet.engine.restored import restore_plain
 from actornet.errors import DivergenceError, LogDamagedError, OtherCodeError, UsageError
 from actornet.flow import FlowActor
 from actornet.journal_base import JournalBase
@@ -205,6 +206,8 @@ def restore_flow(core: Core, nf: type[FlowActor], body: FlowBody, tell: Callable
 
     Raises UsageError if that cannot be: the flow is of other code, or of other ports.
     """
+    if restore_plain(core, body.flow, body.port, body.incarnation, body.asks, body.state, tell):
+        return
     fields, keys, idle_ns, generation = nf.restore_arguments(body.state, tell)
     core.restore(body.flow, core.ports[body.port].name, body.incarnation, body.asks, fields, keys, idle_ns, generation)
 

@@ -14,7 +14,7 @@ export ASAN_OPTIONS=detect_leaks=0:halt_on_error=1 UBSAN_OPTIONS=halt_on_error=1
 export LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libubsan.so)"
 export PYTHONPATH="$work"
 exec "$python" -m pytest -p no:cacheprovider --numprocesses=auto \
-  tests/test_flow_state.py tests/test_record.py tests/test_replica.py tests/test_exactly_once.py tests/test_divergence.py tests/test_snapshot.py \
+  tests/test_flow_state.py tests/test_restored.py tests/test_record.py tests/test_replica.py tests/test_exactly_once.py tests/test_divergence.py tests/test_snapshot.py \
   tests/test_core.py tests/test_asks.py tests/test_core_system.py tests/test_wire.py tests/test_tunnels.py tests/test_flow_table.py tests/test_ring.py \
   tests/test_memory_port.py tests/test_playback.py tests/test_fuzz_core.py tests/test_flows.py tests/test_held.py tests/test_stations.py \
   tests/test_suspension.py tests/test_neighbors.py tests/test_routes.py tests/test_log_syncer.py tests/test_senders.py tests/test_handoff.py tests/test_fragments.py tests/test_rss.py tests/test_offload.py \

@@ -24,6 +24,7 @@ cdef extern from "msgpack.h" nogil:
     uint64_t an_mp_read_uint(an_mp *mp)
     const uint8_t *an_mp_read_content(an_mp *mp, uint8_t kind, size_t *length)
     const uint8_t *an_mp_read_str(an_mp *mp, size_t *length)
+    void an_mp_skip(an_mp *mp)
     const uint8_t *an_mp_read_bin(an_mp *mp, size_t *length)
 
 cdef enum:

@@ -1,8 +1,8 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from actornet.engine.flow_base cimport FlowBase
-from actornet.engine.types cimport an_entry, an_extra, an_key, an_terms
-from actornet.engine.verdict cimport Verdict
+from actornet.engine.types cimport an_entry, an_extra, an_key, an_rewrite, an_terms
+from actornet.engine.verdict cimport Rewrite, Verdict
 from actornet.engine.wire cimport an_table
 
 cdef extern from "offload.h" nogil:
@@ -45,6 +45,7 @@ cdef class Flows:
     cdef int close_all(self, str reason) except -1
     cdef bint at_home(self, FlowBase flow) noexcept
     cdef int install(self, uint32_t index, Verdict verdict, bint punt, const an_terms *terms) except -1
+    cdef int place(self, uint32_t index, an_rewrite *r, Rewrite rewrite, bint punt, const an_terms *terms) except -1
     cdef int withdraw(self, an_entry *e) noexcept
     cdef int end_offload(self, FlowBase flow, an_entry *e, int counter) except -1
     cdef bint stands(self, const an_entry *e) noexcept
@@ -56,6 +57,9 @@ cdef class Flows:
         self, object flow, str port, uint64_t incarnation, uint32_t asks, object fields, object keys, uint64_t idle_ns,
         uint64_t generation
     ) except -1
+    cdef FlowBase begin_restored(self, const an_key *key, uint64_t incarnation, uint32_t asks, uint64_t idle_ns)
+    cdef bint restore_key(self, FlowBase actor, const an_key *key) except -1
+    cdef int end_restored(self, FlowBase actor, bint complete) except -1
     cdef int asked(self, object flow, str port, uint32_t asks) except -1
     cdef int forget(self, object flow, str port) except -1
     cdef int redirect(self, object flow, str port, int to) except -1

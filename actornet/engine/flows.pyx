@@ -386,13 +386,9 @@ cdef class Flows:
     cdef int install(self, uint32_t index, Verdict verdict, bint punt, const an_terms *terms) except -1:
         """Make `verdict` the entry's offload; `terms` may be NULL."""
         cdef Core core = <Core>self.core
-        cdef an_entry *e = &self.table.entries[index]
-        cdef an_key key = an_entry_key(e)
+        cdef an_key key = an_entry_key(&self.table.entries[index])
         cdef an_rewrite r
         cdef Rewrite rewrite = None
-        cdef an_extra *extra
-        cdef const uint8_t *addresses = NULL
-        cdef int adjacency
         memset(&r, 0, sizeof(r))
         if verdict.kind == VERDICT_DROP:
             r.action = AN_DROP
@@ -406,13 +402,23 @@ cdef class Flows:
             if rewrite.version and rewrite.version != key.version:
                 raise UsageError(f"offload: an IPv{rewrite.version} address for an IPv{key.version} flow")
             r = rewrite.rewrite
-            addresses = rewrite.ipv6_addresses()
             r.out_port = core.resolve_out(rewrite.to, key.port)
-            an_rewrite_prepare(&r, &key, addresses)
         else:
             raise UsageError(f"offload: {verdict!r} is not a decision that the core can carry out")
+        return self.place(index, &r, rewrite, punt, terms)
+
+    cdef int place(self, uint32_t index, an_rewrite *r, Rewrite rewrite, bint punt, const an_terms *terms) except -1:
+        """Make `r` the entry's offload; `rewrite` has what it lacks of addresses and link, or is None."""
+        cdef Core core = <Core>self.core
+        cdef an_entry *e = &self.table.entries[index]
+        cdef an_key key = an_entry_key(e)
+        cdef an_extra *extra
+        cdef const uint8_t *addresses = rewrite.ipv6_addresses() if rewrite is not None else NULL
+        cdef int adjacency
+        if r.fields:
+            an_rewrite_prepare(r, &key, addresses)
         if r.action == AN_FORWARD:
-            adjacency = core.neighbors.adjacency(r.out_port, &key, &r, addresses)
+            adjacency = core.neighbors.adjacency(r.out_port, &key, r, addresses)
             if adjacency < 0:
                 raise NoRouteError(f"offload: no route to the destination out of port {core.port_names[r.out_port]}")
             r.adjacency = adjacency
@@ -427,7 +433,7 @@ cdef class Flows:
             e.state |= AN_TERMS
         else:
             e.state &= ~AN_TERMS
-        e.rewrite = r
+        e.rewrite = r[0]
         e.rewrite.generation = <uint16_t>(self.table.generation - self.outdated)
         if punt:
             e.state |= AN_PUNT_TCP
@@ -503,33 +509,22 @@ cdef class Flows:
         cdef Core core = <Core>self.core
         cdef an_key key
         cdef FlowBase actor
-        cdef uint32_t index
         cdef int at
         cdef bint complete = False
         cdef an_terms terms
         cdef bint asked
         key_of(flow, core.port_index(port), &key)
-        self._displace(&key)
-        actor = self.create(&key)
+        actor = self.begin_restored(&key, incarnation, asks, idle_ns)
         if actor is None:
-            core.counters[<int>C_FLOW_TABLE_FULL] += 1
             return 0
         try:
             for name, value in fields:
                 PyObject_GenericSetAttr(actor, name, value)
-            actor.incarnation = incarnation
-            actor.asks = asks
-            actor.idle_ns = idle_ns
-            an_timer_arm(&self.table, actor.first, core.now_ns + actor.idle_ns)
             for saved in keys:
                 at = core.port_index(saved.port)
                 key_of(saved.flow, at, &key)
-                index = self.find(&key)
-                if index == AN_NONE or self.table.entries[index].actor != <void *>actor:
-                    self._displace(&key)
-                    if not self.add_key(actor, &key, self.find(&key)):
-                        core.counters[<int>C_FLOW_TABLE_FULL] += 1
-                        return 0
+                if not self.restore_key(actor, &key):
+                    return 0
                 if saved.offload is False or generation != self.revocations:
                     continue
                 verdict = decode_verdict(saved.offload)
@@ -539,10 +534,40 @@ cdef class Flows:
                 self.install(self.find(&key), verdict, saved.punt_tcp, &terms if asked else NULL)
             complete = True
         finally:
-            if not complete:  # never half a flow
-                self.remove(actor)
+            self.end_restored(actor, complete)
+        return 0
+
+    cdef FlowBase begin_restored(self, const an_key *key, uint64_t incarnation, uint32_t asks, uint64_t idle_ns):
+        """The flow's actor, with this key; None, and it is counted: there is no room."""
+        cdef Core core = <Core>self.core
+        cdef FlowBase actor
+        self._displace(key)
+        actor = self.create(key)
+        if actor is None:
+            core.counters[<int>C_FLOW_TABLE_FULL] += 1
+            return None
+        actor.incarnation, actor.asks, actor.idle_ns = incarnation, asks, idle_ns
+        an_timer_arm(&self.table, actor.first, core.now_ns + idle_ns)
+        return actor
+
+    cdef bint restore_key(self, FlowBase actor, const an_key *key) except -1:
+        """Have the flow hold this key, if it does not; False, and it is counted: there is no room."""
+        cdef uint32_t index = self.find(key)
+        if index != AN_NONE and self.table.entries[index].actor == <void *>actor:
+            return True
+        self._displace(key)
+        if self.add_key(actor, key, self.find(key)):
+            return True
+        (<Core>self.core).counters[<int>C_FLOW_TABLE_FULL] += 1
+        return False
+
+    cdef int end_restored(self, FlowBase actor, bint complete) except -1:
+        """All of the flow is there; or it goes, for there is never half a flow."""
+        cdef Core core = <Core>self.core
+        if not complete:
+            return self.remove(actor)
         actor.marks = MARK_SAVED | MARK_ASKED  # perhaps: its record need not say how often
-        core.incarnation_next = max(core.incarnation_next, incarnation + 1)
+        core.incarnation_next = max(core.incarnation_next, actor.incarnation + 1)
         core.counters[<int>C_FLOWS_RESTORED] += 1
         return 0
 

@@ -128,4 +128,46 @@ static inline const uint8_t *an_mp_read_bin(struct an_mp *in, size_t *length)
     return an_mp_read_content(in, 0xc4, length);
 }
 
+/* Past the next value, whatever it is, and all that is in it. */
+static inline void an_mp_skip(struct an_mp *in)
+{
+    uint64_t left = 1; /* values; each takes a byte or more, so there are no more steps than bytes */
+    while (in->at && left) {
+        uint64_t first = an_mp_take(in, 1), size = 0;
+        left--;
+        if (!in->at)
+            return;
+        if (first < 0x80 || first >= 0xe0 || (first >= 0xc0 && first <= 0xc3 && first != 0xc1))
+            continue; /* small numbers, nil, false, true */
+        if (first < 0x90)
+            left += 2 * (first & 0x0f);
+        else if (first < 0xa0)
+            left += first & 0x0f;
+        else if (first < 0xc0)
+            size = first & 0x1f;
+        else if (first >= 0xc4 && first <= 0xc6)
+            size = an_mp_take(in, 1 << (first - 0xc4));
+        else if (first >= 0xc7 && first <= 0xc9)
+            size = an_mp_take(in, 1 << (first - 0xc7)) + 1;
+        else if (first == 0xca || first == 0xcb)
+            size = first == 0xca ? 4 : 8;
+        else if (first >= 0xcc && first <= 0xd3)
+            size = 1u << ((first - 0xcc) & 3);
+        else if (first >= 0xd4 && first <= 0xd8)
+            size = (1u << (first - 0xd4)) + 1;
+        else if (first >= 0xd9 && first <= 0xdb)
+            size = an_mp_take(in, 1 << (first - 0xd9));
+        else if (first == 0xdc || first == 0xdd)
+            left += an_mp_take(in, first == 0xdc ? 2 : 4);
+        else if (first == 0xde || first == 0xdf)
+            left += 2 * an_mp_take(in, first == 0xde ? 2 : 4);
+        else
+            in->at = NULL; /* 0xc1 is never used */
+        if (!in->at || (uint64_t)(in->end - in->at) < size)
+            in->at = NULL;
+        else
+            in->at += size;
+    }
+}
+
 #endif

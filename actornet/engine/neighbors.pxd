@@ -22,6 +22,7 @@ cdef class Neighbors:
     cdef dict indices            # port's index and next hop, as bytes -> index
     cdef list keys               # by index: port's index, next hop as text
     cdef list forms              # by index: as records keep it
+    cdef set restored            # ports and forms that records have told of
     cdef set unresolved
     cdef uint64_t tick_ns        # when to ask again
 
@@ -36,6 +37,7 @@ cdef class Neighbors:
     cdef bint may_forward(self, const an_packet *p) noexcept
     cdef bytes form(self, uint32_t index)
     cdef int restore(self, int out, object form) except -1
+    cdef int restore_form(self, int out, bytes form) except -1
 
     cdef int _index(self, int out, const uint8_t *address, int version) except -1
     cdef int _resolved(self, uint32_t index, const uint8_t *mac) except -1

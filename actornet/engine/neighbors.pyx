@@ -19,11 +19,13 @@ from actornet.limits import ADJACENCIES_MAX, NEIGHBOR_PACKETS_MAX
 
 DEF SOLICITATIONS_MAX = 3
 DEF SECOND_NS = 1_000_000_000
+DEF RESTORED_KNOWN_MAX = 4096
 
 cdef uint32_t adjacencies_max = ADJACENCIES_MAX
 cdef uint32_t waiting_max = NEIGHBOR_PACKETS_MAX
 
 _encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.decode
 
 FORM_NONE = _encode(None)
 
@@ -54,6 +56,7 @@ cdef class Neighbors:
         self.indices = {}
         self.keys = [None]
         self.forms = [FORM_NONE]
+        self.restored = set()
         self.unresolved = set()
 
     def __init__(self, list ports not None):
@@ -224,6 +227,16 @@ cdef class Neighbors:
             index = self._index(out, address, address_of(form[0], address))
             if not self.table[index].resolved:
                 self._resolved(index, <const uint8_t *><const char *>form[1])
+        return 0
+
+    cdef int restore_form(self, int out, bytes form) except -1:
+        """The same of an encoded one, which is read once: flows share their next hops."""
+        key = (out, form)
+        if key not in self.restored:
+            self.restore(out, _decode(form))
+            if len(self.restored) == RESTORED_KNOWN_MAX:
+                self.restored.clear()
+            self.restored.add(key)
         return 0
 
     cdef bint is_for_host(self, const an_packet *p) except -1:

@@ -70,6 +70,7 @@ cdef extern from "flow_table.h" nogil:
 
 
 cdef object five_tuple(const an_key *key)
+cdef bint ipv4_of(const char *text, Py_ssize_t length, uint8_t *out) noexcept nogil
 cdef int key_of(object flow, int port, an_key *out) except -1
 cdef int address_of(object text, uint8_t *out) except -1
 cdef int address_chars(const uint8_t *address, int version, char *text) noexcept nogil
