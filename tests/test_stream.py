@@ -476,6 +476,26 @@ def test_a_connection_that_one_end_has_lost_begins_anew(nf: type[StreamActor]) -
     assert nf.seen[Direction.ORIGINAL] == b"<<<again"  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("again", [False, True])
+def test_ends_may_both_ask_at_once(again: bool) -> None:
+    """RFC 9293 section 3.5: what comes before the first bytes waits for them; unless the other end's SYN was of a connection
+    before, and it answers with another."""
+    node = Bench(Grow)
+    begin = 70_000 if again else 100
+    node.lan_in(frames.tcp(*CLIENT, *SERVER, SYN, seq=100))
+    node.wan_in(frames.tcp(*SERVER, *CLIENT, SYN, seq=500))
+    if again:  # else that is lost
+        node.lan_in(frames.tcp(*CLIENT, *SERVER, SYN | ACK, seq=begin, ack=501))
+    node.wan_in(frames.tcp(*SERVER, *CLIENT, SYN | ACK, seq=500, ack=begin + 1))
+    node.out(), node.lan.take()
+    node.lan_in(frames.tcp(*CLIENT, *SERVER, ACK | PSH, b"<b", seq=begin + 3, ack=501))
+    assert [frame for frame in node.out() if frame[54:]] == []
+    node.lan_in(frames.tcp(*CLIENT, *SERVER, ACK | PSH, b"<a", seq=begin + 1, ack=501))
+    sent = [(header(frame)[1], frame[54:]) for frame in node.out()]
+    assert sent == [(begin + 1, swell(b"<a")), (begin + 1 + len(swell(b"<a")), swell(b"<b"))]
+    assert Grow.seen[Direction.ORIGINAL] == b"<a<b"
+
+
 @pytest.mark.parametrize("nf", [Watch, WatchInline])
 def test_a_fin_with_bytes_behind_it_is_none(nf: type[StreamActor]) -> None:
     node = Bench(nf)

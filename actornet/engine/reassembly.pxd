@@ -48,6 +48,7 @@ cdef class Half:
     cpdef tuple again(self, uint32_t seq, bytes data)
     cpdef int pass_by(self, uint32_t end) except -1
     cpdef list flush(self)
+    cdef bint is_fresh(self) noexcept
     cdef bint holds(self, object carrier) noexcept
     cdef bint _check_fin(self, uint32_t end, bint fin, bint in_order) except -1
     cdef list _insert(self, uint32_t seq, bytes data, bint fin, object carrier)

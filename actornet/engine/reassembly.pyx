@@ -80,6 +80,11 @@ cdef class Half:
         self.begin(seq)
         self.heard = True  # before a SYN there is nothing
 
+    cdef bint is_fresh(self) noexcept:
+        """Whether a SYN is all that has come."""
+        return self.started and self.heard and self.next == self.acknowledged and not (
+            self.edited or self.ended or self.recovering or self.queue)
+
     def resume(self) -> None:
         """Another core has begun this stream: the receiver's first acknowledgement tells where to go on, those that come later
         how much further: the first may have been on its way, or sent over a gap, and all that the receiver has was passed."""

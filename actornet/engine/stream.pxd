@@ -30,6 +30,7 @@ cdef class Stream:
     cdef bint asked_anew         # one end has sent a SYN in the middle of the connection, with these numbers
     cdef int asked_direction
     cdef uint32_t asked_seq
+    cdef bint crossed            # both ends have sent a SYN, and neither has answered yet
     cdef bint verify
     cdef bint whole              # the packet itself may go on
     cdef bint damaged

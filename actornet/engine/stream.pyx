@@ -219,30 +219,37 @@ cdef class Stream:
 
     cdef bint _synchronize(self, Half half, Half other, int direction, uint32_t seq, uint32_t ack, bint acknowledges) except -1:
         """A SYN, whose first byte is `seq`: begins a connection, or means nothing to an end that has one (RFC 5961 section 4.2) and
-        is only remembered: if the other end has lost the connection, it will answer with a SYN of its own. Returns whether
-        the bytes that the packet has count for nobody."""
+        is only remembered: if the other end has lost the connection, it will answer with a SYN of its own. Where both ends send one
+        at once (RFC 9293 section 3.5), both count. Returns whether the bytes that the packet has count for nobody."""
+        cdef bint crossed
         if acknowledges and self.asked_anew and direction != self.asked_direction and ack == self.asked_seq:
             self._begin_anew()
             self.renewed = True
             other.restart(ack)
             half.restart(seq)
             return False
+        if acknowledges and self.crossed and not self.established and ack == other.next and seq != half.next:
+            half.restart(seq)  # its own SYN, which had crossed the other's, was of a connection before
+            return False
         if half.started and not self.ended and not self.gone and not (self.reset and not self.established):
             if not acknowledges and (self.established or seq != half.acknowledged):
                 self.asked_anew, self.asked_direction, self.asked_seq = True, direction, seq
             return self.established
         if not acknowledges:
+            crossed = not half.started and not self.reset and other.is_fresh()
             self._begin_anew()
-            self.renewed = half.started or other.started
-            other.started = other.ended = False
-            if other.edited:
-                other.restart(0)
-                other.started = False
+            self.crossed = crossed
+            self.renewed = half.started or (other.started and not crossed)
+            if not crossed:
+                other.started = other.ended = False
+                if other.edited:
+                    other.restart(0)
+                    other.started = False
         half.restart(seq)
         return False
 
     cdef int _begin_anew(self) except -1:
-        self.reset = self.established = self.asked_anew = False
+        self.reset = self.established = self.asked_anew = self.crossed = False
         return 0
 
     cdef int _reset(self, Half half, Half other, uint32_t seq, uint32_t ack, bint acknowledges) except -1:
