@@ -312,3 +312,27 @@ def test_what_a_flow_had_asked_is_known_from_a_snapshot_as_well(tmp_path: Path) 
     node = _lives(Spending, tmp_path)
     assert node.journal.replica.owners["desk"].state.returned == [1] and not node.journal.replica.flows
     node.finish()
+
+
+class Forgetful(FlowActor):
+    """Asks as it opens, keeps nothing of the reply, and ends when all that it depends on is committed long since."""
+
+    desk = Desk.named("desk")
+
+    async def on_open(self, packet: Packet) -> Verdict:
+        await self.desk.take()
+        await asyncio.sleep(0)
+        return FORWARD
+
+    def on_packet(self, packet: Packet) -> Verdict:
+        return FORWARD
+
+
+def test_a_flow_that_has_asked_is_in_the_log_once_its_handler_has_ended(tmp_path: Path) -> None:
+    """G5: else whoever goes on would treat its first packet again."""
+    node = _lives(Forgetful, tmp_path, b"\1")
+    while node.core.suspended:
+        node.run_burst()
+    assert len(node.journal.replica.flows) == 1
+    assert not node.journal.replica.asks and not list(node.journal.replica.orphans())
+    node.finish()

@@ -670,6 +670,8 @@ cdef class Core:
                 self._apply(flow, p, verdict)
                 flow.reason = "refused"
                 return self.end_close(flow)
+        if flow.marks & MARK_ASKED and not flow.marks & MARK_SAVED:
+            flow.marks |= MARK_DIRTY  # else its first packet would be treated again, though its handler has ended
         try:
             if flow.marks & MARK_DIRTY or self.volatile_state or flow.depends > an_word_load(self.committed):
                 self._save(flow)
@@ -756,8 +758,6 @@ cdef class Core:
             return 0
         if self.volatile_state and not flow.marks & MARK_DIRTY and flow.saved != flow.saved_state():
             flow.marks |= MARK_DIRTY  # a list or dict among the fields was changed in place
-        if flow.marks & MARK_ASKED and not flow.marks & MARK_SAVED:
-            flow.marks |= MARK_DIRTY  # else its first packet would be treated again, though its handler has ended
         if flow.marks & MARK_DIRTY:
             self.saves += 1
             if self.saves <= fields_checked_first or self.saves % fields_checked_every == 0:
