@@ -670,8 +670,6 @@ cdef class Core:
                 self._apply(flow, p, verdict)
                 flow.reason = "refused"
                 return self.end_close(flow)
-        if flow.marks & MARK_ASKED and not flow.marks & MARK_SAVED:
-            flow.marks |= MARK_DIRTY  # else its first packet would be treated again, though its handler has ended
         try:
             if flow.marks & MARK_DIRTY or self.volatile_state or flow.depends > an_word_load(self.committed):
                 self._save(flow)
