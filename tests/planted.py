@@ -480,6 +480,8 @@ FOUND_LAST = {
     follower_launched_as_if_it_had_led: 63,
     goes_on_alone_in_the_same_epoch: 446,
     resent_before_its_records_are_here: 110,
+    asks_of_handlers_that_ended_not_counted: 139,
+    flows_that_were_closing_live_on: 54,
     repeated_reply_taken_for_a_new_one: 142,
 }
 """Bugs that few seeds show, and one that does: it is tried first. Elsewhere, once courses have changed."""

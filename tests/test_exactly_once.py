@@ -167,6 +167,21 @@ def test_what_handlers_asked_that_have_ended_is_not_asked_again(way: Callable[[R
     assert not primary.replica.asks and primary.replica.flow(flow_key(FLOW, 1)) == FlowBody(FLOW, 1, 1, 5, b"state 5")
 
 
+def test_what_a_snapshot_has_of_a_flows_asks_is_all_that_counts() -> None:
+    """G4: a flow begins anew beside asks of one before it; who has it from a snapshot goes on as who saw all of it."""
+    primary = Primary()
+    primary.save(FLOW, 0)
+    for number, before in ((4, 3), (5, 4)):
+        primary.ask("roll", flow=FLOW, number=number, packet=GOES_ON + before.to_bytes(4, "big"))
+    primary.ask("tag", "a", flow=FLOW, incarnation=2, packet=bytes(73))
+    late = Replica.restore(primary.replica.snapshot(), load)
+    assert [one.asks[flow_key(FLOW, 1)].before for one in (primary.replica, late)] == [0, 0]
+    again = AskRequest(FLOW, 1, 2, 3, "book", "tag", pack("b"), GOES_ON + (2).to_bytes(4, "big"))
+    for one in (primary.replica, late):
+        executed(one, again, one.time_ns)
+    assert late.snapshot() == primary.replica.snapshot() and late.state_hash() == primary.replica.state_hash()
+
+
 def test_a_backup_is_told_how_often_a_flow_has_asked() -> None:
     """G5, G6: where a record does not say it, the ask does; no other does."""
     primary = Primary()

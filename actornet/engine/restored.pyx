@@ -67,7 +67,7 @@ def restore_plain(Core core not None, flow, int port, uint64_t incarnation, uint
     fields_bytes = mp.at - fields if mp.at != NULL else 0
     head = an_mp_take(&mp, 1)
     count = an_mp_take(&mp, 2) if head == MP_ARRAY_16 else head - AN_MP_ARRAY
-    if mp.at == NULL or count > KEYS_MAX:
+    if mp.at == NULL or count > (KEYS_MAX if head == MP_ARRAY_16 else KEYS_MAX - 1):
         return False
     for i in range(count):
         if not read_key(core, &mp, &keys[i]):

@@ -67,11 +67,10 @@ cdef class OpenAsks(list):
         return 0
 
     cdef int _note(self, bytes packet) except -1:
-        cdef uint64_t before = asked_before(packet)
-        self.packet = packet
-        if before > self.before:
-            self.before = before
-            self[:] = [known for known in self if known[0] > before]
+        """What a snapshot has is all that there is: `before` is what the latest note says, and no earlier one."""
+        self.packet, self.before = packet, asked_before(packet)
+        if self.before:
+            self[:] = [known for known in self if known[0] > self.before]
         return 0
 
     cpdef int remember(self, uint64_t incarnation, tuple entry, bytes packet) except -1:
