@@ -209,26 +209,10 @@ cdef bint read_offload(Core core, an_mp *mp, an_rewrite *out) except -1:
 
 cdef bint read_rewrite(an_mp *mp, an_rewrite *out) noexcept:
     cdef uint64_t number
-    if not is_nil(mp):
-        out.fields |= AN_SET_SOURCE
-        if not read_ipv4(mp, &out.source):
-            return False
-    if not is_nil(mp):
-        out.fields |= AN_SET_SOURCE_PORT
-        number = an_mp_read_uint(mp)
-        if number > 65535:
-            return False
-        out.source_port = <uint16_t>number
-    if not is_nil(mp):
-        out.fields |= AN_SET_DESTINATION
-        if not read_ipv4(mp, &out.destination):
-            return False
-    if not is_nil(mp):
-        out.fields |= AN_SET_DESTINATION_PORT
-        number = an_mp_read_uint(mp)
-        if number > 65535:
-            return False
-        out.destination_port = <uint16_t>number
+    if not read_end(mp, &out.fields, AN_SET_SOURCE, &out.source, AN_SET_SOURCE_PORT, &out.source_port):
+        return False
+    if not read_end(mp, &out.fields, AN_SET_DESTINATION, &out.destination, AN_SET_DESTINATION_PORT, &out.destination_port):
+        return False
     if not is_nil(mp):
         out.fields |= AN_SET_DSCP
         number = an_mp_read_uint(mp)
@@ -240,6 +224,22 @@ cdef bint read_rewrite(an_mp *mp, an_rewrite *out) noexcept:
         return False
     if number == MP_TRUE:
         out.fields |= AN_DECREMENT_TTL
+    return True
+
+
+cdef bint read_end(an_mp *mp, uint8_t *fields, int with_address, void *address, int with_port, uint16_t *port) noexcept:
+    """An address and a port, each of which may be nil, or else sets its bit in `fields`."""
+    cdef uint64_t number
+    if not is_nil(mp):
+        fields[0] |= <uint8_t>with_address
+        if not read_ipv4(mp, address):
+            return False
+    if not is_nil(mp):
+        fields[0] |= <uint8_t>with_port
+        number = an_mp_read_uint(mp)
+        if number > 65535:
+            return False
+        port[0] = <uint16_t>number
     return True
 
 
