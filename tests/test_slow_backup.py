@@ -27,6 +27,8 @@ pytestmark = pytest.mark.root
 SEED = int(os.environ.get("FAULT_SEED", "0")) or random.SystemRandom().getrandbits(32)
 DELAY_MS = 5.0
 FIRST_PORT = 10_000  # below those that the kernel gives
+PATIENCE_S = 8 * PATIENT_MS / 1000
+"""For how long an echo is waited for: what waits for a backup may wait as long as the backup may be silent."""
 
 
 class Opens:
@@ -57,6 +59,7 @@ class Opens:
         while not self._ended.is_set():
             port += 1  # of a port that was used before, the NAT knows the flow
             with self._pair.lab.call("client", udp_socket, "10.0.0.2", port) as sock:
+                sock.settimeout(PATIENCE_S)
                 sent_ns = time.monotonic_ns()
                 sock.sendto(b"", (SERVER, 9000))
                 try:
