@@ -212,6 +212,11 @@ ASKS_OPEN_PER_FLOW_MAX = 64
 """Owner messages of one flow since it was last saved, whose replies are kept for a takeover (G5); beyond it the flow
 gets an error reply."""
 
+SETTLE_MS = 50
+SETTLE_FLOWS_PER_TURN = 32
+"""A flow whose handlers ask owners and change nothing of it is saved within twice this time, so that after a takeover none of
+its packets is given an earlier one's reply (G5); and how many of them in one turn of a core, each of some microseconds."""
+
 CONTROL_STRANGERS_MAX = 64
 CONTROL_GREETING_S = 5.0
 """Connections to one control listener that have not authenticated yet, and how long one may take; beyond it, the oldest

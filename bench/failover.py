@@ -1,14 +1,14 @@
-"""How long is traffic interrupted when the primary is killed with kill -9, and what does output commit cost before that?
+"""How long is traffic interrupted when the primary is killed or stopped, and what does output commit cost before that?
 
     python -m bench.failover [--times 30] [--rounds 5] [--cpu-latency-us US]
 
 Each time: a fresh pair in network namespaces; a UDP stream with a datagram per millisecond and a TCP transfer run through
-the NAT when every process of the primary gets SIGKILL. An outage is the longest silence of the quarter of a second that
-follows; beside it that of the quarter before, which is the machine's. Then, on a pair at rest: round trips of the first
-packet of new flows, whose translation must be at the backup before it may leave, beside those of packets of an
-established flow, and the same on a node without replication. And what of that is the machine's: a bare TCP exchange of
-as many bytes between the nodes' places, each end on a CPU of its own as owner systems are. With `--cpu-latency-us` all
-deployments have that key, and CPUs are kept awake for the bare exchange, too.
+the NAT when every process of the primary gets SIGKILL or, by turns, its launcher SIGTERM. An outage is the longest silence of
+the quarter of a second that follows; beside it that of the quarter before, which is the machine's. Then, on a pair at
+rest: round trips of the first packet of new flows, whose translation must be at the backup before it may leave, beside
+those of packets of an established flow, and the same on a node without replication. And what of that is the machine's: a
+bare TCP exchange of as many bytes between the nodes' places, each end on a CPU of its own as owner systems are. With
+`--cpu-latency-us` all deployments have that key, and CPUs are kept awake for the bare exchange, too.
 """
 
 from __future__ import annotations
@@ -44,13 +44,17 @@ while connection.recv({RECORDS_BYTES}):
 """
 
 
-def takeover(directory: Path, flags: Sequence[str]) -> Row:
-    """One kill -9 under traffic."""
+def takeover(directory: Path, end: str, flags: Sequence[str]) -> Row:
+    """One kill -9 under traffic, or one stop."""
     with Pair(directory, silence_ms=SILENCE_MS_DEFAULT) as pair:
         pair.start(*flags)
         with UdpStream(pair.lab) as stream, TcpTransfer(pair.lab) as transfer:
             time.sleep(0.7)
-            killed_ns = pair.kill("a")
+            if end == "stopped":
+                killed_ns = time.monotonic_ns()
+                pair.nodes["a"].terminate()
+            else:
+                killed_ns = pair.kill("a")
             taken = pair.wait_takeover("b")
             time.sleep(1.0)
         survived = transfer.outcome()
@@ -143,6 +147,24 @@ def added_us(delays: list[Row]) -> list[float]:
     ]
 
 
+def summary(rows: list[Row]) -> Row:
+    """What became of takeovers of one kind."""
+    udp, tcp, quiet, lost = ([row[name] for row in rows] for name in ("udp_ms", "tcp_ms", "quiet_ms", "udp_lost"))
+    return {
+        "takeovers": len(rows),
+        "udp median ms": statistics.median(udp),
+        "udp worst ms": max(udp),
+        "lost (median)": statistics.median(lost),
+        "tcp median ms": statistics.median(tcp),
+        "tcp worst ms": max(tcp),
+        "before: median ms": statistics.median(quiet),
+        "worst ms": max(quiet),
+        "connections lost": sum(1 - row["tcp_survived"] for row in rows),
+        "records replayed": sum(row["records_replayed"] for row in rows),
+        "promotion median us": statistics.median(row["promotion_us"] for row in rows),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--times", type=int, default=30)
@@ -152,24 +174,15 @@ def main() -> None:
     times, rounds = args.times, args.rounds
     flags = ["--cpu-latency-us", str(args.cpu_latency_us)] if args.cpu_latency_us is not None else []
     with tempfile.TemporaryDirectory() as directory:
-        rows = [takeover(Path(directory) / str(number), flags) for number in range(times)]
+        taken: dict[str, list[Row]] = {"killed": [], "stopped": []}
+        for number in range(times):
+            for end, rows in taken.items():
+                rows.append(takeover(Path(directory) / f"{end}-{number}", end, flags))
         delays = latency(Path(directory), rounds, flags)
-    udp, tcp, quiet = ([row[name] for row in rows] for name in ("udp_ms", "tcp_ms", "quiet_ms"))
-    summary: Row = {
-        "takeovers": times,
-        "udp median ms": statistics.median(udp),
-        "udp worst ms": max(udp),
-        "tcp median ms": statistics.median(tcp),
-        "tcp worst ms": max(tcp),
-        "before: median ms": statistics.median(quiet),
-        "worst ms": max(quiet),
-        "connections lost": sum(1 - row["tcp_survived"] for row in rows),
-        "records replayed": sum(row["records_replayed"] for row in rows),
-        "promotion median us": statistics.median(row["promotion_us"] for row in rows),
-    }
+    summaries = [summary(rows) for rows in taken.values()]
     if args.cpu_latency_us is not None:
-        summary["cpu_latency_us"] = args.cpu_latency_us
-    print(table([summary]))
+        summaries = [{**row, "cpu_latency_us": args.cpu_latency_us} for row in summaries]
+    print(table(summaries, list(taken)))
     print(table(delays))
     added = added_us(delays)
     print(
@@ -181,7 +194,8 @@ def main() -> None:
         f"a bare TCP exchange between the nodes takes {statistics.median(bare):.0f} us, "
         f"{min(bare):.0f} to {max(bare):.0f} by round"
     )
-    print(write_json("failover", [summary, *rows, *delays]))
+    killed, stopped = taken.values()
+    print(write_json("failover", [*summaries, *killed, *stopped, *delays]))
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from actornet.replication.protocol import Fenced, Match, Position, State
 from actornet.replication.replica import Replica
 from actornet.replication.replica_base import Asked
 from actornet.replication.unsent import Unsent
+from actornet.testing.simulation import node as simulated
 from actornet.testing.simulation.ticketing import Office
 from actornet.testing.simulation.world import World
 
@@ -361,6 +362,10 @@ def asks_of_handlers_that_ended_not_counted(patch: Patch) -> None:
     )
 
 
+def flows_that_have_asked_not_saved(patch: Patch) -> None:
+    patch(simulated, "SETTLE_NS", 1 << 62)
+
+
 def flows_that_were_closing_live_on(patch: Patch) -> None:
     patch(Replica, "closing", lambda self: iter(()))
 
@@ -454,6 +459,7 @@ MUTATIONS = [
     fenced_goes_on_emitting,
     asks_not_deduplicated,
     asks_of_handlers_that_ended_not_counted,
+    flows_that_have_asked_not_saved,
     flows_that_were_closing_live_on,
     snapshot_without_recorded_replies,
     log_cut_below_the_fork,
@@ -480,7 +486,7 @@ FOUND_LAST = {
     follower_launched_as_if_it_had_led: 63,
     goes_on_alone_in_the_same_epoch: 446,
     resent_before_its_records_are_here: 110,
-    asks_of_handlers_that_ended_not_counted: 139,
+    asks_of_handlers_that_ended_not_counted: 490,
     flows_that_were_closing_live_on: 54,
     repeated_reply_taken_for_a_new_one: 142,
 }

@@ -16,7 +16,7 @@ from actornet.engine.asks import CLOSES, GOES_ON
 from actornet.engine.five_tuple import FiveTuple, flow_key
 from actornet.engine.records import checked
 from actornet.engine.replies import ERROR, REPEATED
-from actornet.limits import ASKS_OPEN_PER_FLOW_MAX
+from actornet.limits import ASKS_OPEN_PER_FLOW_MAX, SETTLE_MS
 from actornet.log.record import AskBody, FlowBody, decode
 from actornet.ports.memory import MemoryPort
 from actornet.replication.replica import AskRequest, Replica
@@ -36,6 +36,8 @@ from tests.ledger import (
     pack,
     steps,
 )
+
+MS = 1_000_000
 
 PAIR = b"\x92"
 """An array's head: what `flow_key` and a target lack to be decoded."""
@@ -262,11 +264,24 @@ class Leaving(FlowActor):
 
 def _lives(nf: type[FlowActor], place: Path, *payloads: bytes) -> Embedded:
     """A node that goes on where its log ends; what comes is of the flow that the first byte names."""
-    lan, wan = MemoryPort("lan"), MemoryPort("wan")
-    node = Embedded(nf, [lan, wan], log_directory=str(place / "log"))
-    lan.feed([(1, frames.udp("10.0.0.2", 1000 + data[0], "198.51.100.1", 53, data)) for data in payloads])
-    node.run_burst()
+    ports = [MemoryPort("lan"), MemoryPort("wan")]
+    node = Embedded(nf, ports, log_directory=str(place / "log"), virtual_time=True)
+    _take(node, 1, *payloads)
     return node
+
+
+def _take(node: Embedded, time_ns: int, *payloads: bytes) -> None:
+    """These packets come at one time, or none does, and a turn passes."""
+    lan = node.core.ports[0]
+    assert isinstance(lan, MemoryPort)
+    lan.feed([(time_ns, frames.udp("10.0.0.2", 1000 + data[0], "198.51.100.1", 53, data)) for data in payloads])
+    node.run_burst()
+
+
+def _die(node: Embedded) -> None:
+    """As a process does that is killed: the log is closed, and nothing else happens."""
+    assert node.journal.log is not None
+    node.journal.log.close()
 
 
 def test_a_flow_that_dies_while_it_closes_is_closed_by_who_goes_on(tmp_path: Path) -> None:
@@ -274,8 +289,7 @@ def test_a_flow_that_dies_while_it_closes_is_closed_by_who_goes_on(tmp_path: Pat
     Leaving.hangs = True
     died = _lives(Leaving, tmp_path, b"\1", b"\2", b"\1")
     assert died.journal.replica.owners["desk"].state.returned == [1] and died.core.suspended == 1
-    assert died.journal.log is not None
-    died.journal.log.close()
+    _die(died)
     Leaving.hangs = False
     node = _lives(Leaving, tmp_path)
     replica, log = node.journal.replica, node.journal.log
@@ -305,8 +319,7 @@ def test_what_a_flow_gives_back_as_it_closes_is_given_back_once_however_often_it
     Spending.hangs = True
     died = _lives(Spending, tmp_path, b"\1", b"\1", b"\1", b"\1close")
     assert died.journal.replica.owners["desk"].state.returned == [1] and died.core.suspended == 1
-    assert died.journal.log is not None
-    died.journal.log.close()
+    _die(died)
     Spending.hangs = False
     node = _lives(Spending, tmp_path)
     assert node.journal.replica.owners["desk"].state.returned == [1]
@@ -350,4 +363,61 @@ def test_a_flow_that_has_asked_is_in_the_log_once_its_handler_has_ended(tmp_path
         node.run_burst()
     assert len(node.journal.replica.flows) == 1
     assert not node.journal.replica.asks and not list(node.journal.replica.orphans())
+    node.finish()
+
+
+class Metered(FlowActor):
+    """Has a number of its own for each packet, and keeps none; one that says so waits, and asks for nothing."""
+
+    desk = Desk.named("desk")
+    numbers: ClassVar[list[int]] = []
+    waits: ClassVar[bool] = False
+
+    async def on_packet(self, packet: Packet) -> Verdict:
+        if packet.payload[1:]:
+            while self.waits:
+                await asyncio.sleep(0)
+            return FORWARD
+        self.numbers.append(await self.desk.take())
+        return FORWARD
+
+
+def _saved(node: Embedded) -> list[int]:
+    """What the flows' records say of how often they had asked."""
+    log = node.journal.log
+    assert log is not None
+    bodies = [decode(log.read(lsn), lsn).body for lsn in range(1, log.last_lsn + 1)]
+    return [body.asks for body in bodies if isinstance(body, FlowBody)]
+
+
+def test_after_a_takeover_no_packet_is_given_what_an_earlier_one_was(tmp_path: Path) -> None:
+    """G5: that handlers have ended which left nothing to save is in the log a moment later, once for many of them."""
+    Metered.numbers = []
+    died = _lives(Metered, tmp_path, b"\1")
+    for at_ms in range(5, SETTLE_MS, 5):
+        _take(died, at_ms * MS, b"\1")
+    assert _saved(died) == [1]
+    _take(died, 2 * SETTLE_MS * MS, b"\2")
+    assert _saved(died) == [1, 1, 10]
+    _take(died, 4 * SETTLE_MS * MS, b"\2")
+    _take(died, 6 * SETTLE_MS * MS, b"\3")
+    assert _saved(died) == [1, 1, 10, 1, 2], "and once for each that has asked since"
+    _die(died)
+    node = _lives(Metered, tmp_path, b"\1", b"\2", b"\1")
+    assert Metered.numbers == list(range(1, 17))
+    node.finish()
+
+
+def test_a_flow_whose_next_handler_waits_is_saved_when_that_has_ended(tmp_path: Path) -> None:
+    """G5: of a handler in progress nothing is saved; those before it are not forgotten meanwhile."""
+    Metered.numbers, Metered.waits = [], True
+    node = _lives(Metered, tmp_path, b"\1", b"\1", b"\1wait")
+    for turn in (1, 2, 3):
+        _take(node, turn * 2 * SETTLE_MS * MS, bytes([10 + turn]))
+    assert set(_saved(node)) == {1} and node.core.suspended == 1
+    Metered.waits = False
+    while node.core.suspended:
+        _take(node, 0)
+    _take(node, 8 * SETTLE_MS * MS, b"\2")
+    assert _saved(node)[-2:] == [1, 2]
     node.finish()

@@ -13,6 +13,7 @@ from actornet.engine.neighbors cimport Neighbors, an_adjacency
 from actornet.engine.packet cimport Packet
 from actornet.engine.parked cimport an_parked
 from actornet.engine.ring cimport AN_CORE_COUNTERS, ControlPage, Ring
+from actornet.engine.settling cimport Settling
 from actornet.engine.siblings cimport Siblings
 from actornet.engine.sightings cimport Sightings
 from actornet.engine.types cimport an_entry, an_link, an_packet
@@ -64,6 +65,7 @@ cdef class Core:
     cdef Neighbors neighbors
     cdef Held output             # that waits for the watermark
     cdef Moves moves
+    cdef readonly Settling settling
     cdef Sightings sightings
     cdef readonly Unsent unsent  # what a backup is told of
     cdef readonly uint64_t now_ns

@@ -139,6 +139,8 @@ cdef class Core:
         self.siblings.core = <void *>self
         self.moves = Moves()
         self.moves.core = <void *>self
+        self.settling = Settling()
+        self.settling.core = <void *>self
         self.sightings = Sightings()
         self.sightings.core = <void *>self
         self.unsent = Unsent()
@@ -279,6 +281,8 @@ cdef class Core:
             end_waits(self)
         if self.unheard is not None:
             tell_unheard(self)
+        if self.settling.due or self.settling.asked:
+            self.settling.turn()
         self.exhale()
         if taken and self.cores > 1 and not self.virtual_time:
             self.counters[<int>C_BUSY_NS] += an_steady_ns() - begun_ns
@@ -673,6 +677,8 @@ cdef class Core:
         try:
             if flow.marks & MARK_DIRTY or self.volatile_state or flow.depends > an_word_load(self.committed):
                 self._save(flow)
+            if flow.asks != flow.began and flow.marks & MARK_ASKED:
+                self.settling.note(flow)
         except (TypeError, ValueError, OverflowError, RecursionError, StateError) as error:
             return report(self, flow, flow.unsaved(error), p, phase)  # a field holds what its type does not allow
         if phase == PHASE_MESSAGE:

@@ -14,6 +14,7 @@ cdef enum:
     MARK_ENDING = 0x10    # closes once nothing of it is held; its packets wait
     MARK_ON_CLOSE = 0x20  # `on_close` runs
     MARK_ASKED = 0x40     # since it was last saved, or perhaps before it was restored
+    MARK_SETTLING = 0x80  # to be saved, as it has asked
 
 
 cdef class Ask:

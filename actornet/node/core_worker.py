@@ -264,9 +264,10 @@ class CoreWorker:
     """One core's loop."""
 
     def __init__(
-        self, spec: CoreSpec, stop: threading.Event, ready: Callable[[], None], condemned: bool = False
+        self, spec: CoreSpec, stop: threading.Event, bell: int, ready: Callable[[], None], condemned: bool = False
     ) -> None:
-        """`condemned`: what the black box tells of was the end of the process before this one."""
+        """`bell`: an eventfd that is rung when `stop` is set. `condemned`: what the black box tells of was the end of the
+        process before this one."""
         self.spec = spec
         self.stop = stop
         self.fabric = Fabric.attach(spec.fabric)
@@ -329,6 +330,7 @@ class CoreWorker:
         self._rings = [self.fabric.replies[spec.index]]
         self._rings += [sibling.incoming for sibling in self._siblings if sibling is not None]
         self._epoll = select.epoll()
+        self._epoll.register(bell, select.EPOLLIN)
         for ring in self._rings:
             self._epoll.register(ring.fileno(), select.EPOLLIN)
         self._interfaces: list[int | None] = [None] * len(self.ports)
@@ -491,10 +493,12 @@ class CoreWorker:
         return self.spec.poll == "busy" and self._role == ACTIVE and not self._first_until_ns and self._ready is None
 
     def _expects(self) -> bool:
-        """Whether the owner system is about to answer, the watermark to pass, or a takeover to begin."""
+        """Whether the owner system is about to answer, the watermark to pass, a takeover to begin, or a flow to be saved."""
         core = self.core
         if self._role == PASSIVE:
             return time.monotonic_ns() < self.page.alert_until_ns
+        if core.settling.due:
+            return True
         return (core.held > 0 or core.suspended > core.on_loop) and time.monotonic_ns() < self._answer_until_ns
 
     def _sleep(self) -> None:
@@ -565,6 +569,7 @@ class CoreWorker:
         for port in self.ports:
             port.deactivate()
         self._breathe_while(lambda: self.core.suspended > 0, HANDLERS_END_S)
+        self.core.settling.end()
         self.link.detach()
         self._breathe_while(lambda: self.core.held > 0 and self.page.role == ACTIVE, HELD_END_S)
         self._send_no_more()
@@ -595,7 +600,7 @@ def run(spec: CoreSpec, stop: threading.Event, report: Any) -> None:
     """The core worker's data plane; see `actornet.node.plan.WorkerPlan`."""
     run_first()
     use_huge_pages()
-    worker = CoreWorker(spec, stop, report.ready, report.condemned)
+    worker = CoreWorker(spec, stop, report.bell, report.ready, report.condemned)
     report.on_status(worker.status)
     report.on_interrupt(worker.interrupt)
     worker.run()

@@ -191,6 +191,7 @@ class OwnerProcess:
         except ActornetError as error:
             system.fail(error)
         finally:
+            self.machine.hurry(False)  # a backup that takes over does not wait for a CPU on which this one ends
             system.close()
             self.machine.close()
         if system.failure is not None:
@@ -207,7 +208,7 @@ class OwnerProcess:
         if busy_ns > OWNER_BUSY_MS * 1_000_000:
             time.sleep(busy_ns * OWNER_REST_SHARE / 1e9)
             self._rested_ns = time.monotonic_ns()
-        elif not self.system.feeds and not self._has_come(begun_ns) and all(line.sleep_begin() for line in lines):
+        elif not self.system.hastens and not self._has_come(begun_ns) and all(line.sleep_begin() for line in lines):
             self.machine.epoll.poll(self._sleep_s(begun_ns))
             now_ns = time.monotonic_ns()
             self._spin_us = SPIN_RESTED_US if now_ns - begun_ns > RESTED_US * 1000 else SPIN_US

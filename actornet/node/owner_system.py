@@ -238,9 +238,9 @@ class OwnerSystem:
         return self._served or (waits and self.machine.state is State.IN_SYNC)
 
     @property
-    def feeds(self) -> bool:
-        """Whether a backup is to get more from log or state: the next step is due at once."""
-        return self.catch_up.busy
+    def hastens(self) -> bool:
+        """Whether the next step is due at once: a backup is to get more from log or state, or the node is about to leave."""
+        return self.catch_up.busy or (self.left and not self.drained)
 
     @property
     def due_ns(self) -> int:

@@ -16,7 +16,7 @@ from actornet.replication.primary import Primary
 from actornet.replication.protocol import State
 from actornet.testing.simulation.chained import fields_of
 from actornet.testing.simulation.disk import SimulatedLog
-from actornet.testing.simulation.node import Node, read_frame
+from actornet.testing.simulation.node import SETTLE_NS, Node, read_frame
 from actornet.testing.simulation.schedule import Schedule
 from actornet.testing.simulation.streams import Streams, client_port, from_inside, payload
 from actornet.testing.simulation.tagging import tags
@@ -125,7 +125,10 @@ class Guarantees:
         # How often handlers were given a number, from this LSN, again; and packets that left with it although it was revoked.
         self._given_again: Counter[tuple[int, int]] = Counter()
         self._repeated: dict[tuple[int, int], set[int]] = {}
-        self._used: dict[int, tuple[str, int, int]] = {}  # numbers of one packet each: by whose cores, and which packet
+        # Numbers of one packet each: by which record (epoch and LSN), whose cores, which packet, and when it left.
+        self._used: dict[int, tuple[tuple[int | None, int], tuple[str, int], int, int]] = {}
+        # Of each epoch's primary after each step: how far its cores' clocks are, the last LSN, and which cores those are.
+        self._worked: dict[int, list[tuple[int, int, int]]] = {}
         self._newest: dict[int, tuple[Any, int]] = {}  # the packet of each flow that left last, and in whose life
         # Whose disk has lost what was safe on it as the mode understands that, and who has not been in sync since.
         self._forgetful: set[str] = set()
@@ -157,6 +160,7 @@ class Guarantees:
         if self.schedule.durability != "durable":
             self._forgetful.add(node.name)
         self._revoked.clear()  # what is lost may come again with the same numbers
+        self._worked.clear()
         epoch, lsn = node.disk.end()
         if self.schedule.durability == "solo":
             self._give_up_what_was_only_on(node, epoch, lsn)
@@ -207,6 +211,9 @@ class Guarantees:
             if known is machine:
                 self.demand(machine.watermark >= watermark, "G3: the watermark fell")
             self._watermarks[node.name] = (machine, machine.watermark)
+            if node.leads and not system.left and all(node.cores):
+                clocks = [core.core.now_ns for core in node.cores if core is not None]
+                self._worked.setdefault(machine.epoch, []).append((min(clocks), system.journal.lsn, node.cores_begun))
             if system.takeover is not None and system.takeover is not self._takeover.get(node.name):
                 self._takeover[node.name] = system.takeover
                 self.went_on.update(system.takeover["packets"])
@@ -401,13 +408,29 @@ class Guarantees:
 
     def _used_once(self, node: Node, flow: int, sequence: int, number: int, entry: Entry) -> None:
         """A packet that asks for a number has one of its own; but once who gave it, or the core, is no more, another packet's
-        handler may be given the reply again."""
-        life, cores_begun, before = self._used.setdefault(number, (node.name, node.cores_begun, sequence))
-        self._used[number] = node.name, node.cores_begun, sequence
-        if before != sequence and (life, cores_begun) == (node.name, node.cores_begun):
-            assert node.system is not None
-            here = node.disk.epoch_of(entry.lsn) == node.system.machine.epoch
-            self.demand(not here, f"G5: packets {before} and {sequence} of flow {flow} leave with number {number}")
+        handler may be given the reply again, unless the flow should have been saved by then."""
+        assert node.system is not None
+        given = node.disk.epoch_of(entry.lsn), entry.lsn
+        life = node.name, node.cores_begun
+        used = self._used.get(number)
+        self._used[number] = given, life, sequence, node.network.clock()
+        if used is None or used[0] != given or used[2] == sequence:
+            return
+        by_these = used[1] == life and given[0] == node.system.machine.epoch
+        reused = by_these or (used[1] != life and self._settled(node, *given, used[3], used[1][1]))
+        self.demand(not reused, f"G5: packets {used[2]} and {sequence} of flow {flow} leave with number {number}")
+
+    def _settled(self, node: Node, epoch: int | None, lsn: int, left_ns: int, cores_begun: int) -> bool:
+        """Whether this node's log goes so far that the record is in it which says that the handler had ended that left this."""
+        if epoch is None:
+            return False  # it goes back to a snapshot
+        while node.disk.epoch_of(lsn + 1) == epoch:
+            lsn += 1
+        due_ns = left_ns + 2 * SETTLE_NS
+        return any(
+            clock_ns >= due_ns and last <= lsn and begun == cores_begun
+            for clock_ns, last, begun in self._worked.get(epoch, ())
+        )
 
     def _stamped(self, node: Node, data: bytes) -> None:
         """A packet of a chain: what its other member did is a claim, too."""

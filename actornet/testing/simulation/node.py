@@ -39,6 +39,8 @@ TICK = bytes(12) + b"\x88\xb5"
 """A frame of no flow, which does nothing but to tell the time."""
 LEASE_MS = 20
 KEEP_RECORDS = 10
+SETTLE_NS = 4_000_000
+"""In place of SETTLE_MS: a simulation is short."""
 
 CRASH_POINTS = (
     *("before append", "after append", "before flush", "after flush", "before sync", "after sync", "epoch raise"),
@@ -187,6 +189,7 @@ class SimulatedCore:
         ]
         self.core.on_error = self._failed
         self.core.share(node.page, fabric.replies[index])
+        self.core.settling.wait_ns = SETTLE_NS
         self.core.look_for_stations()
         self.core.stand_by()
         self.link.core = self.core
@@ -458,7 +461,7 @@ class Node:
         assert system is not None
         return (
             not self.paced
-            or system.feeds
+            or system.hastens
             or self.monotonic_ns() >= self._due_ns
             or any(line.requested for line in self.lines)
             or any(link.has_come for link in self._links)

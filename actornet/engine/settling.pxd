@@ -1,0 +1,16 @@
+from libc.stdint cimport uint64_t
+
+from actornet.engine.flow_base cimport FlowBase
+
+
+cdef class Settling:
+    cdef void *core              # borrowed
+    cdef list asked              # flows since `since_ns`, each once
+    cdef readonly list due       # and those of before, which are being saved
+    cdef uint64_t since_ns
+    cdef public uint64_t wait_ns
+
+    cdef int note(self, FlowBase flow) except -1
+    cdef int turn(self) except -1
+    cpdef int end(self) except -1
+    cdef int _save(self, int most) except -1
