@@ -32,6 +32,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from actornet.errors import ActornetError
+from actornet.limits import SILENCE_MS_DEFAULT
 from actornet.testing.etcd_pair import EtcdPair
 from actornet.testing.netns import Lab
 from actornet.testing.pair import Pair
@@ -53,8 +54,8 @@ As published in the papers' abstracts, on other machines and by other measures:
 
 Subject = Callable[[Path], Pair | KernelPair]
 SUBJECTS: dict[str, Subject] = {
-    "actornet": Pair,
-    "actornet with etcd": EtcdPair,
+    "actornet": lambda directory: Pair(directory, silence_ms=SILENCE_MS_DEFAULT),
+    "actornet with etcd": lambda directory: EtcdPair(directory, silence_ms=SILENCE_MS_DEFAULT),
     "keepalived 1 s": lambda directory: KernelPair(directory, advert_s=1, warm=False),
     "keepalived 0.01 s": lambda directory: KernelPair(directory, advert_s=0.01, warm=True),
 }

@@ -13,7 +13,7 @@ from actornet.engine.neighbors cimport Neighbors, an_adjacency
 from actornet.engine.packet cimport Packet
 from actornet.engine.parked cimport an_parked
 from actornet.engine.ring cimport AN_CORE_COUNTERS, ControlPage, Ring
-from actornet.engine.settling cimport Settling
+from actornet.engine.saving cimport Settling
 from actornet.engine.siblings cimport Siblings
 from actornet.engine.sightings cimport Sightings
 from actornet.engine.types cimport an_entry, an_link, an_packet
@@ -151,9 +151,6 @@ cdef class Core:
     cdef int completed(self, FlowBase flow, an_packet *p, int phase, object verdict) except -1
     cdef int _complete(self, FlowBase flow, an_packet *p, int phase, object verdict) except -1
     cdef int answer_message(self, object value) except -1
-    cdef int save_anew(self, FlowBase flow) except -1
-    cdef int begin_close(self, FlowBase flow, str reason) except -1
-    cdef int end_close(self, FlowBase flow) except -1
     cdef int deliver(self, FlowBase flow, object message, object reply) except -1
     cdef int emit(self, FlowBase flow, an_packet *p, int out) except -1
     cdef int transmit(self, an_packet *p, int out) except -1
@@ -175,7 +172,6 @@ cdef class Core:
     cdef int _stopped(self, FlowBase flow, object coroutine, PySendResult status, PyObject *result, an_packet *p, int phase) except -1
     cdef int _retire_view(self) except -1
     cdef int _failed(self, FlowBase flow, an_packet *p, int phase) except -1
-    cdef int _save(self, FlowBase flow) except -1
     cdef int _apply(self, FlowBase flow, an_packet *p, object verdict) except -1
     cdef int _emit_made(self, FlowBase flow, an_packet *p, Emit emit) except -1
     cdef int _rewrite(self, FlowBase flow, an_packet *p, Rewrite verdict) except -1

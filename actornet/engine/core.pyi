@@ -6,7 +6,7 @@ from actornet.engine.black_box import BlackBox
 from actornet.engine.five_tuple import FiveTuple
 from actornet.engine.port import Port
 from actornet.engine.ring import ControlPage, Ring
-from actornet.engine.settling import Settling
+from actornet.engine.saving import Settling
 from actornet.engine.siblings import Siblings
 from actornet.engine.unsent import Unsent
 

@@ -22,12 +22,11 @@ from libc.stdlib cimport free
 from libc.string cimport memcmp, memcpy, memset
 
 from actornet.engine.black_box cimport BlackBox, an_black_box_enter, an_black_box_leave
+from actornet.engine.closing cimport begin_close, end_close
 from actornet.engine.counters cimport *
 from actornet.engine.datagram cimport answer, replaced
 from actornet.engine.failure cimport close_condemned, report, take_error, tell_unheard
-from actornet.engine.flow_base cimport (
-    MARK_ASKED, MARK_CLOSING, MARK_DIRTY, MARK_ENDING, MARK_LEAVING, MARK_ON_CLOSE, MARK_SAVED, Ask,
-)
+from actornet.engine.flow_base cimport MARK_ASKED, MARK_CLOSING, MARK_DIRTY, Ask
 from actornet.engine.flows cimport an_addresses, an_revoked, an_terms_conform, an_terms_expired, an_terms_mirror
 from actornet.engine.handlers cimport PHASE_CLOSE, PHASE_MESSAGE, PHASE_MIRROR, PHASE_OPEN, PHASE_PACKET
 from actornet.engine.handoff cimport Handoff
@@ -37,7 +36,8 @@ from actornet.engine.miss cimport miss, untracked
 from actornet.engine.parked cimport an_park
 from actornet.engine.port cimport Port
 from actornet.engine.ring cimport AN_CORE_COUNTERS, AN_NO_LEASE, an_lease_holds, an_word_load
-from actornet.engine.suspension cimport Suspension, end_waits, stop
+from actornet.engine.saving cimport Settling, save
+from actornet.engine.suspension cimport Suspension, end_waits
 from actornet.engine.types cimport *
 from actornet.engine.verdict cimport (
     VERDICT_ANSWER, VERDICT_DROP, VERDICT_OFFLOADED, VERDICT_REJECT, VERDICT_EMIT, VERDICT_REWRITE, Answer, Emit, Forward, Made, Verdict,
@@ -53,7 +53,7 @@ from actornet.engine.verdict import DROP, FORWARD, OFFLOADED, REJECT
 from actornet.engine.wire import TUNNELS
 from actornet.errors import NoRouteError, StateError, UsageError
 from actornet.limits import (
-    BURST_PACKETS, FIELDS_CHECKED_EVERY, FIELDS_CHECKED_FIRST, FLOWS_MAX_DEFAULT, MAILBOX_PACKETS_MAX, MOVE_SAMPLE_PACKETS, PORT_NAME_BYTES_MAX,
+    BURST_PACKETS, FLOWS_MAX_DEFAULT, MAILBOX_PACKETS_MAX, MOVE_SAMPLE_PACKETS, PORT_NAME_BYTES_MAX,
     PORTS_MAX, TURNS_MAX,
 )
 
@@ -73,8 +73,6 @@ cdef extern from "Python.h":
     Py_ssize_t Py_REFCNT(PyObject *o)
 
 cdef int turns_max = TURNS_MAX
-cdef uint64_t fields_checked_first = FIELDS_CHECKED_FIRST
-cdef uint64_t fields_checked_every = FIELDS_CHECKED_EVERY
 
 FRAGMENT_POLICIES = ("drop", "forward", "reassemble")
 
@@ -655,7 +653,7 @@ cdef class Core:
         cdef an_entry *e
         self._retire_view()
         if phase == PHASE_CLOSE:
-            return self.end_close(flow)
+            return end_close(self, flow)
         self.keeps.due_in -= 1
         if self.keeps.due_in <= 0:
             error = self.keeps.look(flow)
@@ -673,10 +671,10 @@ cdef class Core:
                 self.counters[<int>C_FLOWS_OPENED] -= 1
                 self._apply(flow, p, verdict)
                 flow.reason = "refused"
-                return self.end_close(flow)
+                return end_close(self, flow)
         try:
             if flow.marks & MARK_DIRTY or self.volatile_state or flow.depends > an_word_load(self.committed):
-                self._save(flow)
+                save(self, flow)
             if flow.asks != flow.began and flow.marks & MARK_ASKED:
                 self.settling.note(flow)
         except (TypeError, ValueError, OverflowError, RecursionError, StateError) as error:
@@ -688,7 +686,7 @@ cdef class Core:
         else:
             self._apply(flow, p, verdict)
         if flow.marks & MARK_CLOSING:
-            return self.begin_close(flow, "closed by the network function")
+            return begin_close(self, flow, "closed by the network function")
         return 0
 
     cdef int _failed(self, FlowBase flow, an_packet *p, int phase) except -1:
@@ -753,63 +751,7 @@ cdef class Core:
             self.message = self.reply = None
             self.leave_task(entered)
 
-    # -- a flow's record and its end --------------------------------------------------------------------------------
-
-    cdef int _save(self, FlowBase flow) except -1:
-        """Log what changed; what the flow sends from here on waits for it (G3)."""
-        cdef bint behind = False
-        if self.link is None:
-            return 0
-        if self.volatile_state and not flow.marks & MARK_DIRTY and flow.saved != flow.saved_state():
-            flow.marks |= MARK_DIRTY  # a list or dict among the fields was changed in place
-        if flow.marks & MARK_DIRTY:
-            self.saves += 1
-            if self.saves <= fields_checked_first or self.saves % fields_checked_every == 0:
-                flow.check_fields()
-            if self.volatile_state:
-                flow.saved = flow.saved_state()
-            self.submitted = True
-            flow.depends = max(flow.depends, self.link.save(flow))
-            flow.marks = (flow.marks & ~(MARK_DIRTY | MARK_ASKED)) | MARK_SAVED
-            # An earlier flow of the same key may have left packets in the queue: stay behind them (G1).
-            behind = self.output.queue.head != NULL
-        if not flow.held and (behind or flow.depends > an_word_load(self.committed)):
-            self.output.hold(flow, NULL, -1)
-        return 0
-
-    cdef int save_anew(self, FlowBase flow) except -1:
-        """Log a flow of which the core knows more than its record says; not one whose handler waits, and will have it logged."""
-        cdef int marks = flow.marks & (MARK_SAVED | MARK_CLOSING | MARK_LEAVING | MARK_ENDING | MARK_DIRTY)
-        if flow.core == NULL or flow.suspension is not None or marks != MARK_SAVED:
-            return 0
-        flow.marks |= MARK_DIRTY
-        try:
-            return self._save(flow)
-        except (TypeError, ValueError, OverflowError, RecursionError, StateError):
-            flow.marks &= ~MARK_DIRTY  # a field is not of its type: that is for its handler to hear, when that next changes one
-            return 0
-
-    cdef int begin_close(self, FlowBase flow, str reason) except -1:
-        """Let `on_close` run, and then take the flow from the table.
-
-        A next flow of its keys is behind what this one has in this core's queue, but on another core could overtake that (G1).
-        So where one of the keys has its home there, the flow keeps them until its output has left, and what it has from
-        owners as well: whoever takes over meanwhile has an open flow with all that belongs to it (G5).
-        """
-        if flow.core == NULL or flow.marks & (MARK_LEAVING | MARK_ENDING):
-            return 0
-        flow.marks |= MARK_CLOSING
-        if flow.reason is None:
-            flow.reason = reason
-        if flow.suspension is not None and flow.suspension.view is not None:
-            return 0  # when its handler has completed
-        if flow.held and not self.flows.at_home(flow):
-            flow.marks |= MARK_ENDING
-            return stop(flow)
-        if self.has_close:
-            flow.marks |= MARK_ON_CLOSE
-            return self.handle(flow, NULL, PHASE_CLOSE)
-        return self.end_close(flow)
+    # -- flows' ends that others ask for ----------------------------------------------------------------------------
 
     def close_anew(self, flow, int port) -> None:
         """Close a flow whose `on_close` had asked owners for something when its core ended: it is given the recorded replies (G5)."""
@@ -822,21 +764,10 @@ cdef class Core:
             return
         entered = self.enter_task()
         try:
-            self.begin_close(<FlowBase>self.flows.table.entries[index].actor, "was closing when its core ended")
+            begin_close(self, <FlowBase>self.flows.table.entries[index].actor, "was closing when its core ended")
             self.exhale()
         finally:
             self.leave_task(entered)
-
-    cdef int end_close(self, FlowBase flow) except -1:
-        if flow.core == NULL:
-            return 0
-        if self.link is not None and (flow.marks & MARK_SAVED or flow.asks):
-            self.submitted = True
-            self.link.close(flow, flow.reason or "closed")
-        self.flows.remove(flow)
-        if flow.reason != "refused":
-            self.counters[<int>C_FLOWS_CLOSED] += 1
-        return 0
 
     def close_all(self, str reason="shutdown") -> int:
         """Close every flow; returns how many are left, because a handler waits: they close when it has completed.

@@ -9,6 +9,7 @@ from cpython.object cimport PyObject
 from libc.stdint cimport uint32_t, uint64_t
 
 from actornet.engine.black_box cimport an_shunned, shun, shunned
+from actornet.engine.closing cimport begin_close, end_close
 from actornet.engine.counters cimport C_FAILED_OPEN, C_FLOW_TOO_LARGE, C_HANDLER_ERROR, C_HANDLER_STALLED
 from actornet.engine.flow_base cimport MARK_SAVED, Ask
 from actornet.engine.handlers cimport PHASE_CLOSE, PHASE_MESSAGE
@@ -35,7 +36,7 @@ cdef int report(Core core, FlowBase flow, object error, an_packet *p, int phase)
         raise error
     if p != NULL and isinstance(error, NoRouteError):  # that of a stranger's packet is no mistake in the handler
         core.no_route(p)
-        return core.begin_close(flow, "no route")
+        return begin_close(core, flow, "no route")
     if p != NULL:
         fail_packet(core, flow, p, C_HANDLER_ERROR)
     else:
@@ -45,8 +46,8 @@ cdef int report(Core core, FlowBase flow, object error, an_packet *p, int phase)
     if phase == PHASE_MESSAGE:
         core.answer_message(error)
     if phase == PHASE_CLOSE:
-        return core.end_close(flow)
-    return core.begin_close(flow, "handler error")
+        return end_close(core, flow)
+    return begin_close(core, flow, "handler error")
 
 
 cdef int fail_packet(Core core, FlowBase flow, an_packet *p, int counter) except -1:
@@ -123,10 +124,10 @@ cdef int _close_condemned(Core core, const an_key *shunned_key, int phase) excep
         index = core.flows.table.entries[index].next_key
     flow.reason = "its handler was the end of a core's process"
     if phase == PHASE_CLOSE:
-        return core.end_close(flow)
+        return end_close(core, flow)
     entered = core.enter_task()
     try:
-        return core.begin_close(flow, flow.reason)
+        return begin_close(core, flow, flow.reason)
     finally:
         core.leave_task(entered)
 

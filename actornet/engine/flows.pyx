@@ -8,6 +8,7 @@ from libc.stdint cimport UINT64_MAX
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
+from actornet.engine.closing cimport begin_close
 from actornet.engine.core cimport Core
 from actornet.engine.counters cimport (
     C_FLOW_TABLE_FULL, C_FLOWS_EVICTED, C_FLOWS_OPENED, C_FLOWS_RESTORED, C_LIVE_FLOWS, C_STREAM_DISCARDED, C_STREAM_HELD,
@@ -285,7 +286,7 @@ cdef class Flows:
             flow = <FlowBase>self.table.entries[due[k]].actor
             last = self._idle_since_ns(flow, core.now_ns)
             if last + flow.idle_ns <= core.now_ns:
-                core.begin_close(flow, "idle")
+                begin_close(core, flow, "idle")
             else:
                 an_timer_arm(&self.table, flow.first, last + flow.idle_ns)
         return 0
@@ -320,7 +321,7 @@ cdef class Flows:
                     an_timer_arm(&self.table, flow.first, deadline_ns)
                     continue
                 core.now_ns = max(core.now_ns, deadline_ns)
-                core.begin_close(flow, "idle")
+                begin_close(core, flow, "idle")
             if horizon_ns == until_ns:
                 break
         return 0
@@ -354,7 +355,7 @@ cdef class Flows:
             if index == AN_NONE:
                 return 0
             (<Core>self.core).counters[<int>C_FLOWS_EVICTED] += 1
-            (<Core>self.core).begin_close(<FlowBase>self.table.entries[index].actor, "evicted")
+            begin_close(<Core>self.core, <FlowBase>self.table.entries[index].actor, "evicted")
         return 0
 
     cdef uint32_t _next_to_go(self) noexcept:
@@ -377,7 +378,7 @@ cdef class Flows:
     cdef int close_all(self, str reason) except -1:
         cdef uint32_t i = an_flow_from(&self.table, 0)
         while i != AN_NONE:
-            (<Core>self.core).begin_close(<FlowBase>self.table.entries[i].actor, reason)
+            begin_close(<Core>self.core, <FlowBase>self.table.entries[i].actor, reason)
             i = an_flow_from(&self.table, i + 1)
         return 0
 

@@ -8,6 +8,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memset
 
+from actornet.engine.closing cimport begin_close
 from actornet.engine.core cimport Core
 from actornet.engine.counters cimport C_HELD, C_HELD_FENCED, C_HELD_FULL
 from actornet.engine.flow_base cimport MARK_ENDING
@@ -123,7 +124,7 @@ cdef class Held:
             waiting = flow.suspension
             if flow.core != NULL:
                 flow.marks &= ~MARK_ENDING
-                core.begin_close(flow, None)
+                begin_close(core, flow, None)
                 drain(waiting, core)
         return 0
 

@@ -21,6 +21,7 @@ from actornet.engine.counters cimport C_FLOWS_MOVED
 from actornet.engine.flow_base cimport MARK_ASKED, MARK_CLOSING, MARK_DIRTY, MARK_LEAVING, MARK_SAVED
 from actornet.engine.parked cimport an_queue_pop
 from actornet.engine.ring cimport an_word_load
+from actornet.engine.saving cimport save
 from actornet.engine.suspension cimport Suspension, refuse, stop
 from actornet.engine.types cimport AN_NONE, an_entry, an_key
 from actornet.engine.wire cimport an_entry_key
@@ -104,7 +105,7 @@ cdef class Moves:
         if flow.marks & MARK_ASKED:
             flow.marks |= MARK_DIRTY  # it goes on by its record, which is to say how often it has asked
         try:
-            core._save(flow)
+            save(core, flow)
         except (TypeError, ValueError, OverflowError, RecursionError, StateError):  # a field holds what its type does not allow: a handler's affair
             return False
         return flow.marks & MARK_SAVED and not flow.held and flow.depends <= an_word_load(core.committed)

@@ -8,8 +8,9 @@ from libc.string cimport memcpy, memset
 from actornet.engine.core cimport Core
 from actornet.engine.counters cimport C_ANSWERED, C_NEIGHBOR_FULL, C_NEIGHBOR_UNRESOLVED
 from actornet.engine.parked cimport an_parked, an_queue_pop, an_queue_push
-from actornet.engine.types cimport AN_NONE, AN_REASSEMBLED, AN_SET_DESTINATION, AN_UNTRACKED, an_entry
 from actornet.engine.routes cimport is_host, is_link_local
+from actornet.engine.saving cimport save_anew
+from actornet.engine.types cimport AN_NONE, AN_REASSEMBLED, AN_SET_DESTINATION, AN_UNTRACKED, an_entry
 from actornet.engine.wire cimport address_of, address_text
 
 import msgspec
@@ -129,7 +130,7 @@ cdef class Neighbors:
                 Py_DECREF(flow)
                 core.emit(flow, &item.p, item.out)
         if flow is not None and self._is_offloaded_to(flow, index):  # and is in the log so, without the address
-            core.save_anew(flow)
+            save_anew(core, flow)
         return 0
 
     cdef bint _is_offloaded_to(self, FlowBase flow, uint32_t index) noexcept:

@@ -1,6 +1,11 @@
 from libc.stdint cimport uint64_t
 
+from actornet.engine.core cimport Core
 from actornet.engine.flow_base cimport FlowBase
+
+
+cdef int save(Core core, FlowBase flow) except -1
+cdef int save_anew(Core core, FlowBase flow) except -1
 
 
 cdef class Settling:
