@@ -109,7 +109,7 @@ class Guarantees:
         self.random = random
         self.say = say
         self.sent = sent
-        self.emitted = self.takeovers = self.handovers = 0
+        self.emitted = self.takeovers = self.handovers = self.highest_flow = 0
         self.went_on: Counter[str] = Counter()  # packets of old primaries, resent or resumed
         self.leader_of: dict[int, str] = {}
         self.led_epoch = dict.fromkeys("abc", 0)
@@ -393,6 +393,7 @@ class Guarantees:
         ordered = sequence > newest_sent or since is not system
         self.demand(ordered, f"G1: packet {sequence} of flow {flow} leaves after {newest_sent}")
         self._newest[flow] = system, sequence
+        self.highest_flow = max(self.highest_flow, flow)
         machine = self._emitter(node)
         entry = self._given(node, flow, number)
         self.demand(kind == READING or entry.flow == flow, f"G5: flow {flow} left with {entry.flow}'s number {number}")

@@ -22,11 +22,14 @@ from actornet.testing.simulation.ticketing import COUNTING, IDLE_FIRST, OFFLOADI
 from actornet.testing.simulation.witness import Register
 
 HEAL_STEPS_MAX = 4000
+REST_TURNS_MAX = 400
 UNDER_WAY_NS = 25 * MS
 """When the faults end, the longest delay in the network goes on for so long: a reset may be under way yet."""
 _FLOWS = 12
 _IDLE_FLOWS = 6
 _RUSH = 12  # more packets in a step of a rush
+_NEW_FIRST, _NEW_FLOWS = 151, 40
+"""Flows that begin once all is well again, the first of them and how many at most."""
 _fabrics: dict[tuple[str, int], Fabric] = {}
 
 NFS: dict[str, type[FlowActor]] = {"ticketing": Ticketing, "tagging": Tagging, "chained": Chained}
@@ -76,6 +79,8 @@ class World:
         self._rush_until = self._lull_until = 0
         self._revocations_left = _REVOCATIONS[schedule.nf]
         self._flows = _FLOWS + (_IDLE_FLOWS if schedule.idles else 0)
+        self._new = _NEW_FIRST
+        self._healed = False  # new flows begin
 
     def _node(self, name: str, peers: list[str]) -> Node:
         cores, plan = self.schedule.cores, self.schedule
@@ -164,6 +169,10 @@ class World:
                 self._revocations_left -= 1
             close = kind == COUNTING and self.random.random() < 0.1
             arriving[self._core(five_tuple(flow, kind))].append(frame(flow, kind, self.sent, close=close))
+            self.sent += 1
+        if self._healed and node.leads and self._new < _NEW_FIRST + _NEW_FLOWS:
+            arriving[self._core(five_tuple(self._new, COUNTING))].append(frame(self._new, COUNTING, self.sent))
+            self._new += 1
             self.sent += 1
         return arriving
 
@@ -313,20 +322,22 @@ class World:
             node.paused_until_ns = self.register.cut_until_ns[node.name] = 0
             node.frozen_until_ns = {"owner": 0, "cores": 0}
         self.register.delay_ns = (MS // 20, MS)
-        emitted_in_sync, moved_on, rest_ns = 0, self.streams is None, self.now_ns + UNDER_WAY_NS
+        emitted_in_sync, moved_on, rest_ns = 0, False, self.now_ns + UNDER_WAY_NS
         if any(
             event.kind == "disturb" for event in self.schedule.events
         ):  # a frame's length may have been: its end is waited for
             rest_ns += max(self.schedule.silence_ms) * MS
         for step in range(HEAL_STEPS_MAX):
             before = self.guarantees.emitted
-            in_sync = self.in_sync
+            self._healed = in_sync = self.in_sync
             self.go()
             if in_sync and self.in_sync:
                 emitted_in_sync += self.guarantees.emitted - before
                 if self.streams is not None:
                     self.streams.mark()
                     moved_on = self.streams.moved_on
+                else:
+                    moved_on = self.guarantees.highest_flow >= _NEW_FIRST
             if emitted_in_sync > 3 and moved_on and self.now_ns > rest_ns and self.has_way:
                 break
             if step % 50 == 49 and not self.in_sync:
@@ -374,7 +385,7 @@ class World:
 
     def _rest(self) -> None:
         """Time passes without traffic, until nothing is under way."""
-        for _ in range(400):
+        for _ in range(REST_TURNS_MAX):
             self.now_ns += 2 * MS
             for node in self.nodes.values():
                 if node.system is not None:
@@ -382,5 +393,6 @@ class World:
             systems = [node.system for node in self.nodes.values()]
             rest = all(systems) and not any(node.at_work for node in self.nodes.values())
             if rest and len({system.journal.lsn for system in systems if system}) == 1 and self.in_sync:
-                break
+                return
         self.guarantees.demand(self.in_sync, "liveness: the nodes fell apart at rest")
+        self.guarantees.demand(False, "liveness: somebody is at work yet, and nothing is to do")
