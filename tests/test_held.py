@@ -6,9 +6,13 @@ import asyncio
 import time
 from typing import Any, ClassVar
 
-from actornet import DROP, FORWARD, Chain, FlowActor, Packet
+import msgspec
+
+from actornet import DROP, FORWARD, Chain, FlowActor, Owner, Packet, Struct
 from actornet.engine.core import Core
-from actornet.limits import HELD_PACKETS_MAX
+from actornet.engine.flow_base import Ask
+from actornet.engine.replies import VALUE
+from actornet.limits import HELD_PACKETS_MAX, SETTLE_MS
 from tests import frames
 from tests.test_core import Bench, SlowLink, packet, payloads
 
@@ -93,6 +97,48 @@ def test_no_flow_is_opened_while_as_much_waits_as_may() -> None:
     node.turn()
     node.lan_in(packet(2, 2000))
     assert len(node.out()) == HELD_PACKETS_MAX + 1 and node.count("flows_opened") == 2 and node.core.held == 0
+
+
+class Meter(Struct):
+    taken: int = 0
+
+
+class Desk(Owner[Meter]):
+    def take(self) -> int:
+        raise AssertionError("it is the link that answers")
+
+
+class Metered(Count):
+    """Asks for each packet from inside, and keeps nothing of that."""
+
+    desk = Desk.named("desk")
+
+    async def on_packet(self, packet: Packet) -> Any:
+        await self.desk.take()
+        return FORWARD
+
+
+class AskedLink(SlowLink):
+    def ask(self, actor: FlowActor, ask: Ask, args: tuple[Any, ...]) -> int:
+        ask.answer(msgspec.msgpack.encode((VALUE, 1)))
+        self.sequence += 1
+        return self.sequence
+
+
+def test_no_output_waits_for_the_record_that_says_how_often_a_flow_has_asked() -> None:
+    """G3, G5: nothing depends on that; it is logged a moment later."""
+    link = AskedLink()
+    node = Bench(Metered, link=link)
+    node.core.commit_to(0)
+    node.lan_in(packet(1))
+    node.core.commit_to(2)
+    node.lan_in(packet(2))
+    assert payloads(node.out()) == [1] and node.core.held == 1, "it waits for what was asked"
+    node.core.commit_to(3)
+    node.lan_in(packet(3, 2000), after_s=2 * SETTLE_MS / 1000)
+    assert payloads(node.out()) == [2] and (link.sequence, len(link.saved)) == (6, 3)
+    node.wan_in(REPLY)
+    assert len(node.lan.take()) == 1, "the flow's offload does not wait"
 
 
 class Caller(FlowActor):

@@ -5,7 +5,7 @@ from actornet.engine.flow_base cimport FlowBase
 
 
 cdef int save(Core core, FlowBase flow) except -1
-cdef int save_anew(Core core, FlowBase flow) except -1
+cdef int save_anew(Core core, FlowBase flow, bint waits=*) except -1
 
 
 cdef class Settling:

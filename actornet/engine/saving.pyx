@@ -29,14 +29,7 @@ cdef int save(Core core, FlowBase flow) except -1:
     if core.volatile_state and not flow.marks & MARK_DIRTY and flow.saved != flow.saved_state():
         flow.marks |= MARK_DIRTY  # a list or dict among the fields was changed in place
     if flow.marks & MARK_DIRTY:
-        core.saves += 1
-        if core.saves <= fields_checked_first or core.saves % fields_checked_every == 0:
-            flow.check_fields()
-        if core.volatile_state:
-            flow.saved = flow.saved_state()
-        core.submitted = True
-        flow.depends = max(flow.depends, core.link.save(flow))
-        flow.marks = (flow.marks & ~(MARK_DIRTY | MARK_ASKED)) | MARK_SAVED
+        flow.depends = max(flow.depends, _log(core, flow))
         # An earlier flow of the same key may have left packets in the queue: stay behind them (G1).
         behind = core.output.queue.head != NULL
     if not flow.held and (behind or flow.depends > an_word_load(core.committed)):
@@ -44,17 +37,36 @@ cdef int save(Core core, FlowBase flow) except -1:
     return 0
 
 
-cdef int save_anew(Core core, FlowBase flow) except -1:
-    """Log a flow of which the core knows more than its record says; not one whose handler waits, and will have it logged."""
+cdef int save_anew(Core core, FlowBase flow, bint waits=True) except -1:
+    """Log a flow of which the core knows more than its record says; not one whose handler waits, and will have it logged.
+
+    Unless `waits`, output does not wait for that, if it is sure that no field has changed.
+    """
     cdef int marks = flow.marks & (MARK_SAVED | MARK_CLOSING | MARK_LEAVING | MARK_ENDING | MARK_DIRTY)
     if flow.core == NULL or flow.suspension is not None or marks != MARK_SAVED:
         return 0
-    flow.marks |= MARK_DIRTY
     try:
-        return save(core, flow)
+        if waits or core.volatile_state:
+            flow.marks |= MARK_DIRTY
+            return save(core, flow)
+        _log(core, flow)
     except (TypeError, ValueError, OverflowError, RecursionError, StateError):
         flow.marks &= ~MARK_DIRTY  # a field is not of its type: that is for its handler to hear, when that next changes one
-        return 0
+    return 0
+
+
+cdef uint64_t _log(Core core, FlowBase flow) except? 0:
+    """What the commit word must reach before it is committed."""
+    cdef uint64_t sequence
+    core.saves += 1
+    if core.saves <= fields_checked_first or core.saves % fields_checked_every == 0:
+        flow.check_fields()
+    if core.volatile_state:
+        flow.saved = flow.saved_state()
+    core.submitted = True
+    sequence = core.link.save(flow)
+    flow.marks = (flow.marks & ~(MARK_DIRTY | MARK_ASKED)) | MARK_SAVED
+    return sequence
 
 
 cdef class Settling:
@@ -98,6 +110,6 @@ cdef class Settling:
             if flow.suspension is not None:
                 self.note(flow)  # a handler waits that need not have asked
             else:
-                save_anew(core, flow)
+                save_anew(core, flow, waits=False)
                 most -= 1
         return 0

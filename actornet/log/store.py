@@ -3,7 +3,7 @@
 Tables, and what holds between them:
 
 - `records`: LSN -> encoded record. Without gaps; begins at LSN 1, or no later than right after a snapshot.
-- `snapshots`: (LSN, chunk number) -> chunk. All chunks of a snapshot are written in one transaction.
+- `snapshots`: (LSN, chunk number) -> chunk. Chunk 0 is written last: without it there is no snapshot.
 - `meta`: format, identity, history, deployment name, NF, highest epoch seen, last epoch led, the boot in which the log was
   written.
 
