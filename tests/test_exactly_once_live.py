@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-import time
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from actornet.limits import SETTLE_MS
+from actornet.log.record import FlowBody, decode
+from actornet.log.store import Log
 from actornet.testing.pair import Pair
 from actornet.testing.traffic import SERVER, udp_socket
+from tests.processes import wait_until
 from tests.test_takeover import verify_log
+
+
+def saved(pair: Pair) -> list[int]:
+    """How often each flow had asked, by its last record in the backup's log."""
+    with Log(pair.log("b"), readonly=True) as log:
+        bodies = [decode(data, lsn).body for lsn, data in log.scan()]
+    return list({body.flow: body.asks for body in bodies if isinstance(body, FlowBody)}.values())
 
 
 @pytest.mark.root
@@ -32,7 +40,7 @@ def test_no_packet_is_given_an_earlier_ones_number(tmp_path: Path, end: str) -> 
         for _ in range(3):
             ask()
         if end == "kill":
-            time.sleep(4 * SETTLE_MS / 1000)
+            wait_until(lambda: saved(pair) == [3] * 5)
             pair.kill("a")
         else:
             pair.nodes["a"].terminate()
