@@ -101,6 +101,9 @@ READY_NS = 50_000_000
 
 RATE_S = 1.0
 
+STOP_TOGETHER_S, TOGETHER_SLEEP_S = 0.1, 0.0002
+"""For how long a core that is told to stop goes on until all others are, and how it waits for that."""
+
 HANDLERS_END_S = 0.02
 HELD_END_S = 0.5
 """A core that stops waits so long for handlers that wait, then for the watermark to let out what it holds."""
@@ -322,6 +325,7 @@ class CoreWorker:
         self._answer_until_ns = 0  # how long to look for the owner system's answer before sleeping
         self._spin_ns = SPIN_US * 1000
         self._turns = 0
+        self._stop_by_s = 0.0  # the node stops: from then on without the other cores
         self._failure: BaseException | None = None
         self._ready: Callable[[], None] | None = ready
         self._attached_ns = 0
@@ -397,10 +401,12 @@ class CoreWorker:
         while True:
             taken = self._turn()
             if self.stop.is_set():
-                self._finish()
-                self.loop.stop()
-                return
-            if taken:
+                if self._all_stop():
+                    self._finish()
+                    self.loop.stop()
+                    return
+                time.sleep(TOGETHER_SLEEP_S)
+            elif taken:
                 self._answer_until_ns = time.monotonic_ns() + self._spin_ns
             elif self._expects():
                 os.sched_yield()
@@ -419,7 +425,8 @@ class CoreWorker:
 
     def _turn(self) -> int:
         self._turns += 1
-        self.page.set_core_beat(self.spec.index, self._turns)
+        if not self._stop_by_s:
+            self.page.set_core_beat(self.spec.index, self._turns)
         self._committed = self.page.committed(self.spec.index)
         if self._first_until_ns and time.monotonic_ns() > self._first_until_ns:
             self._first, self._first_until_ns = False, 0
@@ -563,6 +570,17 @@ class CoreWorker:
                 self._interfaces[number] = port.ifindex
                 with suppress(FileExistsError):  # unless the driver keeps one descriptor for all of them
                     self._epoll.register(port.fileno(), select.EPOLLIN)
+
+    def _all_stop(self) -> bool:
+        """Whether all cores of the node have been told to stop: of one that ends first, packets would be nobody's meanwhile.
+
+        A core says so by a beat of 0; one that is dead, or hangs, is not waited for longer than STOP_TOGETHER_S.
+        """
+        now_s = time.monotonic()
+        if not self._stop_by_s:
+            self._stop_by_s = now_s + STOP_TOGETHER_S
+            self.page.set_core_beat(self.spec.index, 0)
+        return now_s >= self._stop_by_s or not any(map(self.page.core_beat, range(len(self.fabric.requests))))
 
     def _finish(self) -> None:
         """Orderly stop: no new packets; what was treated leaves, and the flows stay in the log for whoever goes on."""
