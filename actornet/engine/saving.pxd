@@ -10,7 +10,7 @@ cdef int save_anew(Core core, FlowBase flow, bint waits=*) except -1
 
 cdef class Settling:
     cdef void *core              # borrowed
-    cdef list asked              # flows since `since_ns`, each once
+    cdef readonly list asked     # flows since `since_ns`, each once
     cdef readonly list due       # and those of before, which are being saved
     cdef uint64_t since_ns
     cdef public uint64_t wait_ns

@@ -56,7 +56,7 @@ cdef int save_anew(Core core, FlowBase flow, bint waits=True) except -1:
 
 
 cdef uint64_t _log(Core core, FlowBase flow) except? 0:
-    """What the commit word must reach before it is committed."""
+    """Log the flow as it is; returns the sequence number that the commit word must reach before that is committed."""
     cdef uint64_t sequence
     core.saves += 1
     if core.saves <= fields_checked_first or core.saves % fields_checked_every == 0:
@@ -70,7 +70,7 @@ cdef uint64_t _log(Core core, FlowBase flow) except? 0:
 
 
 cdef class Settling:
-    """A flow waits for `wait_ns` at most twice, in the core's time, and for the core to wake."""
+    """A flow waits for `wait_ns` at most, in the core's time, and then until the core wakes. Each is there once."""
 
     def __cinit__(self):
         self.asked, self.due = [], []

@@ -40,6 +40,7 @@ from actornet.limits import (
     HANDLER_SURE_S,
     MISFITS_TOLD_MAX,
     RESTED_US,
+    SETTLE_MS,
     SPIN_RESTED_US,
     SPIN_US,
     STANDBY_BUSY_MS,
@@ -531,7 +532,9 @@ class CoreWorker:
             return 0.0
         if self._ready is not None:
             return READY_SLEEP_S
-        return ANNOUNCE_SLEEP_S if self._announcements else IDLE_SLEEP_S
+        if self._announcements:
+            return ANNOUNCE_SLEEP_S
+        return SETTLE_MS / 1000 if self.core.settling.asked else IDLE_SLEEP_S
 
     def _go_first(self) -> None:
         if not self._first:
